@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two letters of the equation ``X^{i,j} = H([skips, U(X^{i+1,j-1})])``.
+
+``H`` is two convolutions, each with norm and activation (:class:`TwoConv`); ``U`` brings the map of
+the row below to this row's resolution (MONAI's ``UpSample``). The brackets stand for a
+concatenation that is never made: a convolution over joined maps is the sum of convolutions over
+each of them (:class:`JointConv`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.networks.blocks import ADN, UpSample
+from monai.networks.layers.factories import Conv, Pool
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["EncoderRow", "JointConv", "Node", "TwoConv", "is_eager"]
+
+
+class JointConv(nn.Module):
+    """Convolution, norm, dropout and activation over several maps as if they were one.
+
+    The weight is that of one convolution over the concatenated maps, so checkpoints and
+    initialisation know nothing of how it is applied.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of each map, in the order in which they would be concatenated.
+        out_channels: channels of the result.
+        kernel_size: odd, one per axis; the size of the maps is kept.
+        act: activation, as MONAI's ``Act`` factory takes it.
+        norm: normalisation, as MONAI's ``Norm`` factory takes it; ``None`` for none.
+        bias: whether the convolution has a bias.
+        dropout: probability, between norm and activation; 0 for none.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: Sequence[int],
+        out_channels: int,
+        kernel_size: Sequence[int],
+        act: tuple[Any, ...] | str | None,
+        norm: tuple[Any, ...] | str | None,
+        bias: bool,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.pieces: list[int] = list(in_channels)
+        self.conv = Conv["conv", spatial_dims](
+            sum(in_channels),
+            out_channels,
+            tuple(kernel_size),
+            padding=tuple(k // 2 for k in kernel_size),
+            bias=bias,
+        )
+        self.adn = ADN("NDA", out_channels, act, norm, spatial_dims, dropout or None, 1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Map ``len(in_channels)`` tensors (B, C_n, *spatial) to one (B, out_channels, *spatial)."""
+        if len(maps) == 1:
+            return self.adn(self.conv(maps[0]))
+        weights = self.conv.weight.split(self.pieces, dim=1)
+        y = self.conv._conv_forward(maps[0], weights[0], self.conv.bias)
+        for n in range(1, len(maps)):
+            y = y + self.conv._conv_forward(maps[n], weights[n], None)
+        return self.adn(y)
+
+
+class TwoConv(nn.Module):
+    """``H``: two convolutions with norm, dropout and activation; the first takes joined maps.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of each map that enters.
+        out_channels: channels of the result.
+        **settings: ``kernel_size``, ``act``, ``norm``, ``bias``, ``dropout`` of :class:`JointConv`.
+    """
+
+    def __init__(
+        self, spatial_dims: int, in_channels: Sequence[int], out_channels: int, **settings: Any
+    ) -> None:
+        super().__init__()
+        self.conv_0 = JointConv(spatial_dims, in_channels, out_channels, **settings)
+        self.conv_1 = JointConv(spatial_dims, [out_channels], out_channels, **settings)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Map tensors (B, C_n, *spatial) to one (B, out_channels, *spatial)."""
+        return self.conv_1([self.conv_0(maps)])
+
+
+class EncoderRow(nn.Module):
+    """``X^{i,0}``: max pooling by the stride between rows ``i - 1`` and ``i``, then ``H``.
+
+    Where the stride does not divide the size, the last window is the smaller one (``ceil_mode``), and
+    what :class:`Node` upsamples from it is cut to size: no level depends on how deep the network is.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of ``X^{i-1,0}``, or of the input for row 0.
+        out_channels: channels of row ``i``.
+        stride: one per axis, or ``None`` for row 0, which does not pool.
+        **settings: of :class:`JointConv`.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        stride: Sequence[int] | None,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        pool = Pool["max", spatial_dims]
+        self.pool = nn.Identity() if stride is None else pool(tuple(stride), ceil_mode=True)
+        self.convs = TwoConv(spatial_dims, [in_channels], out_channels, **settings)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``X^{i-1,0}`` (B, C, *spatial) to ``X^{i,0}`` (B, C', *ceil(spatial / stride))."""
+        return self.convs([self.pool(x)])
+
+
+class Node(nn.Module):
+    """``X^{i,j}`` for ``j > 0``: ``H`` over skips of row ``i`` and ``U`` of the node below.
+
+    Args:
+        row: ``i``.
+        column: ``j``.
+        skips: which columns of row ``i`` enter, as a range: first and one past the last.
+        spatial_dims: 2 or 3.
+        below_channels: channels of ``X^{i+1,j-1}``.
+        up_channels: channels of ``U``.
+        skip_channels: channels of every skip.
+        out_channels: channels of the node.
+        stride: one per axis, between rows ``i`` and ``i + 1``.
+        upsample: mode of MONAI's ``UpSample``.
+        **settings: of :class:`JointConv`.
+    """
+
+    def __init__(
+        self,
+        row: int,
+        column: int,
+        skips: tuple[int, int],
+        spatial_dims: int,
+        below_channels: int,
+        up_channels: int,
+        skip_channels: int,
+        out_channels: int,
+        stride: Sequence[int],
+        upsample: str,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        self.row = row
+        self.column = column
+        self.start, self.stop = skips
+        pieces = [skip_channels] * (self.stop - self.start) + [up_channels]
+        self.up = UpSample(spatial_dims, below_channels, up_channels, tuple(stride), mode=upsample)
+        self.convs = TwoConv(spatial_dims, pieces, out_channels, **settings)
+
+    def forward(self, row: list[Tensor], below: Tensor) -> Tensor:
+        """Map row ``i`` so far, (B, C, *spatial) each, and ``X^{i+1,j-1}`` to ``X^{i,j}``."""
+        up = _crop(self.up(below), row[0])
+        return self.convs(row[self.start : self.stop] + [up])
+
+
+def _crop(x: Tensor, like: Tensor) -> Tensor:
+    """Cut from the end of ``x`` what it has more than ``like`` on the spatial axes."""
+    if is_eager() and x.shape[2:] == like.shape[2:]:
+        return x
+    crop: list[int] = []
+    for axis in range(x.dim() - 1, 1, -1):
+        crop += [0, like.shape[axis] - x.shape[axis]]
+    return F.pad(x, crop)  # negative: cuts; without a branch, so that it holds for every size
+
+
+def is_eager() -> bool:
+    """Whether branches on sizes are safe: neither tracing nor exporting freezes them."""
+    if torch.jit.is_scripting():
+        return True
+    return not (torch.jit.is_tracing() or torch.compiler.is_compiling())

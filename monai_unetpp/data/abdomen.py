@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The neighbours of the liver: organs of much the same density that are not liver.
+
+Coordinates as in :mod:`monai_unetpp.data.torso`, before ``Organs.fit`` scales them to the patient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from monai_unetpp.data.canvas import Canvas
+from monai_unetpp.data.parts import Part
+from monai_unetpp.data.shapes import Shape, blob, grow, minus, ripple, tube, union, within
+from monai_unetpp.data.torso import Torso
+
+__all__ = ["Organs", "draw_organs", "random_organs"]
+
+
+@dataclass(frozen=True)
+class Organs:
+    """Shapes of the organs around the liver.
+
+    Args:
+        space: the abdominal cavity: below the diaphragm, inside the muscle wall.
+        spleen: on the patient's left, at the back.
+        kidneys: left and right.
+        stomach: left, at the front.
+        gallbladder: under the right lobe.
+        vena_cava: from the heart down the right side of the spine.
+    """
+
+    space: Shape
+    spleen: Shape
+    kidneys: tuple[Shape, Shape]
+    stomach: Shape
+    gallbladder: Shape
+    vena_cava: Shape
+
+
+def _jitter(rng: np.random.Generator, mean: tuple[float, float, float], by: float) -> list[float]:
+    return [m + rng.uniform(-by, by) for m in mean]
+
+
+def random_organs(torso: Torso, rng: np.random.Generator) -> Organs:
+    """Return organs that fit into ``torso``, each with its own place, size, tilt and dents."""
+    wide, back, dome = torso.half_width / 160, torso.spine_y, torso.dome
+    space = minus(grow(torso.cavity, -1.5), grow(torso.thorax, 3))
+    spleen = blob(
+        (rng.uniform(-104, -92) * wide, back + rng.uniform(8, 22), dome - rng.uniform(48, 66)),
+        (rng.uniform(25, 36), rng.uniform(42, 58), rng.uniform(38, 56)),
+        (rng.uniform(-35, -5), rng.uniform(-15, 15), rng.uniform(15, 40)),
+        ripple(rng, 5, 55),
+    )
+    kidneys = []
+    for side in (-1, 1):
+        kidneys.append(
+            blob(
+                (
+                    side * rng.uniform(60, 68) * wide,
+                    back + rng.uniform(-6, 6),
+                    rng.uniform(-52, -34) - 8 * side,
+                ),
+                (rng.uniform(24, 30), rng.uniform(22, 27), rng.uniform(46, 58)),
+                (rng.uniform(-15, 5), side * rng.uniform(5, 18), side * rng.uniform(-30, 0)),
+                ripple(rng, 2.5, 40),
+            )
+        )
+    fundus = blob(
+        (rng.uniform(-66, -48) * wide, rng.uniform(12, 30), dome - rng.uniform(40, 55)),
+        (rng.uniform(30, 46), rng.uniform(32, 46), rng.uniform(34, 48)),
+        dent=ripple(rng, 5, 60),
+    )
+    end = (rng.uniform(5, 25), rng.uniform(38, 52), rng.uniform(-30, -5))
+    antrum = tube([(-60 * wide, 38, dome - 60), (-30, 50, -10), end], [28, 24, 15])
+    gallbladder = blob(
+        (rng.uniform(42, 58), rng.uniform(34, 48), rng.uniform(-38, -18)),
+        (rng.uniform(10, 17), rng.uniform(16, 24), rng.uniform(18, 30)),
+        (rng.uniform(-40, 0), rng.uniform(-25, 25), 0),
+    )
+    vena_cava = tube(
+        [(12, back + 46, dome + 20), (22, back + 36, dome - 40), (17, back + 27, -400)], [11, 12, 10]
+    )
+    return Organs(
+        space,
+        minus(within(spleen, grow(space, -1)), grow(kidneys[0], 3), 4),
+        (kidneys[0], kidneys[1]),
+        within(union(fundus, antrum, 12), space, 4),
+        gallbladder,
+        vena_cava,
+    )
+
+
+def draw_organs(
+    canvas: Canvas, organs: Organs, torso: Torso, rng: np.random.Generator, liver_hu: float
+) -> None:
+    """Paint everything that the liver is then laid over.
+
+    Args:
+        canvas: with the torso on it.
+        organs: what to paint.
+        torso: where.
+        rng: source of densities and bowel.
+        liver_hu: spleen, bowel and pancreas are drawn near this density.
+    """
+    _bowel(canvas, organs, rng, liver_hu)
+    _stomach(canvas, organs, rng, liver_hu)
+    tail = [(-70, torso.spine_y + 40, 18), (-10, torso.spine_y + 58, 4), (38, 18, -28)]
+    canvas.paint(
+        tube(tail, [rng.uniform(8, 11), 9, rng.uniform(12, 17)]),
+        liver_hu - rng.uniform(5, 30),
+        Part.PANCREAS,
+        texture=ripple(rng, 20, 12),
+    )
+    canvas.paint(
+        organs.spleen,
+        liver_hu + rng.uniform(-12, 15),
+        Part.SPLEEN,
+        texture=ripple(rng, 4, 40),
+    )
+    for kidney in organs.kidneys:
+        _kidney(canvas, within(kidney, organs.space), rng, torso.blood)
+    canvas.paint(organs.vena_cava, torso.blood - rng.uniform(0, 15), Part.VESSEL)
+
+
+def draw_gallbladder(canvas: Canvas, organs: Organs, rng: np.random.Generator) -> None:
+    """Paint the gallbladder, which hangs from the liver: bile in a thin wall."""
+    canvas.paint(organs.gallbladder, 65, Part.GALLBLADDER)
+    canvas.paint(grow(organs.gallbladder, -2), rng.uniform(2, 18), Part.GALLBLADDER)
+
+
+def _kidney(canvas: Canvas, kidney: Shape, rng: np.random.Generator, blood: float) -> None:
+    """Cortex, pyramids, and the fat of the sinus, in a bed of fat."""
+    canvas.paint(grow(kidney, 4), -95, Part.FAT)
+    canvas.paint(kidney, blood + rng.uniform(15, 45), Part.KIDNEY)
+    canvas.paint(grow(kidney, -7), blood + rng.uniform(-15, 10), Part.KIDNEY, 3, ripple(rng, 25, 18))
+    canvas.paint(grow(kidney, -16), rng.uniform(-60, 10), Part.KIDNEY, 5)
+
+
+def _stomach(canvas: Canvas, organs: Organs, rng: np.random.Generator, liver_hu: float) -> None:
+    """A wall, a meal (water, food, or contrast near the liver's density), gas on top."""
+    canvas.paint(organs.stomach, rng.uniform(70, 95), Part.STOMACH)
+    meal = (rng.uniform(5, 30), rng.uniform(35, 70), liver_hu + rng.uniform(-15, 25))
+    lumen, level = grow(organs.stomach, -4), rng.uniform(38, 62)
+    canvas.paint(lumen, meal[rng.integers(3)], Part.STOMACH, texture=ripple(rng, 15, 25))
+    gas = Shape(lambda p: level - p[1])
+    canvas.paint(within(lumen, gas), -950, Part.STOMACH)
+
+
+def _bowel(canvas: Canvas, organs: Organs, rng: np.random.Generator, liver_hu: float) -> None:
+    """Colon and loops of small bowel in the lower half, walls and all kinds of content."""
+    height, space = rng.uniform(-62, -45), grow(organs.space, -3)
+    bends = [
+        (-112.0, -5.0, height + 35),
+        (-70.0, 52.0, height + 5),
+        (0.0, 66.0, height - 14),
+        (70.0, 55.0, height - 8),
+        (105.0, 10.0, height - 30),
+    ]
+    colon = tube(bends, rng.uniform(14, 23, 5).tolist())
+    loops = [colon]
+    for _ in range(rng.integers(22, 32)):
+        x, y, z = rng.uniform(-100, 95), rng.uniform(-10, 80), rng.uniform(-150, -22)
+        path = [[x, y, z]]
+        for _ in range(2):
+            path.append(_jitter(rng, (path[-1][0], path[-1][1], path[-1][2]), 28))
+        loops.append(tube([(p[0], p[1], p[2]) for p in path], rng.uniform(9, 14, 3).tolist()))
+    for loop in loops[::-1]:
+        loop = within(loop, space)
+        canvas.paint(grow(loop, 1.5), -90, Part.FAT)
+        canvas.paint(loop, rng.uniform(70, 110), Part.BOWEL)
+        content = (rng.uniform(10, 40), liver_hu + rng.uniform(-25, 25), rng.uniform(40, 80))
+        canvas.paint(grow(loop, -2.5), content[rng.integers(3)], Part.BOWEL)
+        if rng.random() < 0.25:
+            level = rng.uniform(40, 70)
+            gas = Shape(lambda p, level=level: level - p[1])
+            canvas.paint(within(grow(loop, -3), gas), -900, Part.BOWEL)

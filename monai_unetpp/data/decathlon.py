@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing a data set in the layout of the Medical Segmentation Decathlon.
+
+``dataset.json`` comes last, and every file appears under its name only when it is complete: a directory
+with a ``dataset.json`` is a finished data set, whatever interrupted the run before.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+__all__ = ["Case", "write_decathlon"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A volume with its label.
+
+    Args:
+        name: of both files, without suffix.
+        image: int16 (X, Y, Z), HU.
+        label: uint8 (X, Y, Z).
+        affine: (4, 4), voxel index to world mm (RAS+).
+    """
+
+    name: str
+    image: NDArray[np.int16]
+    label: NDArray[np.uint8]
+    affine: NDArray[np.float64]
+
+
+def write_decathlon(
+    directory: str | os.PathLike[str],
+    cases: Iterable[Case],
+    *,
+    total: int,
+    name: str,
+    description: str,
+    labels: Mapping[str, str],
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Write CT volumes, labels and ``dataset.json``; equal cases give equal bytes.
+
+    Args:
+        directory: made if it does not exist.
+        cases: drawn one at a time.
+        total: how many there are, for the progress bar.
+        name: of the data set.
+        description: one sentence.
+        labels: label value, as a string, to its name.
+        overwrite: whether a data set that is there may be replaced. Its volumes are removed only where
+            a new one has the same name.
+        progress: whether to show a progress bar on stderr.
+
+    Returns:
+        The path of ``dataset.json``.
+
+    Raises:
+        FileExistsError: if ``directory`` holds a ``dataset.json`` and ``overwrite`` is false.
+    """
+    root = Path(directory)
+    index = root / "dataset.json"
+    if index.exists():
+        if not overwrite:
+            msg = (
+                f"directory already holds a data set: {index}. "
+                "Choose another directory, or replace it with overwrite=True (--overwrite)."
+            )
+            raise FileExistsError(msg)
+        index.unlink()
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    training = []
+    for case in tqdm(cases, desc=name, total=total, unit="case", disable=not progress):
+        entry = {key: f"./{key}sTr/{case.name}.nii.gz" for key in ("image", "label")}
+        _write(root / entry["image"], _nifti(case.image, case.affine))
+        _write(root / entry["label"], _nifti(case.label, case.affine))
+        training.append(entry)
+    dataset = {
+        "name": name,
+        "description": description,
+        "tensorImageSize": "3D",
+        "modality": {"0": "CT"},
+        "labels": dict(labels),
+        "numTraining": len(training),
+        "numTest": 0,
+        "training": training,
+        "test": [],
+    }
+    _write(index, (json.dumps(dataset, indent=4) + "\n").encode())
+    return index
+
+
+def _nifti(array: NDArray[np.int16] | NDArray[np.uint8], affine: NDArray[np.float64]) -> bytes:
+    """Return a gzipped NIfTI-1 file without a time stamp or a file name in it."""
+    volume = nib.Nifti1Image(array, affine)
+    volume.set_qform(affine, code="scanner")
+    volume.set_sform(affine, code="scanner")
+    volume.header.set_xyzt_units("mm")
+    buffer = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=buffer, mtime=0) as file:
+        file.write(volume.to_bytes())
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write to a neighbour first, so that ``path`` is complete or absent."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

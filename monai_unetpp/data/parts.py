@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The numbers that phantoms give to body parts."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+__all__ = ["Part"]
+
+
+class Part(IntEnum):
+    """Body parts, as numbered in :attr:`monai_unetpp.data.canvas.Scan.parts`."""
+
+    AIR = 0
+    TABLE = 1
+    FAT = 2
+    MUSCLE = 3
+    BONE = 4
+    LUNG = 5
+    HEART = 6
+    VESSEL = 7
+    LIVER = 8
+    TUMOUR = 9
+    SPLEEN = 10
+    KIDNEY = 11
+    STOMACH = 12
+    BOWEL = 13
+    PANCREAS = 14
+    GALLBLADDER = 15

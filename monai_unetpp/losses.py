@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A list of heads and one target -> one number.
+
+loss = sum_k w_k (Dice + cross-entropy)(head k, target) / sum_k w_k
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from monai.losses import DiceCELoss
+from torch import Tensor, nn
+
+__all__ = ["DeepSupervisionDiceLoss"]
+
+
+class DeepSupervisionDiceLoss(nn.Module):
+    """Weighted mean over heads of MONAI's ``DiceCELoss``.
+
+    It takes what the network returns: the list of training, deepest head first, or the one tensor of
+    evaluation, which scores like a list of one.
+
+    Args:
+        weights: ``"equal"`` (the paper), ``"halving"`` (1, 1/2, 1/4, ... from the deepest head, as
+            nnU-Net), or one number per head, deepest first. Only their ratios matter.
+        to_onehot_y: whether the target is a label map (B, 1, *spatial), to be one-hot encoded.
+        softmax: whether to apply a softmax to the heads; for one class use ``sigmoid=True``,
+            ``softmax=False``, ``to_onehot_y=False``.
+        **dice_ce: further arguments of ``monai.losses.DiceCELoss``, such as ``include_background``,
+            ``lambda_dice``, ``lambda_ce``, ``batch``.
+
+    Raises:
+        ValueError: if ``weights`` is an unknown word, or holds a negative number or only zeros.
+
+    Example:
+        >>> loss = DeepSupervisionDiceLoss(weights="halving", include_background=False)
+        >>> heads = [torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)]
+        >>> bool(loss(heads, torch.zeros(1, 1, 8, 8)) == loss(heads[0], torch.zeros(1, 1, 8, 8)))
+        True
+
+    Reference:
+        Zhou et al., UNet++ (IEEE TMI 2020, arXiv:1912.05074), deep supervision.
+    """
+
+    def __init__(
+        self,
+        weights: str | Sequence[float] = "equal",
+        to_onehot_y: bool = True,
+        softmax: bool = True,
+        **dice_ce: Any,
+    ) -> None:
+        super().__init__()
+        if isinstance(weights, str):
+            if weights not in ("equal", "halving"):
+                raise ValueError(
+                    f"weights must be 'equal', 'halving' or one number per head, got {weights!r}."
+                )
+        elif any(weight < 0 for weight in weights) or not any(weights):
+            raise ValueError(f"weights must not be negative and not all zero, got {list(weights)}.")
+        self.weights = weights
+        self.loss = DiceCELoss(to_onehot_y=to_onehot_y, softmax=softmax, **dice_ce)
+
+    def head_weights(self, heads: int) -> list[float]:
+        """Return the weight of each of ``heads`` heads, deepest first; they sum to one.
+
+        Raises:
+            ValueError: if explicit weights are of another number.
+        """
+        if self.weights == "equal":
+            weights = [1.0] * heads
+        elif self.weights == "halving":
+            weights = [0.5**n for n in range(heads)]
+        else:
+            weights = [float(weight) for weight in self.weights]
+        if len(weights) != heads:
+            raise ValueError(
+                f"weights has {len(weights)} entries, but the network returned {heads} heads; "
+                "give one number per head, deepest first."
+            )
+        return [weight / sum(weights) for weight in weights]
+
+    def forward(self, heads: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
+        """Score the heads.
+
+        Args:
+            heads: logits (B, K, *spatial), one tensor or a list, deepest first.
+            target: label map (B, 1, *spatial), or (B, K, *spatial) without ``to_onehot_y``.
+
+        Returns:
+            The loss, a scalar.
+
+        Raises:
+            ValueError: if ``heads`` is empty, or explicit ``weights`` are of another number.
+        """
+        if isinstance(heads, Tensor):
+            return self.loss(heads, target)
+        if not heads:
+            raise ValueError("heads must hold at least one tensor, got an empty list.")
+        weights = self.head_weights(len(heads))
+        terms = [weight * self.loss(head, target) for weight, head in zip(weights, heads, strict=True)]
+        return sum(terms[1:], terms[0])

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""The triangle: every depth of U-Net inside one network.
+
+X^{0,0}  X^{0,1}  X^{0,2}  X^{0,3}  X^{0,4}      row i   = resolution, 0 is the input's
+X^{1,0}  X^{1,1}  X^{1,2}  X^{1,3}               column j = dense step; column 0 is the encoder
+X^{2,0}  X^{2,1}  X^{2,2}                        head k  = 1x1 convolution on X^{0,k}
+X^{3,0}  X^{3,1}                                 level k = all nodes with i + j <= k
+X^{4,0}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.networks.layers.factories import Conv
+from torch import Tensor, nn
+
+from monai_unetpp.blocks import EncoderRow, Node, is_eager
+
+__all__ = ["SKIPS", "UNetPlusPlus"]
+
+SKIPS = ("dense", "short", "long")
+PerAxis = int | Sequence[int]
+
+
+class UNetPlusPlus(nn.Module):
+    """UNet++ in 2D or 3D, of any depth, trained on all heads and evaluated at any level.
+
+    In training with deep supervision, ``net(x)`` is a list of logits, one per level, **deepest first**.
+    In evaluation it is one tensor: the logits of :attr:`level`. :meth:`all_heads` is the list in any mode.
+    A node exists only if a head depends on it, so every parameter of the network receives a gradient.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the input.
+        out_channels: classes, background included; 1 for a sigmoid.
+        channels: width of each row, finest first; its length less one is the number of levels ``L``.
+        strides: between rows ``i`` and ``i + 1``: an int for all, or a sequence of ``L`` entries, each an
+            int or one per axis. Thick-slice CT wants ``[(2, 2, 1), 2, 2, 2]``.
+        kernel_size: of the 3x3 convolutions: an odd int for all rows, or a sequence of ``L + 1`` entries,
+            each an odd int or one per axis.
+        skips: which maps of row ``i`` enter node ``(i, j)``: ``"dense"`` all before it (UNet++), ``"short"``
+            the one before it (UNet+, Deep Layer Aggregation), ``"long"`` the encoder's (U-Net^e; with deep
+            supervision off, the plain U-Net).
+        deep_supervision: whether every level has a head, or only the deepest.
+        act: activation, as MONAI's ``Act`` factory takes it.
+        norm: normalisation, as MONAI's ``Norm`` factory takes it; ``None`` for none.
+        dropout: probability, after each norm; 0 for none.
+        bias: whether the convolutions have a bias.
+        upsample: ``"deconv"``, ``"nontrainable"`` or ``"pixelshuffle"``, as MONAI's ``UpSample`` takes it.
+        up_channels: channels of the upsampled map that enters row ``i``, one per row 0 .. L-1; default the
+            row's width.
+        last_channels: width of the last node ``X^{0,L}``; default ``channels[0]``. It and ``up_channels``
+            exist to hold weights of MONAI's ``BasicUNetPlusPlus``.
+
+    Raises:
+        ValueError: if an argument is out of range or lengths do not agree.
+
+    Example:
+        >>> net = UNetPlusPlus(spatial_dims=3, in_channels=1, out_channels=3, channels=(8, 16, 32), strides=2)
+        >>> [tuple(head.shape) for head in net(torch.zeros(1, 1, 32, 32, 32))]  # L^2, L^1
+        [(1, 3, 32, 32, 32), (1, 3, 32, 32, 32)]
+        >>> tuple(net.eval()(torch.zeros(1, 1, 30, 32, 33)).shape)
+        (1, 3, 30, 32, 33)
+
+    Reference:
+        Zhou et al., UNet++: A Nested U-Net Architecture for Medical Image Segmentation (DLMIA 2018,
+        arXiv:1807.10165) and UNet++: Redesigning Skip Connections to Exploit Multiscale Features in Image
+        Segmentation (IEEE TMI 2020, arXiv:1912.05074).
+    """
+
+    __jit_unused_properties__ = ("level",)
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        channels: Sequence[int] = (32, 64, 128, 256, 512),
+        strides: int | Sequence[PerAxis] = (2, 2, 2, 2),
+        kernel_size: int | Sequence[PerAxis] = 3,
+        skips: str = "dense",
+        deep_supervision: bool = True,
+        act: tuple[Any, ...] | str | None = ("LeakyReLU", {"negative_slope": 0.1, "inplace": True}),
+        norm: tuple[Any, ...] | str | None = ("instance", {"affine": True}),
+        dropout: float = 0.0,
+        bias: bool = True,
+        upsample: str = "deconv",
+        up_channels: Sequence[int] | None = None,
+        last_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}.")
+        if skips not in SKIPS:
+            raise ValueError(f"skips must be one of {', '.join(SKIPS)}, got {skips!r}.")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}.")
+        channels = _widths("channels", channels)
+        if len(channels) < 2:
+            raise ValueError(f"channels must have at least 2 entries (one level), got {channels}.")
+        depth = len(channels) - 1
+        stride = _per_axis_and_row("strides", strides, depth, spatial_dims)
+        kernel = _per_axis_and_row("kernel_size", kernel_size, depth + 1, spatial_dims)
+        if any(k % 2 == 0 for row in kernel for k in row):
+            raise ValueError(f"kernel_size must be odd on every axis, got {kernel_size}.")
+        up_width = channels[:-1] if up_channels is None else _widths("up_channels", up_channels)
+        if len(up_width) != depth:
+            raise ValueError(
+                f"up_channels must have one entry per row 0..{depth - 1}, so {depth}, got {up_channels}."
+            )
+        last_width = _widths("last_channels", [channels[0] if last_channels is None else last_channels])[0]
+        _widths("in_channels, out_channels", [in_channels, out_channels])
+
+        self.arguments: dict[str, Any] = {
+            "spatial_dims": spatial_dims,
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "channels": channels,
+            "strides": stride,
+            "kernel_size": kernel,
+            "skips": skips,
+            "deep_supervision": deep_supervision,
+            "act": act,
+            "norm": norm,
+            "dropout": dropout,
+            "bias": bias,
+            "upsample": upsample,
+            "up_channels": up_width,
+            "last_channels": last_width,
+        }
+        self.spatial_dims = spatial_dims
+        self.in_channels = in_channels
+        self.depth = depth
+        self.skips = skips
+        self.deep_supervision = deep_supervision
+        self._level = depth
+        self._first_level = 1 if deep_supervision else depth
+        self._divisors = [  # from the input to row i, per axis
+            [math.prod(row[axis] for row in stride[:i]) for axis in range(spatial_dims)]
+            for i in range(depth + 1)
+        ]
+        self._norm = _norm_name(norm)
+
+        self.encoder = nn.ModuleList()
+        self.nodes = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        settings = {"act": act, "norm": norm, "bias": bias, "dropout": dropout}
+        for i in range(depth + 1):
+            self.encoder.append(
+                EncoderRow(
+                    spatial_dims,
+                    in_channels=channels[i - 1] if i else in_channels,
+                    out_channels=channels[i],
+                    stride=stride[i - 1] if i else None,
+                    kernel_size=kernel[i],
+                    **settings,
+                )
+            )
+        for k in range(1, depth + 1):  # diagonal by diagonal, each from the bottom up
+            if skips == "long" and not deep_supervision and k < depth:
+                continue
+            for j in range(1, k + 1):
+                i = k - j
+                self.nodes[f"x_{i}_{j}"] = Node(
+                    row=i,
+                    column=j,
+                    skips={"dense": (0, j), "short": (j - 1, j), "long": (0, 1)}[skips],
+                    spatial_dims=spatial_dims,
+                    below_channels=channels[i + 1],
+                    up_channels=up_width[i],
+                    skip_channels=channels[i],
+                    out_channels=last_width if j == depth else channels[i],
+                    stride=stride[i],
+                    upsample=upsample,
+                    kernel_size=kernel[i],
+                    **settings,
+                )
+        for k in range(self._first_level, depth + 1):
+            width = last_width if k == depth else channels[0]
+            self.heads[str(k - 1)] = Conv["conv", spatial_dims](width, out_channels, 1)
+
+    @property
+    def level(self) -> int:
+        """The level that evaluation computes, ``1 <= level <= depth``; the depth by default."""
+        return self._level
+
+    @level.setter
+    def level(self, level: int) -> None:
+        self._level = self.check_level(level)
+
+    @torch.jit.unused
+    def check_level(self, level: int) -> int:
+        """Return ``level``; raise a ValueError if the network has no head there."""
+        if isinstance(level, bool) or not isinstance(level, int):
+            raise ValueError(f"level must be an int, got {level!r}.")
+        if not self._first_level <= level <= self.depth:
+            has = ", ".join(str(int(key) + 1) for key in self.heads)
+            why = "" if self.deep_supervision else " (deep_supervision is off)"
+            raise ValueError(f"level must be one of the network's heads, {has}{why}, got {level}.")
+        return level
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Segment ``x``.
+
+        Args:
+            x: (B, in_channels, *spatial), of any size, whether the strides divide it or not.
+
+        Returns:
+            Logits (B, out_channels, *spatial): in training with deep supervision a list, deepest first;
+            otherwise one tensor, of :attr:`level` in evaluation and of the deepest level in training.
+
+        Raises:
+            ValueError: if ``x`` has the wrong number of axes or channels, or an axis too short for the norm.
+        """
+        if self.training:
+            heads = self._heads(x, self._first_level, self.depth)
+            if self.deep_supervision:
+                return heads
+            return heads[0]
+        return self._heads(x, self._level, self._level)[0]
+
+    @torch.jit.export
+    def all_heads(self, x: Tensor) -> list[Tensor]:
+        """Return the logits of every head, deepest first, in any mode; ``x`` and shapes as in ``forward``."""
+        return self._heads(x, self._first_level, self.depth)
+
+    def _heads(self, x: Tensor, lowest: int, level: int) -> list[Tensor]:
+        """Return the logits of levels ``lowest`` .. ``level``, deepest first."""
+        if is_eager():
+            self._check_input(x, level)
+        y = x
+        rows: list[list[Tensor]] = []  # rows[i] = X^{i,0}, X^{i,1}, ...
+        for i, encoder in enumerate(self.encoder):
+            if i <= level:
+                y = encoder(y)
+                rows.append([y])
+        tops: list[Tensor] = []  # X^{0,lowest}, ..., X^{0,level}
+        for node in self.nodes.values():
+            k = node.row + node.column
+            if k <= level and (k >= lowest or self.skips != "long"):
+                if node.column == 1:
+                    y = rows[node.row + 1][0]
+                y = node(rows[node.row], y)  # the node below is the one before it
+                rows[node.row].append(y)
+                if k == level:
+                    rows[node.row].clear()  # nobody else reads this row: free it
+                if node.row == 0 and k >= lowest:
+                    tops.append(y)
+        logits: list[Tensor] = []
+        for n, head in enumerate(self.heads.values()):
+            k = n + self._first_level
+            if lowest <= k and k <= level:
+                logits.append(head(tops[k - lowest]))
+        logits.reverse()
+        return logits
+
+    def _check_input(self, x: Tensor, level: int) -> None:
+        if x.dim() != self.spatial_dims + 2:
+            raise ValueError(
+                f"x must have {self.spatial_dims + 2} axes (B, C, *spatial), got {x.dim()}: {list(x.shape)}."
+            )
+        if x.shape[1] != self.in_channels:
+            raise ValueError(f"x must have in_channels = {self.in_channels} on axis 1, got {x.shape[1]}.")
+        if self._norm == "instance" or (self._norm == "batch" and self.training):
+            samples = x.shape[0] if self._norm == "batch" else 1  # of one channel of row `level`
+            divisor = self._divisors[level]
+            for axis in range(self.spatial_dims):
+                samples *= (x.shape[2 + axis] + divisor[axis] - 1) // divisor[axis]
+            if samples < 2:
+                axis = self.spatial_dims - 1
+                raise ValueError(
+                    f"axis {2 + axis} of x is too short: {list(x.shape[2:])} leaves one voxel in row {level}, "
+                    f"where {self._norm} norm needs two; a size of at least {divisor[axis] + 1} would work."
+                )
+
+
+def _norm_name(norm: tuple[Any, ...] | str | None) -> str:
+    name = norm[0] if isinstance(norm, (tuple, list)) else norm
+    return str(name).lower()
+
+
+def _widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(widths, (str, int)) or not all(isinstance(width, int) and width > 0 for width in widths):
+        raise ValueError(f"{name} must be positive ints, got {widths!r}.")
+    return tuple(widths)
+
+
+def _per_axis_and_row(
+    name: str, value: int | Sequence[PerAxis], rows: int, axes: int
+) -> tuple[tuple[int, ...], ...]:
+    """Spell out an int, or one entry per row, each an int or one per axis, as one tuple per row."""
+    entries = [value] * rows if isinstance(value, int) else list(value)
+    if len(entries) != rows:
+        raise ValueError(
+            f"{name} must be an int or have {rows} entries for these channels, got {len(entries)}: {value}."
+        )
+    spelled = []
+    for entry in entries:
+        row = (entry,) * axes if isinstance(entry, int) else tuple(entry)
+        if len(row) != axes:
+            raise ValueError(f"each entry of {name} must be an int or {axes} ints, got {entry!r}.")
+        spelled.append(_widths(name, row))
+    return tuple(spelled)

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keep L^k, throw the rest away; and take over the weights of MONAI's BasicUNetPlusPlus.
+
+The nodes with ``i + j > k`` never feed head ``k``, so L^k alone computes that head to the last bit.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from monai.networks.nets import BasicUNetPlusPlus
+from torch import Tensor, nn
+
+from monai_unetpp.network import SKIPS, UNetPlusPlus
+
+__all__ = ["from_basic_unet_plus_plus", "prune", "prune_state_dict"]
+
+
+def prune(net: UNetPlusPlus, level: int) -> UNetPlusPlus:
+    """Return L^level as a network of its own: copied weights, one head, the same output bit by bit.
+
+    The result is an ordinary network of depth ``level`` with deep supervision off, in the mode, on
+    the device and in the dtype of ``net``; it can be trained on.
+
+    Args:
+        net: a network with a head at ``level``.
+        level: ``1 <= level <= net.depth``.
+
+    Raises:
+        ValueError: if the network has no head at ``level``; the message says which it has.
+
+    Example:
+        >>> net = UNetPlusPlus(2, 1, 2, channels=(4, 8, 16), strides=2).eval()
+        >>> x = torch.rand(1, 1, 16, 16)
+        >>> bool(torch.equal(prune(net, 1)(x), net.all_heads(x)[-1]))
+        True
+
+    Reference:
+        Zhou et al., UNet++ (IEEE TMI 2020, arXiv:1912.05074), model pruning.
+    """
+    net.check_level(level)
+    keep = dict(net.arguments)
+    keep["channels"] = keep["channels"][: level + 1]
+    keep["kernel_size"] = keep["kernel_size"][: level + 1]
+    keep["strides"] = keep["strides"][:level]
+    keep["up_channels"] = keep["up_channels"][:level]
+    if level < net.depth:
+        keep["last_channels"] = None
+    state = prune_state_dict(net.state_dict(), level, skips=net.skips)
+    pruned = _assemble({**keep, "deep_supervision": False}, state)
+    return pruned.train(net.training)
+
+
+def prune_state_dict(state_dict: Mapping[str, Tensor], level: int, skips: str = "dense") -> dict[str, Tensor]:
+    """Return the weights of L^level, copied from those of the whole network.
+
+    Args:
+        state_dict: of a :class:`~monai_unetpp.UNetPlusPlus`, with a head at ``level``.
+        level: ``k`` of L^k.
+        skips: of the network that the weights come from; the weights alone cannot tell
+            ``"short"`` from ``"long"``.
+
+    Raises:
+        ValueError: if ``state_dict`` is not of a UNetPlusPlus, has no head at ``level``, or was not
+            made with these ``skips``.
+    """
+    if skips not in SKIPS:
+        raise ValueError(f"skips must be one of {', '.join(SKIPS)}, got {skips!r}.")
+    heads = sorted({int(m[1]) + 1 for m in map(re.compile(r"heads\.(\d+)\.").match, state_dict) if m})
+    if not heads:
+        raise ValueError("state_dict has no 'heads.*' keys: it is not of a UNetPlusPlus.")
+    if level not in heads:
+        raise ValueError(
+            f"level must be one of the heads in state_dict, {', '.join(map(str, heads))}, got {level}."
+        )
+    _check_skips(state_dict, skips)
+    return {
+        key: value.detach().clone()
+        for key, value in state_dict.items()
+        if _belongs_to_level(key, level, skips)
+    }
+
+
+def from_basic_unet_plus_plus(net: BasicUNetPlusPlus) -> UNetPlusPlus:
+    """Return a UNetPlusPlus with the weights of MONAI's class and the same outputs.
+
+    MONAI lists its heads shallowest first, this network deepest first. Where a size does not divide
+    by 16, MONAI pads inside the decoder and this network at the input: only there outputs differ.
+
+    Args:
+        net: a network, trained or not. Its ``deep_supervision`` is kept: without it only the last
+            head, which MONAI then returns alone, was ever trained.
+
+    Raises:
+        TypeError: if ``net`` is not a ``BasicUNetPlusPlus``, or holds a norm that this function does
+            not know.
+
+    Example:
+        >>> from monai.networks.nets import BasicUNetPlusPlus
+        >>> theirs = BasicUNetPlusPlus(2, 1, 2, (4, 4, 8, 16, 32, 4), deep_supervision=True).eval()
+        >>> ours, x = from_basic_unet_plus_plus(theirs), torch.rand(1, 1, 32, 32)
+        >>> bool(torch.allclose(ours(x), theirs(x)[-1], atol=1e-5))
+        True
+    """
+    if not isinstance(net, BasicUNetPlusPlus):
+        raise TypeError(f"net must be monai.networks.nets.BasicUNetPlusPlus, got {type(net).__name__}.")
+    theirs: Any = net  # for mypy, to which every child of a module is Tensor | Module
+    first = theirs.conv_0_0.conv_0.conv
+    adn = theirs.conv_0_0.conv_0.adn
+    ups = [getattr(theirs, f"upcat_{i}_1") for i in range(4)]
+    skip = theirs.upcat_0_4.convs.conv_0.conv.in_channels - 4 * first.out_channels
+    channels = [first.out_channels] + [
+        getattr(theirs, f"conv_{i}_0").convs.conv_0.conv.out_channels for i in range(1, 5)
+    ]
+    up_channels = [skip] + [
+        up.convs.conv_0.conv.in_channels - width for up, width in zip(ups[1:], channels[1:4], strict=True)
+    ]
+    arguments: dict[str, Any] = {
+        "spatial_dims": first.weight.dim() - 2,
+        "in_channels": first.in_channels,
+        "out_channels": theirs.final_conv_0_4.out_channels,
+        "channels": channels,
+        "strides": 2,
+        "deep_supervision": theirs.deep_supervision,
+        "act": _as_argument(getattr(adn, "A", None)),
+        "norm": _as_argument(getattr(adn, "N", None)),
+        "dropout": adn.D.p if hasattr(adn, "D") else 0.0,
+        "bias": first.bias is not None,
+        "upsample": _upsample_mode(ups[0].upsample),
+        "up_channels": up_channels,
+        "last_channels": theirs.final_conv_0_4.in_channels,
+    }
+    state = {_renamed(key): value.detach().clone() for key, value in net.state_dict().items()}
+    if not net.deep_supervision:
+        state = {key: value for key, value in state.items() if key[:7] not in _SHALLOW_HEADS}
+    return _assemble(arguments, state).train(net.training)
+
+
+_SHALLOW_HEADS = ("heads.0", "heads.1", "heads.2")
+
+_NORM_WORDS = {
+    "InstanceNorm": "instance",
+    "BatchNorm": "batch",
+    "GroupNorm": "group",
+    "LocalResponseNorm": "localresponse",
+    "SyncBatchNorm": "syncbatch",
+}
+
+
+def _assemble(arguments: Mapping[str, Any], state: dict[str, Tensor]) -> UNetPlusPlus:
+    """Build the network around these very tensors, drawing no random numbers."""
+    with torch.device("meta"):
+        net = UNetPlusPlus(**arguments)
+    net.load_state_dict(state, assign=True)
+    return net
+
+
+def _belongs_to_level(key: str, level: int, skips: str) -> bool:
+    room, name = key.split(".")[:2]
+    if room == "heads":
+        return int(name) == level - 1
+    if room == "encoder":
+        return int(name) <= level
+    _, i, j = name.split("_")
+    diagonal = int(i) + int(j)
+    return diagonal == level if skips == "long" else diagonal <= level
+
+
+def _check_skips(state_dict: Mapping[str, Tensor], skips: str) -> None:
+    """Raise if the first convolutions of row 0 do not take the channels that ``skips`` asks for."""
+    widths = {}
+    for key, value in state_dict.items():
+        node = re.fullmatch(r"nodes\.x_0_(\d+)\.convs\.conv_0\.conv\.weight", key)
+        if node:
+            widths[int(node[1])] = value.shape[1]
+    row = state_dict["encoder.0.convs.conv_0.conv.weight"].shape[0]
+    if len(widths) > 1:
+        j, k = min(widths), max(widths)
+        grows = widths[k] - widths[j] == row * (k - j)
+        if grows != (skips == "dense"):
+            took = "'dense'" if grows else "'short' or 'long'"
+            raise ValueError(f"skips must be {took} for these weights, got {skips!r}.")
+
+
+def _renamed(key: str) -> str:
+    """Translate a key of BasicUNetPlusPlus, e.g. ``upcat_1_2.upsample.deconv.weight``."""
+    key = re.sub(r"^conv_0_0\.", "encoder.0.convs.", key)
+    key = re.sub(r"^conv_(\d)_0\.", r"encoder.\1.", key)
+    key = re.sub(r"^upcat_(\d)_(\d)\.upsample\.", r"nodes.x_\1_\2.up.", key)
+    key = re.sub(r"^upcat_(\d)_(\d)\.", r"nodes.x_\1_\2.", key)
+    return re.sub(r"^final_conv_0_(\d)\.", lambda m: f"heads.{int(m[1]) - 1}.", key)
+
+
+def _as_argument(module: nn.Module | None) -> tuple[str, dict[str, Any]] | None:
+    """Read from a norm or an activation the argument of MONAI's factories that makes one like it."""
+    if module is None:
+        return None
+    kind = type(module).__name__
+    if "Norm" in kind:
+        word = re.sub(r"\dd$", "", kind)
+        if word not in _NORM_WORDS:
+            raise TypeError(f"net has norm layers of type {kind}, which cannot be taken over.")
+        kind = _NORM_WORDS[word]
+    settings = {name: getattr(module, name, Tensor) for name in inspect.signature(type(module)).parameters}
+    plain = (bool, int, float, str, type(None))  # a parameter, such as a norm's bias, is no setting
+    for name, value in list(settings.items()):
+        if not isinstance(value, plain) or name in ("num_features", "num_channels"):
+            del settings[name]
+    return kind, settings
+
+
+def _upsample_mode(upsample: nn.Module) -> str:
+    if hasattr(upsample, "deconv"):
+        return "deconv"
+    return "pixelshuffle" if hasattr(upsample, "pixelshuffle") else "nontrainable"
