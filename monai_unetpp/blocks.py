@@ -50,7 +50,7 @@ class JointConv(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        self.pieces: list[int] = list(in_channels)
+        self.pieces = list(in_channels)
         self.conv = Conv["conv", spatial_dims](
             sum(in_channels),
             out_channels,
@@ -129,8 +129,6 @@ class Node(nn.Module):
     """``X^{i,j}`` for ``j > 0``: ``H`` over skips of row ``i`` and ``U`` of the node below.
 
     Args:
-        row: ``i``.
-        column: ``j``.
         skips: which columns of row ``i`` enter, as a range: first and one past the last.
         spatial_dims: 2 or 3.
         below_channels: channels of ``X^{i+1,j-1}``.
@@ -144,8 +142,6 @@ class Node(nn.Module):
 
     def __init__(
         self,
-        row: int,
-        column: int,
         skips: tuple[int, int],
         spatial_dims: int,
         below_channels: int,
@@ -157,8 +153,6 @@ class Node(nn.Module):
         **settings: Any,
     ) -> None:
         super().__init__()
-        self.row = row
-        self.column = column
         self.start, self.stop = skips
         pieces = [skip_channels] * (self.stop - self.start) + [up_channels]
         self.up = UpSample(spatial_dims, below_channels, up_channels, tuple(stride), mode=upsample)
@@ -182,6 +176,4 @@ def _crop(x: Tensor, like: Tensor) -> Tensor:
 
 def is_eager() -> bool:
     """Whether branches on sizes are safe: neither tracing nor exporting freezes them."""
-    if torch.jit.is_scripting():
-        return True
-    return not (torch.jit.is_tracing() or torch.compiler.is_compiling())
+    return torch.jit.is_scripting() or not (torch.jit.is_tracing() or torch.compiler.is_compiling())  # type: ignore[no-untyped-call]

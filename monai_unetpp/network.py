@@ -115,23 +115,23 @@ class UNetPlusPlus(nn.Module):
         last_width = _widths("last_channels", [channels[0] if last_channels is None else last_channels])[0]
         _widths("in_channels, out_channels", [in_channels, out_channels])
 
-        self.arguments: dict[str, Any] = {
-            "spatial_dims": spatial_dims,
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "channels": channels,
-            "strides": stride,
-            "kernel_size": kernel,
-            "skips": skips,
-            "deep_supervision": deep_supervision,
-            "act": act,
-            "norm": norm,
-            "dropout": dropout,
-            "bias": bias,
-            "upsample": upsample,
-            "up_channels": up_width,
-            "last_channels": last_width,
-        }
+        self.arguments = dict[str, Any](
+            spatial_dims=spatial_dims,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            channels=channels,
+            strides=stride,
+            kernel_size=kernel,
+            skips=skips,
+            deep_supervision=deep_supervision,
+            act=act,
+            norm=norm,
+            dropout=dropout,
+            bias=bias,
+            upsample=upsample,
+            up_channels=up_width,
+            last_channels=last_width,
+        )
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
         self.depth = depth
@@ -144,6 +144,10 @@ class UNetPlusPlus(nn.Module):
             for i in range(depth + 1)
         ]
         self._norm = _norm_name(norm)
+
+        # (i, j) of every node, diagonal by diagonal, each from the bottom up
+        built = [k for k in range(1, depth + 1) if k >= self._first_level or skips != "long"]
+        self._places = [(k - j, j) for k in built for j in range(1, k + 1)]
 
         self.encoder = nn.ModuleList()
         self.nodes = nn.ModuleDict()
@@ -160,25 +164,19 @@ class UNetPlusPlus(nn.Module):
                     **settings,
                 )
             )
-        for k in range(1, depth + 1):  # diagonal by diagonal, each from the bottom up
-            if skips == "long" and not deep_supervision and k < depth:
-                continue
-            for j in range(1, k + 1):
-                i = k - j
-                self.nodes[f"x_{i}_{j}"] = Node(
-                    row=i,
-                    column=j,
-                    skips={"dense": (0, j), "short": (j - 1, j), "long": (0, 1)}[skips],
-                    spatial_dims=spatial_dims,
-                    below_channels=channels[i + 1],
-                    up_channels=up_width[i],
-                    skip_channels=channels[i],
-                    out_channels=last_width if j == depth else channels[i],
-                    stride=stride[i],
-                    upsample=upsample,
-                    kernel_size=kernel[i],
-                    **settings,
-                )
+        for i, j in self._places:
+            self.nodes[f"x_{i}_{j}"] = Node(
+                skips={"dense": (0, j), "short": (j - 1, j), "long": (0, 1)}[skips],
+                spatial_dims=spatial_dims,
+                below_channels=channels[i + 1],
+                up_channels=up_width[i],
+                skip_channels=channels[i],
+                out_channels=last_width if j == depth else channels[i],
+                stride=stride[i],
+                upsample=upsample,
+                kernel_size=kernel[i],
+                **settings,
+            )
         for k in range(self._first_level, depth + 1):
             width = last_width if k == depth else channels[0]
             self.heads[str(k - 1)] = Conv["conv", spatial_dims](width, out_channels, 1)
@@ -239,16 +237,17 @@ class UNetPlusPlus(nn.Module):
                 y = encoder(y)
                 rows.append([y])
         tops: list[Tensor] = []  # X^{0,lowest}, ..., X^{0,level}
-        for node in self.nodes.values():
-            k = node.row + node.column
+        for n, node in enumerate(self.nodes.values()):
+            i, j = self._places[n]
+            k = i + j
             if k <= level and (k >= lowest or self.skips != "long"):
-                if node.column == 1:
-                    y = rows[node.row + 1][0]
-                y = node(rows[node.row], y)  # the node below is the one before it
-                rows[node.row].append(y)
+                if j == 1:
+                    y = rows[i + 1][0]
+                y = node(rows[i], y)  # the node below is the one before it
+                rows[i].append(y)
                 if k == level:
-                    rows[node.row].clear()  # nobody else reads this row: free it
-                if node.row == 0 and k >= lowest:
+                    rows[i].clear()  # nobody else reads this row: free it
+                if i == 0 and k >= lowest:
                     tops.append(y)
         logits: list[Tensor] = []
         for n, head in enumerate(self.heads.values()):
@@ -273,8 +272,9 @@ class UNetPlusPlus(nn.Module):
             if samples < 2:
                 axis = self.spatial_dims - 1
                 raise ValueError(
-                    f"axis {2 + axis} of x is too short: {list(x.shape[2:])} leaves one voxel in row {level}, "
-                    f"where {self._norm} norm needs two; a size of at least {divisor[axis] + 1} would work."
+                    f"axis {2 + axis} of x is too short: {list(x.shape[2:])} leaves one voxel in "
+                    f"row {level}, where {self._norm} norm needs two; "
+                    f"a size of at least {divisor[axis] + 1} would work."
                 )
 
 

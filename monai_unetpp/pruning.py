@@ -89,7 +89,7 @@ def from_basic_unet_plus_plus(net: BasicUNetPlusPlus) -> UNetPlusPlus:
     """Return a UNetPlusPlus with the weights of MONAI's class and the same outputs.
 
     MONAI lists its heads shallowest first, this network deepest first. Where a size does not divide
-    by 16, MONAI pads inside the decoder and this network at the input: only there outputs differ.
+    by 16, MONAI's pooling drops the rest and this network's keeps it: only there outputs differ.
 
     Args:
         net: a network, trained or not. Its ``deep_supervision`` is kept: without it only the last

@@ -1,6 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data to try things on: synthetic CT in the layout of the Medical Segmentation Decathlon."""
 
+from monai_unetpp.data.cases import DataSet, list_volumes, read_dataset
 from monai_unetpp.data.phantom import Phantom, liver_phantom, write_liver_phantoms
 
-__all__ = ["Phantom", "liver_phantom", "write_liver_phantoms"]
+__all__ = [
+    "DataSet",
+    "Phantom",
+    "list_volumes",
+    "liver_phantom",
+    "read_dataset",
+    "write_liver_phantoms",
+]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The neighbours of the liver: organs of much the same density that are not liver.
 
-Coordinates as in :mod:`monai_unetpp.data.torso`, before ``Organs.fit`` scales them to the patient.
+Coordinates as in :mod:`monai_unetpp.data.torso`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import numpy as np
 
 from monai_unetpp.data.canvas import Canvas
 from monai_unetpp.data.parts import Part
-from monai_unetpp.data.shapes import Shape, blob, grow, minus, ripple, tube, union, within
+from monai_unetpp.data.shapes import Shape, blob, grow, jitter, minus, ripple, tube, union, within
 from monai_unetpp.data.torso import Torso
 
-__all__ = ["Organs", "draw_organs", "random_organs"]
+__all__ = ["Organs", "draw_gallbladder", "draw_organs", "random_organs"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Organs:
         stomach: left, at the front.
         gallbladder: under the right lobe.
         vena_cava: from the heart down the right side of the spine.
+        bed: thickness of the fat around the kidneys, mm.
     """
 
     space: Shape
@@ -37,16 +38,14 @@ class Organs:
     stomach: Shape
     gallbladder: Shape
     vena_cava: Shape
-
-
-def _jitter(rng: np.random.Generator, mean: tuple[float, float, float], by: float) -> list[float]:
-    return [m + rng.uniform(-by, by) for m in mean]
+    bed: float
 
 
 def random_organs(torso: Torso, rng: np.random.Generator) -> Organs:
     """Return organs that fit into ``torso``, each with its own place, size, tilt and dents."""
     wide, back, dome = torso.half_width / 160, torso.spine_y, torso.dome
-    space = minus(grow(torso.cavity, -1.5), grow(torso.thorax, 3))
+    space = minus(grow(torso.cavity, -0.5), grow(torso.thorax, 3))
+    bed = rng.uniform(0, 4)
     spleen = blob(
         (rng.uniform(-104, -92) * wide, back + rng.uniform(8, 22), dome - rng.uniform(48, 66)),
         (rng.uniform(25, 36), rng.uniform(42, 58), rng.uniform(38, 56)),
@@ -68,8 +67,8 @@ def random_organs(torso: Torso, rng: np.random.Generator) -> Organs:
             )
         )
     fundus = blob(
-        (rng.uniform(-66, -48) * wide, rng.uniform(12, 30), dome - rng.uniform(40, 55)),
-        (rng.uniform(30, 46), rng.uniform(32, 46), rng.uniform(34, 48)),
+        (rng.uniform(-62, -42) * wide, rng.uniform(12, 32), dome - rng.uniform(40, 55)),
+        (rng.uniform(34, 50), rng.uniform(34, 48), rng.uniform(36, 50)),
         dent=ripple(rng, 5, 60),
     )
     end = (rng.uniform(5, 25), rng.uniform(38, 52), rng.uniform(-30, -5))
@@ -84,11 +83,12 @@ def random_organs(torso: Torso, rng: np.random.Generator) -> Organs:
     )
     return Organs(
         space,
-        minus(within(spleen, grow(space, -1)), grow(kidneys[0], 3), 4),
+        minus(within(spleen, space), grow(kidneys[0], bed), 4),
         (kidneys[0], kidneys[1]),
         within(union(fundus, antrum, 12), space, 4),
         gallbladder,
         vena_cava,
+        bed,
     )
 
 
@@ -120,7 +120,7 @@ def draw_organs(
         texture=ripple(rng, 4, 40),
     )
     for kidney in organs.kidneys:
-        _kidney(canvas, within(kidney, organs.space), rng, torso.blood)
+        _kidney(canvas, within(kidney, organs.space), organs.bed, rng, torso.blood)
     canvas.paint(organs.vena_cava, torso.blood - rng.uniform(0, 15), Part.VESSEL)
 
 
@@ -130,10 +130,10 @@ def draw_gallbladder(canvas: Canvas, organs: Organs, rng: np.random.Generator) -
     canvas.paint(grow(organs.gallbladder, -2), rng.uniform(2, 18), Part.GALLBLADDER)
 
 
-def _kidney(canvas: Canvas, kidney: Shape, rng: np.random.Generator, blood: float) -> None:
+def _kidney(canvas: Canvas, kidney: Shape, bed: float, rng: np.random.Generator, blood: float) -> None:
     """Cortex, pyramids, and the fat of the sinus, in a bed of fat."""
-    canvas.paint(grow(kidney, 4), -95, Part.FAT)
-    canvas.paint(kidney, blood + rng.uniform(15, 45), Part.KIDNEY)
+    canvas.paint(grow(kidney, bed), -95, Part.FAT)
+    canvas.paint(kidney, blood + rng.uniform(-15, 45), Part.KIDNEY)
     canvas.paint(grow(kidney, -7), blood + rng.uniform(-15, 10), Part.KIDNEY, 3, ripple(rng, 25, 18))
     canvas.paint(grow(kidney, -16), rng.uniform(-60, 10), Part.KIDNEY, 5)
 
@@ -141,11 +141,10 @@ def _kidney(canvas: Canvas, kidney: Shape, rng: np.random.Generator, blood: floa
 def _stomach(canvas: Canvas, organs: Organs, rng: np.random.Generator, liver_hu: float) -> None:
     """A wall, a meal (water, food, or contrast near the liver's density), gas on top."""
     canvas.paint(organs.stomach, rng.uniform(70, 95), Part.STOMACH)
-    meal = (rng.uniform(5, 30), rng.uniform(35, 70), liver_hu + rng.uniform(-15, 25))
+    meal = (rng.uniform(5, 30), liver_hu - rng.uniform(10, 40), liver_hu + rng.uniform(-15, 25))
     lumen, level = grow(organs.stomach, -4), rng.uniform(38, 62)
     canvas.paint(lumen, meal[rng.integers(3)], Part.STOMACH, texture=ripple(rng, 15, 25))
-    gas = Shape(lambda p: level - p[1])
-    canvas.paint(within(lumen, gas), -950, Part.STOMACH)
+    canvas.paint(within(lumen, _in_front_of(level)), -950, Part.STOMACH)
 
 
 def _bowel(canvas: Canvas, organs: Organs, rng: np.random.Generator, liver_hu: float) -> None:
@@ -161,11 +160,10 @@ def _bowel(canvas: Canvas, organs: Organs, rng: np.random.Generator, liver_hu: f
     colon = tube(bends, rng.uniform(14, 23, 5).tolist())
     loops = [colon]
     for _ in range(rng.integers(22, 32)):
-        x, y, z = rng.uniform(-100, 95), rng.uniform(-10, 80), rng.uniform(-150, -22)
-        path = [[x, y, z]]
+        path = [(rng.uniform(-100, 95), rng.uniform(-10, 80), rng.uniform(-150, -22))]
         for _ in range(2):
-            path.append(_jitter(rng, (path[-1][0], path[-1][1], path[-1][2]), 28))
-        loops.append(tube([(p[0], p[1], p[2]) for p in path], rng.uniform(9, 14, 3).tolist()))
+            path.append(jitter(rng, path[-1], 28))
+        loops.append(tube(path, rng.uniform(9, 14, 3).tolist()))
     for loop in loops[::-1]:
         loop = within(loop, space)
         canvas.paint(grow(loop, 1.5), -90, Part.FAT)
@@ -174,5 +172,9 @@ def _bowel(canvas: Canvas, organs: Organs, rng: np.random.Generator, liver_hu: f
         canvas.paint(grow(loop, -2.5), content[rng.integers(3)], Part.BOWEL)
         if rng.random() < 0.25:
             level = rng.uniform(40, 70)
-            gas = Shape(lambda p, level=level: level - p[1])
-            canvas.paint(within(grow(loop, -3), gas), -900, Part.BOWEL)
+            canvas.paint(within(grow(loop, -3), _in_front_of(level)), -900, Part.BOWEL)
+
+
+def _in_front_of(y: float) -> Shape:
+    """Gas rises: the half space where it collects in a patient on the back."""
+    return Shape(lambda p: y - p[1])

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -49,9 +48,7 @@ class Canvas:
         ValueError: if a spacing is not positive or the volume has no voxel.
     """
 
-    def __init__(
-        self, low: Sequence[float], high: Sequence[float], spacing: Sequence[float]
-    ) -> None:
+    def __init__(self, low: Sequence[float], high: Sequence[float], spacing: Sequence[float]) -> None:
         if min(spacing) <= 0:
             msg = f"spacing must be positive, got {tuple(spacing)}."
             raise ValueError(msg)
@@ -120,16 +117,18 @@ class Canvas:
         image = blur(self.image, (0.45, 0.45, 0.35))
         image += offset + correlated_noise(rng, image.shape, noise)
         ct = np.clip(np.rint(image), AIR_HU, 3071).astype(np.int16)
-        start = [axis[0] + o for axis, o in zip(self.axes, origin, strict=True)]
-        affine = np.diag([*self.spacing, 1.0])
-        affine[:3, 3] = start
-        turn = nib.orientations.ornt_transform(
-            nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(tuple(axcodes))
-        )
+        order = ["RLAPSI".index(code) // 2 for code in axcodes]
+        steps = [-1 if code in "LPI" else 1 for code in axcodes]
+        affine = np.zeros((4, 4))
+        affine[3, 3] = 1
+        for column, (axis, step) in enumerate(zip(order, steps, strict=True)):
+            affine[axis, column] = step * self.spacing[axis]
+            affine[axis, 3] = origin[axis] + self.axes[axis][0 if step > 0 else -1]
+        turn = tuple(slice(None, None, step) for step in steps)
         return Scan(
-            np.ascontiguousarray(nib.orientations.apply_orientation(ct, turn)),
-            np.ascontiguousarray(nib.orientations.apply_orientation(self.parts, turn)),
-            affine @ nib.orientations.inv_ornt_aff(turn, ct.shape),
+            np.ascontiguousarray(ct.transpose(order)[turn]),
+            np.ascontiguousarray(self.parts.transpose(order)[turn]),
+            affine,
         )
 
 
@@ -138,11 +137,9 @@ def blur(volume: FloatArray, sigmas: Sequence[float]) -> FloatArray:
 
     Args:
         volume: (X, Y, Z).
-        sigmas: standard deviations in voxels, one per axis, up to about 1; 0 leaves the axis alone.
+        sigmas: standard deviations in voxels, one per axis, above 0, up to about 1.
     """
     for axis, sigma in enumerate(sigmas):
-        if sigma == 0:
-            continue
         taps = np.exp(-0.5 * (np.arange(-2, 3) / sigma) ** 2)
         pad = [(2, 2) if a == axis else (0, 0) for a in range(volume.ndim)]
         padded = np.moveaxis(np.pad(volume, pad, mode="edge"), axis, 0)

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -105,7 +106,7 @@ def write_decathlon(
 
 def _nifti(array: NDArray[np.int16] | NDArray[np.uint8], affine: NDArray[np.float64]) -> bytes:
     """Return a gzipped NIfTI-1 file without a time stamp or a file name in it."""
-    volume = nib.Nifti1Image(array, affine)
+    volume: Any = nib.Nifti1Image(array, affine)  # type: ignore[no-untyped-call]
     volume.set_qform(affine, code="scanner")
     volume.set_sform(affine, code="scanner")
     volume.header.set_xyzt_units("mm")

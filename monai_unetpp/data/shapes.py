@@ -11,13 +11,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FloatArray", "Points", "Shape", "blob", "grow", "minus", "ripple", "tube", "union", "within"]
+__all__ = [
+    "Field",
+    "FloatArray",
+    "Points",
+    "Shape",
+    "Vector",
+    "blob",
+    "grow",
+    "jitter",
+    "minus",
+    "ripple",
+    "tube",
+    "union",
+    "within",
+]
 
-FloatArray = NDArray[np.float32]
+FloatArray = NDArray[np.floating]  # float32 throughout; the stubs lose track of it
 Vector = tuple[float, float, float]
 Points = tuple[FloatArray, FloatArray, FloatArray]  # x, y, z in mm, broadcastable to (X, Y, Z)
 Field = Callable[[Points], FloatArray]
@@ -54,16 +69,20 @@ def ripple(rng: np.random.Generator, amplitude: float, wavelength: float, waves:
     def field(points: Points) -> FloatArray:
         total = np.float32(0)
         for n in range(waves):
-            a, b, c = (
-                np.sin(float(k[n, i]) * p + float(phase[n, i])) for i, p in enumerate(points)
-            )
+            a, b, c = (np.sin(float(k[n, i]) * p + float(phase[n, i])) for i, p in enumerate(points))
             total = total + size * a * b * c
         return np.clip(total, -amplitude, amplitude)
 
     return field
 
 
-def rotation(degrees: Vector) -> NDArray[np.float64]:
+def jitter(rng: np.random.Generator, point: Vector, by: float) -> Vector:
+    """Return ``point`` moved by up to ``by`` mm along each axis."""
+    x, y, z = point
+    return x + rng.uniform(-by, by), y + rng.uniform(-by, by), z + rng.uniform(-by, by)
+
+
+def _rotation(degrees: Vector) -> NDArray[np.float64]:
     """Return the 3x3 matrix that turns about x, then y, then z."""
     matrix = np.eye(3)
     for axis, angle in enumerate(np.deg2rad(degrees)):
@@ -76,9 +95,7 @@ def rotation(degrees: Vector) -> NDArray[np.float64]:
     return matrix
 
 
-def blob(
-    centre: Vector, radii: Vector, degrees: Vector = (0, 0, 0), dent: Field | None = None
-) -> Shape:
+def blob(centre: Vector, radii: Vector, degrees: Vector = (0, 0, 0), dent: Field | None = None) -> Shape:
     """Return an ellipsoid, turned and dented.
 
     Args:
@@ -87,7 +104,7 @@ def blob(
         degrees: turns about x, y and z.
         dent: field in mm added to the distance, e.g. a :func:`ripple`; positive dents inwards.
     """
-    turn = rotation(degrees)
+    turn = _rotation(degrees)
     reach = np.sqrt((turn**2) @ np.square(radii)) + 0.3 * min(radii)
 
     def distance(points: Points) -> FloatArray:
@@ -112,21 +129,13 @@ def tube(path: Sequence[Vector], radii: Sequence[float]) -> Shape:
         path: at least two points, in mm.
         radii: one radius per point, in mm.
     """
+    if len(path) < 2:
+        msg = f"path must have at least two points, got {len(path)}."
+        raise ValueError(msg)
+    segments = list(zip(path[:-1], path[1:], radii[:-1], radii[1:], strict=True))
 
     def distance(points: Points) -> FloatArray:
-        best: FloatArray | None = None
-        for a, b, r, s in zip(path[:-1], path[1:], radii[:-1], radii[1:], strict=True):
-            along = [v - u for u, v in zip(a, b, strict=True)]
-            offset = [p - u for p, u in zip(points, a, strict=True)]
-            length = sum(v * v for v in along)
-            t = np.clip(sum(v * o for v, o in zip(along, offset, strict=True)) / length, 0, 1)
-            square = sum((o - t * v) ** 2 for v, o in zip(along, offset, strict=True))
-            d = np.sqrt(square) - (r + t * (s - r))
-            best = d if best is None else np.minimum(best, d)
-        if best is None:
-            msg = f"path must have at least two points, got {len(path)}."
-            raise ValueError(msg)
-        return best
+        return reduce(np.minimum, (_cone(points, *segment) for segment in segments))
 
     corners, wide = np.asarray(path), max(radii)
     return Shape(
@@ -134,6 +143,17 @@ def tube(path: Sequence[Vector], radii: Sequence[float]) -> Shape:
         tuple((corners.min(0) - wide).tolist()),
         tuple((corners.max(0) + wide).tolist()),
     )
+
+
+def _cone(points: Points, start: Vector, end: Vector, r: float, s: float) -> FloatArray:
+    """Distance to the round cone from ``start`` with radius ``r`` to ``end`` with radius ``s``."""
+    along = [v - u for u, v in zip(start, end, strict=True)]
+    offset = [p - u for p, u in zip(points, start, strict=True)]
+    length = sum(v * v for v in along)
+    t = np.clip(sum(v * o for v, o in zip(along, offset, strict=True)) / length, 0, 1)
+    square = sum((o - t * v) ** 2 for v, o in zip(along, offset, strict=True))
+    distance: FloatArray = np.sqrt(square) - (r + t * (s - r))
+    return distance
 
 
 def _smooth_min(a: FloatArray, b: FloatArray, blend: float) -> FloatArray:
@@ -169,9 +189,12 @@ def minus(first: Shape, second: Shape, blend: float = 0) -> Shape:
 
 def grow(shape: Shape, margin: float) -> Shape:
     """Return the shape with its surface moved outwards by ``margin`` mm (inwards if negative)."""
-    low = tuple(v - margin for v in shape.low)
-    high = tuple(v + margin for v in shape.high)
-    return Shape(lambda p: shape.distance(p) - margin, low, high)  # type: ignore[arg-type]
+    low, high = shape.low, shape.high
+    return Shape(
+        lambda p: shape.distance(p) - margin,
+        (low[0] - margin, low[1] - margin, low[2] - margin),
+        (high[0] + margin, high[1] + margin, high[2] + margin),
+    )
 
 
 def _corner(pick: Callable[[float, float], float], a: Vector, b: Vector) -> Vector:

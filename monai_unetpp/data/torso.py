@@ -88,17 +88,17 @@ def random_torso(rng: np.random.Generator) -> Torso:
 
 
 def draw_torso(canvas: Canvas, torso: Torso, rng: np.random.Generator) -> None:
-    """Paint table, skin, fat, muscles, ribs, lungs, heart, spine, aorta and vena cava."""
+    """Paint table, skin, fat, muscles, ribs, lungs, heart, spine and aorta."""
     _table(canvas, torso, rng)
     canvas.paint(torso.body, 45, Part.FAT)  # the skin; fat covers all but its outermost 2 mm
     canvas.paint(grow(torso.body, -2), rng.uniform(-112, -95), Part.FAT, texture=ripple(rng, 9, 25))
-    flesh = rng.uniform(52, 70)
+    flesh = rng.uniform(58, 76)
     canvas.paint(torso.muscle, flesh, Part.MUSCLE, texture=ripple(rng, 8, 18))
     canvas.paint(torso.cavity, rng.uniform(-105, -88), Part.FAT, texture=ripple(rng, 14, 22))
     _ribs(canvas, torso, rng)
     _chest(canvas, torso, rng)
     _back(canvas, torso, rng, flesh)
-    _great_vessels(canvas, torso, rng)
+    _aorta(canvas, torso, rng)
 
 
 def _table(canvas: Canvas, torso: Torso, rng: np.random.Generator) -> None:
@@ -131,7 +131,7 @@ def _ribs(canvas: Canvas, torso: Torso, rng: np.random.Generator) -> None:
 def _chest(canvas: Canvas, torso: Torso, rng: np.random.Generator) -> None:
     """Lung bases with their vessels, the diaphragm under them, the heart on it, fat between."""
     inside = grow(torso.cavity, -1)
-    canvas.paint(within(inside, grow(torso.thorax, 3)), rng.uniform(50, 70), Part.MUSCLE)
+    canvas.paint(within(inside, grow(torso.thorax, 3)), rng.uniform(60, 80), Part.MUSCLE)
     lungs, air = within(inside, torso.thorax), rng.uniform(-870, -780)
     canvas.paint(lungs, air, Part.LUNG, texture=ripple(rng, 30, 60))
     for _ in range(24):
@@ -147,7 +147,7 @@ def _chest(canvas: Canvas, torso: Torso, rng: np.random.Generator) -> None:
         (rng.uniform(-15, 15), rng.uniform(10, 30), rng.uniform(15, 35)),
         ripple(rng, 4, 60),
     )
-    heart = within(heart, within(grow(torso.thorax, 2), grow(torso.cavity, -4)), 6)
+    heart = within(heart, within(grow(torso.thorax, 3.5), grow(torso.cavity, -4)), 3)
     canvas.paint(heart, rng.uniform(95, 120), Part.HEART)
     canvas.paint(grow(heart, -9), torso.blood + 5, Part.HEART)
 
@@ -157,8 +157,7 @@ def _back(canvas: Canvas, torso: Torso, rng: np.random.Generator, flesh: float) 
     y, bottom, top = torso.spine_y, -400.0, 400.0
     fibres, inside = ripple(rng, 12, 16), grow(torso.muscle, 2)
     for side in (-1, 1):
-        erector = Shape(lambda p, s=side: np.hypot((p[0] - 34 * s) / 1.35, p[1] - y + 30) - 24)
-        canvas.paint(within(erector, inside, 4), flesh, Part.MUSCLE, texture=fibres)
+        canvas.paint(within(_erector(34 * side, y - 30), inside, 4), flesh, Part.MUSCLE, texture=fibres)
         psoas = tube([(26 * side, y - 4, 15), (44 * side, y + 4, -140)], [7, 23])
         canvas.paint(psoas, flesh, Part.MUSCLE, texture=fibres)
         crus = tube([(16 * side, y + 18, torso.dome), (12 * side, y + 20, -50)], [7, 4])
@@ -185,8 +184,13 @@ def _back(canvas: Canvas, torso: Torso, rng: np.random.Generator, flesh: float) 
     canvas.paint(Shape(disc), rng.uniform(75, 105), Part.MUSCLE)
 
 
-def _great_vessels(canvas: Canvas, torso: Torso, rng: np.random.Generator) -> None:
-    """Aorta left of the vena cava, both in front of the spine."""
+def _erector(x: float, y: float) -> Shape:
+    """The muscle beside the spinous processes, an endless oval column."""
+    return Shape(lambda p: np.hypot((p[0] - x) / 1.35, p[1] - y) - 24)
+
+
+def _aorta(canvas: Canvas, torso: Torso, rng: np.random.Generator) -> None:
+    """The aorta, in front of the spine and left of where the vena cava will be."""
     front = torso.spine_y + 30
     aorta = tube([(-20, front - 6, 400), (-14, front, 20), (-8, front, -400)], [12, 10.5, 9])
     canvas.paint(aorta, torso.blood + rng.uniform(5, 25), Part.VESSEL)

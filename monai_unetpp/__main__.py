@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: ``python -m monai_unetpp COMMAND``.
+
+A command is one function below :func:`command`: it declares its arguments and returns what runs with them.
+What the user can put right ends in one line ``error: ...`` on stderr and exit status 2; anything else is
+our mistake and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from monai_unetpp._version import __version__
+
+Run = Callable[[argparse.Namespace], str]
+Declare = Callable[[argparse.ArgumentParser], Run]
+
+COMMANDS: dict[str, Declare] = {}
+
+
+def command(declare: Declare) -> Declare:
+    """Register a sub-command under its function's name, with its docstring as help.
+
+    The function adds its arguments to the parser that it is given, and returns a function from the parsed
+    arguments to the line that is printed at the end. Imports of a command's own go into the latter, so that
+    ``--help`` is quick.
+    """
+    COMMANDS[declare.__name__] = declare
+    return declare
+
+
+@command
+def phantom(parser: argparse.ArgumentParser) -> Run:
+    """Write synthetic abdominal CT with liver and tumours, in the layout of the Decathlon."""
+    parser.add_argument("--out", type=Path, required=True, help="directory, made if it does not exist")
+    parser.add_argument("--cases", type=int, default=12, help="number of volumes (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="equal seeds, equal bytes (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the data set that is there")
+
+    def run(args: argparse.Namespace) -> str:
+        from monai_unetpp.data import write_liver_phantoms
+
+        index = write_liver_phantoms(args.out, args.cases, args.seed, args.overwrite, progress=True)
+        return f"{args.cases} cases, listed in {index.resolve()}"
+
+    return run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command.
+
+    Args:
+        arguments: without the program's name; those of the process if absent.
+
+    Raises:
+        SystemExit: with status 2 on a user's mistake, 0 after ``--help`` and ``--version``.
+    """
+    parser = argparse.ArgumentParser("python -m monai_unetpp", description="Tools around UNet++ for MONAI.")
+    parser.add_argument("--version", action="version", version=f"monai-unetpp {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, declare in COMMANDS.items():
+        child = commands.add_parser(name, help=declare.__doc__, description=declare.__doc__)
+        child.set_defaults(run=declare(child))
+    args = parser.parse_args(arguments)
+    try:
+        line = args.run(args)
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"error: {error}\n")
+    sys.stdout.write(f"{line}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding the volumes to work on: a Decathlon data set to learn from, or files to segment.
+
+Everything that can be wrong with a data set as a whole is said here, before the first volume is loaded;
+what is wrong with one volume is said by :class:`monai_unetpp.transforms.LoadCased`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from monai.data import load_decathlon_datalist
+
+from monai_unetpp.data.phantom import write_liver_phantoms
+
+__all__ = ["DataSet", "list_volumes", "read_dataset"]
+
+PathLike = str | os.PathLike[str]
+VOLUMES = (".nii", ".nii.gz")
+PHANTOMS = 12
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set to learn from.
+
+    Args:
+        cases: one dictionary per case, with the paths of ``"image"`` and ``"label"``.
+        labels: the names of the classes, in the order of their values; the background first.
+    """
+
+    cases: list[dict[str, str]]
+    labels: list[str]
+
+
+def read_dataset(
+    dataset_dir: PathLike | None, out_channels: int, phantom_dir: PathLike | None = None
+) -> DataSet:
+    """Read what a data set in the layout of the Medical Segmentation Decathlon holds.
+
+    Args:
+        dataset_dir: the folder of ``dataset.json``.
+        out_channels: channels of the network, which must be as many as the data set has labels.
+        phantom_dir: the one folder in which phantoms are made if it holds no data set.
+
+    Raises:
+        ValueError: if ``dataset_dir`` is not given, or ``dataset.json`` is damaged, names no training
+            cases, or has another number of labels than ``out_channels``.
+        FileNotFoundError: if the folder has no ``dataset.json``, or a file that it names does not exist.
+    """
+    if dataset_dir is None:
+        raise ValueError("dataset_dir must be given: --dataset_dir FOLDER. " + _LAYOUT)
+    index = Path(dataset_dir) / "dataset.json"
+    if not index.is_file():
+        if phantom_dir is None or Path(phantom_dir).resolve() != index.parent.resolve():
+            raise FileNotFoundError(
+                f"dataset_dir has no dataset.json: {index.parent.absolute()}. {_LAYOUT} To try things on "
+                f"synthetic CT: python -m monai_unetpp phantom --out {index.parent}"
+            )
+        logger.info(f"No data set given: making {PHANTOMS} synthetic CTs (phantoms) in {index.parent}.")
+        write_liver_phantoms(index.parent, cases=PHANTOMS, progress=True)
+    try:
+        labels = json.loads(index.read_text())["labels"]
+        cases = load_decathlon_datalist(index, is_segmentation=True)
+        names = [labels[str(value)] for value in range(len(labels))]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is not a Decathlon data set: {error!r}.") from error
+    if not cases:
+        raise ValueError(f"{index} lists no training cases.")
+    missing = [path for case in cases for path in case.values() if not Path(path).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{index} names {len(missing)} files that do not exist, first {missing[0]}.")
+    if len(names) != out_channels:
+        raise ValueError(
+            f"out_channels must be {len(names)} for the labels {', '.join(names)} of {index}, "
+            f"got {out_channels}: --out_channels {len(names)}."
+        )
+    return DataSet(cases, names)
+
+
+def list_volumes(source: PathLike | Sequence[PathLike]) -> list[dict[str, str]]:
+    """List the NIfTI files to segment.
+
+    Args:
+        source: a file, a folder (its ``.nii`` and ``.nii.gz`` files, sorted, hidden ones left out), or a
+            sequence of files.
+
+    Returns:
+        One dictionary per volume, with its path as ``"image"``.
+
+    Raises:
+        FileNotFoundError: if a file does not exist, or a folder holds no volume.
+        ValueError: if two files have the same name, so that their segmentations would be one file.
+    """
+    sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    found: list[Path] = []
+    for path in map(Path, sources):
+        if path.is_dir():
+            inside = [p for p in sorted(path.iterdir()) if p.name.endswith(VOLUMES) and p.name[0] != "."]
+            if not inside:
+                raise FileNotFoundError(f"{path.absolute()} holds no volume ({', '.join(VOLUMES)}).")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise FileNotFoundError(
+                f"{path.absolute()} does not exist; give a NIfTI file or a folder of them."
+            )
+    first: dict[str, Path] = {}
+    for path in found:
+        name = path.name.removesuffix(".gz").removesuffix(".nii")
+        if name in first:
+            raise ValueError(f"{first[name]} and {path} would both be written as {name}: segment them apart.")
+        first[name] = path
+    return [{"image": str(path)} for path in found]
+
+
+_LAYOUT = (
+    "It must hold a data set in Decathlon layout (dataset.json, imagesTr, labelsTr), such as Task03_Liver "
+    "of http://medicaldecathlon.com."
+)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ignite glue: MONAI's handlers, with what a resumed training and a person reading an error need."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import monai.handlers
+import torch
+from ignite.engine import Engine
+from monai.utils import string_list_all_gather
+from torch import Tensor, nn
+
+__all__ = ["CheckpointLoader", "CheckpointSaver", "MetricsSaver"]
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointSaver(monai.handlers.CheckpointSaver):
+    """MONAI's handler, which can be part of a checkpoint itself.
+
+    So a resumed training knows the best score it has to beat, and does not overwrite the best weights
+    with its first ones.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an engine, whose best metric becomes part of its state."""
+        super().attach(engine)
+        if self._key_metric_checkpoint is not None:
+            engine.state_dict_user_keys.extend(["best_metric", "best_metric_epoch"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scores and file names of the best checkpoints, for ``load_state_dict``."""
+        return dict(self._key_metric_checkpoint.state_dict())
+
+
+class CheckpointLoader(monai.handlers.CheckpointLoader):
+    """MONAI's handler; takes a folder, too, and says what is wrong with a file that does not fit.
+
+    Args:
+        load_path: a checkpoint, or a folder: then that of the last epoch in it.
+        **settings: of ``monai.handlers.CheckpointLoader``.
+
+    Raises:
+        FileNotFoundError: if there is no file at ``load_path``, or no checkpoint of an epoch in the folder.
+        ValueError: if the file holds anything but tensors and plain types, is damaged, lacks something
+            asked for, or its weights do not fit the network.
+    """
+
+    def __call__(self, engine: Engine) -> None:
+        """Load the checkpoint into the objects of ``load_dict``."""
+        path = Path(self.load_path)
+        if path.is_dir():
+            path = _latest(path)
+            self.load_path = str(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no checkpoint at {path.absolute()}: train first, or name another file.")
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"{path} is refused: a checkpoint may hold tensors and plain types only, no code. {error}"
+            ) from error
+        except (RuntimeError, EOFError, OSError) as error:
+            raise ValueError(f"{path} cannot be read as a checkpoint, it may be damaged: {error}.") from error
+        single = len(self.load_dict) == 1 and next(iter(self.load_dict)) not in checkpoint
+        for name, target in self.load_dict.items():
+            if not single and name not in checkpoint:
+                raise ValueError(f"{path} has no {name!r}, only {', '.join(map(repr, checkpoint))}.")
+            if isinstance(target, nn.Module):
+                _check_fit(path, checkpoint if single else checkpoint[name], target)
+        super().__call__(engine)
+
+
+class MetricsSaver(monai.handlers.MetricsSaver):
+    """MONAI's handler, with the names of the classes in the CSV files.
+
+    Args:
+        class_labels: one name per column, as many as the metrics have classes.
+        **settings: of ``monai.handlers.MetricsSaver``.
+    """
+
+    def __init__(self, class_labels: Sequence[str], **settings: Any) -> None:
+        super().__init__(**settings)
+        self.class_labels = list(class_labels)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write ``metrics.csv`` and, for each metric, one row per case and one column per class."""
+        images = string_list_all_gather(self._filenames) if idist.get_world_size() > 1 else self._filenames
+        if idist.get_rank() != self.save_rank:
+            return
+        monai.handlers.write_metrics_reports(
+            save_dir=self.save_dir,
+            images=images,
+            metrics={k: v for k, v in engine.state.metrics.items() if k in (self.metrics or ())},
+            metric_details={
+                k: v for k, v in engine.state.metric_details.items() if k in (self.metric_details or ())
+            },
+            summary_ops=self.summary_ops,
+            class_labels=self.class_labels,
+        )
+        logger.info(f"Wrote the scores of {len(images)} cases to {self.save_dir}.")
+
+
+def _latest(directory: Path) -> Path:
+    """Return the checkpoint of the last epoch, ``checkpoint_epoch=N.pt``."""
+    found = {int(path.stem.split("=")[1]): path for path in directory.glob("checkpoint_epoch=*.pt")}
+    if not found:
+        raise FileNotFoundError(f"nothing to resume: {directory.absolute()} holds no checkpoint_epoch=*.pt.")
+    return found[max(found)]
+
+
+def _check_fit(path: Path, weights: Mapping[str, Tensor], network: nn.Module) -> None:
+    """Raise a ValueError that names file, keys and channels if the weights are not of this network."""
+    wanted = network.state_dict()
+    wrong = [
+        f"{key} is {list(weights[key].shape)} in the file and {list(wanted[key].shape)} in the network"
+        for key in wanted
+        if key in weights and weights[key].shape != wanted[key].shape
+    ]
+    wrong += [f"{key} is missing in the file" for key in wanted if key not in weights]
+    wrong += [f"{key} is not in the network" for key in weights if key not in wanted]
+    if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(
+            f"{path} does not fit the network{_channels(weights, wanted)}: {'; '.join(wrong[:3])}{more}."
+        )
+
+
+def _channels(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """Name in_channels and out_channels of both, where they differ."""
+    differ = []
+    for name, key, axis in (
+        ("in_channels", "encoder.0.convs.conv_0.conv.weight", 1),
+        ("out_channels", next((key for key in wanted if key.startswith("heads.")), ""), 0),
+    ):
+        if key in weights and key in wanted and weights[key].shape[axis] != wanted[key].shape[axis]:
+            differ.append(f"{name} {weights[key].shape[axis]} in the file, {wanted[key].shape[axis]} in the network")
+    return f" ({'; '.join(differ)})" if differ else ""

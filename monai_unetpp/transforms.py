@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dictionary transforms that our pipelines need and MONAI lacks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import LoadImage, MapTransform
+
+__all__ = ["DeepestHeadd", "LoadCased"]
+
+
+class LoadCased(MapTransform):
+    """Load a volume and, where there is one, its label; stop at what no network should see.
+
+    Each key becomes a ``MetaTensor`` (1, *spatial), float32, as ``LoadImaged`` with
+    ``ensure_channel_first`` gives. Every error names the file.
+
+    Args:
+        keys: of the files to load.
+        image_key: the volume.
+        label_key: its label map.
+        out_channels: labels must be whole numbers below it.
+        allow_missing_keys: whether a case may lack some of the keys, such as the label.
+
+    Raises:
+        ValueError: if a file cannot be read to its end, the volume has several channels, or NaN or
+            infinite voxels, the label has another shape, lies elsewhere, or has a value that is no class.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = ("image", "label"),
+        image_key: str = "image",
+        label_key: str = "label",
+        out_channels: int = 2,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.image_key = image_key
+        self.label_key = label_key
+        self.out_channels = out_channels
+        self.load = LoadImage(image_only=True, ensure_channel_first=True)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace the paths in ``data`` by what they hold."""
+        case = dict(data)
+        for key in self.key_iterator(case):
+            path = case[key]
+            try:
+                case[key] = self.load(path)
+            except Exception as error:
+                raise ValueError(f"{path} cannot be read, it may be damaged: {error!r}.") from error
+            self._check_voxels(path, case[key])
+        if self.label_key in case and self.label_key in self.keys:
+            self._check_label(data, case[self.image_key], case[self.label_key])
+        return case
+
+    def _check_voxels(self, path: str, volume: MetaTensor) -> None:
+        if volume.shape[0] != 1:
+            raise ValueError(f"{path} must have one channel, got {volume.shape[0]}.")
+        wrong = (~torch.isfinite(volume.as_tensor())).sum().item()
+        if wrong:
+            raise ValueError(f"{path} has {wrong} voxels that are NaN or infinite; repair or leave it out.")
+
+    def _check_label(self, paths: Mapping[Hashable, Any], image: MetaTensor, label: MetaTensor) -> None:
+        names = f"{paths[self.label_key]} of {paths[self.image_key]}"
+        if image.shape != label.shape:
+            raise ValueError(
+                f"label {names} must have the shape of the image, {list(image.shape[1:])}, "
+                f"got {list(label.shape[1:])}."
+            )
+        apart = _greatest_distance(image, label)
+        if apart > 0.5 * float(image.pixdim.min()):
+            raise ValueError(f"label {names} must lie where the image lies; their affines put it {apart:.1f} mm apart.")
+        values = torch.unique(label.as_tensor()).tolist()
+        wrong = [value for value in values if value not in range(self.out_channels)]
+        if wrong:
+            raise ValueError(
+                f"label {names} must have values 0..{self.out_channels - 1} (out_channels = "
+                f"{self.out_channels}), got {', '.join(f'{value:g}' for value in wrong)}."
+            )
+
+
+class DeepestHeadd(MapTransform):
+    """Keep the deepest of the heads that a network returns in training; leave a single tensor alone.
+
+    In training ``pred`` is a list of logits per item, deepest first; what follows wants one tensor.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace each list (K, *spatial) by its first entry."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            if isinstance(item[key], (list, tuple)):
+                item[key] = item[key][0]
+        return item
+
+
+def _greatest_distance(a: MetaTensor, b: MetaTensor) -> float:
+    """How far apart, in mm, the affines of two arrays of one shape put the same corner."""
+    corners = itertools.product(*((0, size - 1) for size in a.shape[1:]))
+    index = np.array([(*corner, 1) for corner in corners], dtype=float).T
+    shift = (a.affine - b.affine).cpu().numpy()[:-1] @ index
+    return float(np.linalg.norm(shift, axis=0).max())

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share: small networks, and one thread, since several are ten times slower on them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from monai_unetpp import UNetPlusPlus
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., UNetPlusPlus]:
+    """A function that builds a small network, three levels deep, with the same weights every time.
+
+    Norms start as the identity, with which a forgotten weight would go unseen: here they are random too.
+    """
+
+    def build(spatial_dims: int = 2, **arguments: Any) -> UNetPlusPlus:
+        torch.manual_seed(0)
+        defaults = {"in_channels": 1, "out_channels": 2, "channels": (4, 6, 8, 10), "strides": 2}
+        net = UNetPlusPlus(spatial_dims, **{**defaults, **arguments})
+        for tensor in [*net.parameters(), *net.buffers()]:
+            if tensor.dim() == 1 and tensor.is_floating_point():
+                nn.init.uniform_(tensor, 0.5, 1.5)
+        return net
+
+    return build

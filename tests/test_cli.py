@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import subprocess
+import sys
+
+import pytest
+
+from monai_unetpp import __version__
+from monai_unetpp.__main__ import main
+from monai_unetpp.data import write_liver_phantoms
+
+
+def python(*arguments):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_phantom_writes_a_data_set_and_says_where(tmp_path):
+    done = python(
+        "-m", "monai_unetpp", "phantom", "--out", str(tmp_path / "ct"), "--cases", "1", "--seed", "4"
+    )
+    assert done.returncode == 0, done.stderr
+    index = (tmp_path / "ct" / "dataset.json").resolve()
+    assert done.stdout == f"1 cases, listed in {index}\n"
+    assert "1/1" in done.stderr  # the progress bar
+    assert len(json.loads(index.read_text())["training"]) == 1
+
+
+def test_phantom_passes_its_arguments_on(tmp_path, capsys):
+    arguments = ["phantom", "--out", str(tmp_path / "a"), "--cases", "1", "--seed", "5"]
+    main(arguments)
+    main([*arguments, "--overwrite"])
+    write_liver_phantoms(tmp_path / "b", cases=1, seed=5)
+    for name in ("dataset.json", "imagesTr/liver_000.nii.gz", "labelsTr/liver_000.nii.gz"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_importing_the_package_needs_no_more_than_torch_and_monai():
+    code = """
+import sys
+sys.modules |= dict.fromkeys(["nibabel", "SimpleITK", "tqdm", "ignite"])  # None: importing one fails
+import monai_unetpp
+"""
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("argument", ["--version", "--help"], ids=["version", "help"])
+def test_version_and_help_end_well(capsys, argument):
+    with pytest.raises(SystemExit) as end:
+        main([argument])
+    assert end.value.code == 0
+    expected = {"--version": f"monai-unetpp {__version__}\n", "--help": "phantom"}[argument]
+    assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["train"], "invalid choice: 'train'"),
+        (["phantom"], "required: --out"),
+        (["phantom", "--out", "x", "--cases", "many"], "invalid int value: 'many'"),
+    ],
+    ids=["no-command", "unknown-command", "no-directory", "not-a-number"],
+)
+def test_wrong_arguments_exit_with_2(capsys, arguments, message):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("place", "arguments", "message"),
+    [
+        ("new", ["--cases", "0"], "cases must be at least 1, got 0."),
+        ("new", ["--seed", "-1"], "seed must not be negative, got -1."),
+        ("full", [], "already holds a data set"),
+        ("file", [], "Not a directory"),
+    ],
+    ids=["cases", "seed", "existing-data-set", "directory-is-a-file"],
+)
+def test_a_users_mistake_is_one_line_and_exits_with_2(tmp_path, capsys, place, arguments, message):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "dataset.json").write_text("{}")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as end:
+        main(["phantom", "--out", str(tmp_path / place), *arguments])
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1

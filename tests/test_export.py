@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One network in every form that it is shipped in; made at an even size, used at any."""
+
+import json
+
+import onnxruntime
+import pytest
+import torch
+from monai.bundle import verify_net_in_out
+
+EVEN, ODD = {2: (16, 24), 3: (16, 8, 12)}, {2: (21, 13), 3: (11, 9, 10)}
+BOTH = pytest.mark.parametrize("spatial_dims", [2, 3], ids="{}D".format)
+EVERY_SKIPS = pytest.mark.parametrize("skips", ["dense", "short", "long"])
+SIZES = pytest.mark.parametrize("sizes", [EVEN, ODD], ids=["even", "odd"])
+
+TORCH = {"rtol": 0, "atol": 1e-5}  # the same kernels, but elementwise steps may be fused
+ONNX = {"rtol": 0, "atol": 1e-4}  # other kernels: float32 rounding, magnified by the norms
+
+
+def dynamic_shapes(spatial_dims):
+    return (dict.fromkeys([0, *range(2, spatial_dims + 2)], torch.export.Dim.DYNAMIC),)
+
+
+# TorchScript
+
+
+@BOTH
+@EVERY_SKIPS
+@SIZES
+def test_scripted_network_equals_eager_in_every_mode(tiny, spatial_dims, skips, sizes):
+    net, x = tiny(spatial_dims, skips=skips), torch.rand(1, 1, *sizes[spatial_dims])
+    scripted = torch.jit.script(net)
+    torch.testing.assert_close(scripted(x), net(x), **TORCH)
+    torch.testing.assert_close(scripted.eval()(x), net.eval()(x), **TORCH)
+    torch.testing.assert_close(scripted.all_heads(x), net.all_heads(x), **TORCH)
+
+
+def test_scripted_network_keeps_its_level(tiny):
+    net, x = tiny().eval(), torch.rand(1, 1, *ODD[2])
+    net.level = 1
+    torch.testing.assert_close(torch.jit.script(net)(x), net(x), **TORCH)
+
+
+def test_scripted_network_survives_the_disk(tiny, tmp_path):
+    net, x = tiny().eval(), torch.rand(1, 1, *ODD[2])
+    torch.jit.save(torch.jit.script(net), tmp_path / "model.ts")
+    loaded = torch.jit.load(tmp_path / "model.ts")
+    torch.testing.assert_close(loaded(x), net(x), **TORCH)
+    torch.testing.assert_close(loaded.all_heads(x), net.all_heads(x), **TORCH)
+
+
+def test_scripted_network_names_a_short_axis_too(tiny):
+    with pytest.raises(torch.jit.Error, match="axis 3 of x is too short"):
+        torch.jit.script(tiny())(torch.rand(1, 1, 4, 4))
+
+
+@BOTH
+@EVERY_SKIPS
+def test_network_traced_at_an_even_size_equals_eager_at_an_odd_one(tiny, spatial_dims, skips):
+    net = tiny(spatial_dims, skips=skips, channels=(4, 6, 8)).eval()
+    traced = torch.jit.trace(net, torch.rand(1, 1, *EVEN[spatial_dims]))
+    x = torch.rand(2, 1, *ODD[spatial_dims])
+    torch.testing.assert_close(traced(x), net(x), **TORCH)
+
+
+# torch.export and ONNX
+
+
+@BOTH
+def test_network_exported_at_an_even_size_equals_eager_at_an_odd_one(tiny, spatial_dims):
+    net = tiny(spatial_dims, channels=(4, 6, 8)).eval()
+    example = torch.rand(2, 1, *EVEN[spatial_dims])
+    exported = torch.export.export(net, (example,), dynamic_shapes=dynamic_shapes(spatial_dims)).module()
+    x = torch.rand(3, 1, *ODD[spatial_dims])
+    torch.testing.assert_close(exported(x), net(x), **TORCH)
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids="{}D".format)
+def eager_and_onnx(request, tiny, tmp_path_factory):
+    """A network, and a function that computes it in onnxruntime; exported at an even size."""
+    spatial_dims, path = request.param, tmp_path_factory.mktemp("onnx") / "model.onnx"
+    net = tiny(spatial_dims, channels=(4, 6, 8)).eval()
+    torch.onnx.export(
+        net,
+        (torch.rand(2, 1, *EVEN[spatial_dims]),),
+        path,
+        dynamic_shapes=dynamic_shapes(spatial_dims),
+        dynamo=True,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(path)
+    (entry,) = session.get_inputs()
+    return net, lambda x: torch.from_numpy(session.run(None, {entry.name: x.numpy()})[0])
+
+
+@SIZES
+def test_onnx_network_equals_eager(eager_and_onnx, sizes):
+    net, onnx = eager_and_onnx
+    x = torch.rand(1, 1, *sizes[net.spatial_dims])
+    torch.testing.assert_close(onnx(x), net(x), **ONNX)
+
+
+# MONAI's own check of a bundle's network
+
+
+def test_verify_net_in_out_accepts_the_network(tmp_path):
+    config = {
+        "network": {
+            "_target_": "monai_unetpp.UNetPlusPlus",
+            "spatial_dims": 3,
+            "in_channels": 1,
+            "out_channels": 3,
+            "channels": [4, 6, 8],
+            "strides": 2,
+        }
+    }
+    image = {"num_channels": 1, "spatial_shape": ["4*n", "4*n", "*"], "dtype": "float32"}
+    prediction = {"num_channels": 3, "spatial_shape": ["4*n", "4*n", "*"], "dtype": "float32"}
+    metadata = {"network_data_format": {"inputs": {"image": image}, "outputs": {"pred": prediction}}}
+    (tmp_path / "train.json").write_text(json.dumps(config))
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata))
+    verify_net_in_out(
+        "network",
+        meta_file=str(tmp_path / "metadata.json"),
+        config_file=str(tmp_path / "train.json"),
+        device="cpu",
+        n=4,
+        any=9,
+    )
