@@ -13,7 +13,7 @@ from monai.inferers import SlidingWindowInferer
 from torch.nn import functional as F
 
 import monai_unetpp
-from monai_unetpp import UNetPlusPlus
+from monai_unetpp import UNetPlusPlus, prune
 
 SKIPS = ("dense", "short", "long")
 EVEN, ODD = (16, 24), (17, 13)
@@ -116,6 +116,11 @@ def test_all_heads_follow_the_equation(tiny, skips, size, strides):
         torch.testing.assert_close(head, expected, rtol=0, atol=1e-10)
 
 
+def test_dropout_comes_after_the_norm(tiny):
+    row, x = tiny(dropout=0.9).encoder[0], torch.rand(1, 1, *EVEN)
+    assert (row(x) == 0).float().mean() > 0.8  # a norm after it would shift the zeros away
+
+
 # Modes, levels, heads
 
 
@@ -158,6 +163,17 @@ def test_all_heads_is_the_same_list_in_any_mode_and_at_any_level(tiny):
 
 def test_level_is_the_depth_by_default(tiny):
     assert tiny().level == 3
+
+
+@pytest.mark.parametrize("level", [1, 2, 3], ids="L{}".format)
+@pytest.mark.parametrize("skips", SKIPS)
+def test_evaluation_computes_the_nodes_of_its_level_and_no_others(tiny, skips, level):
+    net, computed = tiny(skips=skips).eval(), []
+    for name, node in net.nodes.items():
+        node.register_forward_hook(lambda *_, name=name: computed.append(name))
+    net.level = level
+    net(torch.rand(1, 1, *EVEN))
+    assert computed == list(prune(net, level).nodes)
 
 
 def test_level_does_not_change_training(tiny):
