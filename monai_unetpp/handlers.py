@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from ignite.engine import Engine
 from monai.utils import string_list_all_gather
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 __all__ = ["CheckpointLoader", "CheckpointSaver", "MetricsSaver"]
 
@@ -28,6 +30,8 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
     with its first ones.
     """
 
+    _key_metric_checkpoint: Any  # ignite's, or None
+
     def attach(self, engine: Engine) -> None:
         """Attach to an engine, whose best metric becomes part of its state."""
         super().attach(engine)
@@ -38,9 +42,17 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
         """Return the scores and file names of the best checkpoints, for ``load_state_dict``."""
         return dict(self._key_metric_checkpoint.state_dict())
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the scores to beat; there are none if the best weights are not in the folder any more."""
+        fixed = self._key_metric_checkpoint.save_handler.filename
+        if all((Path(self.save_dir) / (fixed or name)).is_file() for _, name in state_dict["_saved"]):
+            super().load_state_dict(state_dict)
+
 
 class CheckpointLoader(monai.handlers.CheckpointLoader):
     """MONAI's handler; takes a folder, too, and says what is wrong with a file that does not fit.
+
+    A ``LambdaLR`` goes on with its function as it is now, which may know of more epochs than before.
 
     Args:
         load_path: a checkpoint, or a folder: then that of the last epoch in it.
@@ -64,10 +76,15 @@ class CheckpointLoader(monai.handlers.CheckpointLoader):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise ValueError(
-                f"{path} is refused: a checkpoint may hold tensors and plain types only, no code. {error}"
+                f"{path} is refused: a checkpoint may hold tensors and plain types only, no code. "
+                "This one holds something else, or is damaged."
             ) from error
-        except (RuntimeError, EOFError, OSError) as error:
-            raise ValueError(f"{path} cannot be read as a checkpoint, it may be damaged: {error}.") from error
+        except Exception as error:  # a damaged pickle raises anything
+            raise ValueError(
+                f"{path} cannot be read as a checkpoint, it may be damaged: {error!r}."
+            ) from error
+        if not isinstance(checkpoint, Mapping):
+            raise ValueError(f"{path} holds no weights by name, but a {type(checkpoint).__name__}.")
         single = len(self.load_dict) == 1 and next(iter(self.load_dict)) not in checkpoint
         for name, target in self.load_dict.items():
             if not single and name not in checkpoint:
@@ -75,6 +92,12 @@ class CheckpointLoader(monai.handlers.CheckpointLoader):
             if isinstance(target, nn.Module):
                 _check_fit(path, checkpoint if single else checkpoint[name], target)
         super().__call__(engine)
+        for target in self.load_dict.values():
+            if isinstance(target, LambdaLR):
+                for group, rate, factor in zip(
+                    target.optimizer.param_groups, target.base_lrs, target.lr_lambdas, strict=True
+                ):
+                    group["lr"] = rate * factor(target.last_epoch)
 
 
 class MetricsSaver(monai.handlers.MetricsSaver):
@@ -94,16 +117,21 @@ class MetricsSaver(monai.handlers.MetricsSaver):
         images = string_list_all_gather(self._filenames) if idist.get_world_size() > 1 else self._filenames
         if idist.get_rank() != self.save_rank:
             return
-        monai.handlers.write_metrics_reports(
-            save_dir=self.save_dir,
-            images=images,
-            metrics={k: v for k, v in engine.state.metrics.items() if k in (self.metrics or ())},
-            metric_details={
-                k: v for k, v in engine.state.metric_details.items() if k in (self.metric_details or ())
-            },
-            summary_ops=self.summary_ops,
-            class_labels=self.class_labels,
-        )
+        with warnings.catch_warnings():
+            # of a class that no case has, all scores are NaN, and so is their mean
+            warnings.simplefilter("ignore", RuntimeWarning)
+            monai.handlers.write_metrics_reports(
+                save_dir=self.save_dir,
+                images=images,
+                metrics={k: v for k, v in engine.state.metrics.items() if k in (self.metrics or ())},
+                metric_details={
+                    k: v
+                    for k, v in getattr(engine.state, "metric_details", {}).items()
+                    if k in (self.metric_details or ())
+                },
+                summary_ops=self.summary_ops,
+                class_labels=self.class_labels,
+            )
         logger.info(f"Wrote the scores of {len(images)} cases to {self.save_dir}.")
 
 
@@ -140,5 +168,7 @@ def _channels(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> st
         ("out_channels", next((key for key in wanted if key.startswith("heads.")), ""), 0),
     ):
         if key in weights and key in wanted and weights[key].shape[axis] != wanted[key].shape[axis]:
-            differ.append(f"{name} {weights[key].shape[axis]} in the file, {wanted[key].shape[axis]} in the network")
+            differ.append(
+                f"{name} {weights[key].shape[axis]} in the file, {wanted[key].shape[axis]} in the network"
+            )
     return f" ({'; '.join(differ)})" if differ else ""

@@ -78,7 +78,9 @@ class LoadCased(MapTransform):
             )
         apart = _greatest_distance(image, label)
         if apart > 0.5 * float(image.pixdim.min()):
-            raise ValueError(f"label {names} must lie where the image lies; their affines put it {apart:.1f} mm apart.")
+            raise ValueError(
+                f"label {names} must lie where the image lies; their affines put it {apart:.1f} mm apart."
+            )
         values = torch.unique(label.as_tensor()).tolist()
         wrong = [value for value in values if value not in range(self.out_channels)]
         if wrong:

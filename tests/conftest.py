@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: small networks, and one thread, since several are ten times slower on them."""
+"""What all tests share: small networks and data; one thread, since several are ten times slower on them."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from bundles import run, write_balls
 from monai_unetpp import UNetPlusPlus
 
 torch.set_num_threads(1)
@@ -30,3 +32,17 @@ def tiny() -> Callable[..., UNetPlusPlus]:
         return net
 
     return build
+
+
+@pytest.fixture(scope="session")
+def balls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of four small volumes, to be left as it is."""
+    return write_balls(tmp_path_factory.mktemp("data") / "balls")
+
+
+@pytest.fixture(scope="session")
+def trained(balls: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a liver bundle after two epochs on the balls, to be left as it is."""
+    root = tmp_path_factory.mktemp("liver")
+    run("liver", "train", root, dataset_dir=str(balls))
+    return root

@@ -52,7 +52,7 @@ def read_dataset(
 
     Raises:
         ValueError: if ``dataset_dir`` is not given, or ``dataset.json`` is damaged, names no training
-            cases, or has another number of labels than ``out_channels``.
+            cases, or one without a label, or has another number of labels than ``out_channels``.
         FileNotFoundError: if the folder has no ``dataset.json``, or a file that it names does not exist.
     """
     if dataset_dir is None:
@@ -74,6 +74,9 @@ def read_dataset(
         raise ValueError(f"{index} is not a Decathlon data set: {error!r}.") from error
     if not cases:
         raise ValueError(f"{index} lists no training cases.")
+    lacking = [case for case in cases if not case.keys() >= {"image", "label"}]
+    if lacking:
+        raise ValueError(f"{index} must name an image and a label for every training case, got {lacking[0]}.")
     missing = [path for case in cases for path in case.values() if not Path(path).is_file()]
     if missing:
         raise FileNotFoundError(f"{index} names {len(missing)} files that do not exist, first {missing[0]}.")

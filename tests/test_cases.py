@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import logging
+import re
+from pathlib import Path
+
+import pytest
+
+from bundles import AFFINES, write_balls
+from monai_unetpp.data import cases, list_volumes, read_dataset
+
+
+@pytest.fixture
+def balls(tmp_path) -> Path:
+    return write_balls(tmp_path / "balls")
+
+
+def rewrite(directory, **changes):
+    """Change keys of a ``dataset.json``; None takes one away."""
+    index = directory / "dataset.json"
+    content = json.loads(index.read_text()) | changes
+    index.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+# read_dataset
+
+
+def test_data_set_has_its_cases_and_the_names_of_its_classes(balls):
+    dataset = read_dataset(balls, 3)
+    assert dataset.labels == ["background", "ball", "pip"]
+    assert dataset.cases == [
+        {key: str(balls / f"{key}sTr" / f"{name}.nii.gz") for key in ("image", "label")} for name in AFFINES
+    ]
+
+
+def test_classes_are_in_the_order_of_their_values(balls):
+    rewrite(balls, labels={"2": "c", "0": "a", "1": "b"})
+    assert read_dataset(balls, 3).labels == ["a", "b", "c"]
+
+
+def test_ten_classes_and_more_are_ordered_as_numbers(balls):
+    names = [f"class-{value}" for value in range(12)]
+    rewrite(balls, labels={str(value): name for value, name in sorted(enumerate(names), key=str)})
+    assert read_dataset(balls, 12).labels == names
+
+
+def test_phantoms_are_made_where_the_default_is_empty(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(cases, "PHANTOMS", 1)
+    folder = tmp_path / "bundle" / "data"
+    with caplog.at_level(logging.INFO, "monai_unetpp"):
+        dataset = read_dataset(folder, 3, phantom_dir=folder)
+    assert len(dataset.cases) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        f"No data set given: making 1 synthetic CTs (phantoms) in {folder}."
+    ]
+    before = (folder / "imagesTr" / "liver_000.nii.gz").stat().st_mtime_ns
+    assert read_dataset(folder, 3, phantom_dir=folder) == dataset
+    assert (folder / "imagesTr" / "liver_000.nii.gz").stat().st_mtime_ns == before
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("exists", [True, False], ids=["empty-folder", "no-folder"])
+def test_folder_that_was_named_is_never_filled_with_phantoms(tmp_path, monkeypatch, exists):
+    monkeypatch.setattr(cases, "write_liver_phantoms", lambda *_, **__: pytest.fail("phantoms"))
+    named = tmp_path / "named"
+    if exists:
+        named.mkdir()
+    message = (
+        rf"^dataset_dir has no dataset\.json: {re.escape(str(named))}\. .*Decathlon layout.*Task03_Liver"
+        rf".*python -m monai_unetpp phantom --out {re.escape(str(named))}$"
+    )
+    for phantom_dir in (None, tmp_path / "default"):
+        with pytest.raises(FileNotFoundError, match=message):
+            read_dataset(named, 3, phantom_dir)
+    assert named.exists() == exists
+
+
+def test_missing_argument_is_named_as_one_types_it():
+    with pytest.raises(ValueError, match="--dataset_dir FOLDER"):
+        read_dataset(None, 3)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", '{"training": []}', '{"labels": {"0": "a"}}', b"\xff\xfe\x00"],
+    ids=["empty", "cut-off", "list", "null", "no-labels", "no-training", "binary"],
+)
+def test_damaged_index_is_named(tmp_path, content):
+    index = tmp_path / "dataset.json"
+    index.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(index))} is not a Decathlon data set"):
+        read_dataset(tmp_path, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": ["a", "b", "c"]}, "is not a Decathlon data set"),
+        ({"labels": {"0": "a", "1": "b", "3": "d"}}, r"is not a Decathlon data set: KeyError\('2'\)"),
+        ({"training": ["a.nii.gz"]}, "is not a Decathlon data set"),
+        ({"training": [{"image": "imagesTr/RAS.nii.gz"}]}, "must name an image and a label .*RAS"),
+        ({"training": []}, "lists no training cases"),
+        (
+            {"labels": {"0": "a", "1": "b"}},
+            r"out_channels must be 2 for the labels a, b of .*: --out_channels 2\.$",
+        ),
+    ],
+    ids=["labels-as-list", "gap-in-labels", "cases-as-list", "case-without-label", "no-cases", "two-labels"],
+)
+def test_index_that_does_not_fit_says_what_is_wrong(balls, changes, message):
+    rewrite(balls, **changes)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_dataset(balls, 3)
+    assert str(balls / "dataset.json") in str(caught.value)
+
+
+def test_files_that_do_not_exist_are_counted_and_the_first_is_named(balls):
+    for name in ("imagesTr/LPS.nii.gz", "labelsTr/PSR.nii.gz"):
+        (balls / name).unlink()
+    first = re.escape(str(balls / "imagesTr" / "LPS.nii.gz"))
+    with pytest.raises(
+        FileNotFoundError, match=rf"dataset\.json names 2 files that do not exist, first {first}\.$"
+    ):
+        read_dataset(balls, 3)
+
+
+# list_volumes
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for name in ("b.nii.gz", "a.nii", "._a.nii", "notes.txt", "c.nii.gz.part"):
+        (tmp_path / name).touch()
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "d.nii.gz").touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("a.nii", ["a.nii"]),
+        ("", ["a.nii", "b.nii.gz"]),
+        (["b.nii.gz", "a.nii"], ["b.nii.gz", "a.nii"]),
+        (("", "inside/d.nii.gz"), ["a.nii", "b.nii.gz", "inside/d.nii.gz"]),
+    ],
+    ids=["file", "folder", "list", "folder-and-file"],
+)
+@pytest.mark.parametrize("kind", [Path, str], ids=["path", "string"])
+def test_volumes_are_listed(folder, names, expected, kind):
+    source = kind(folder / names) if isinstance(names, str) else [kind(folder / name) for name in names]
+    assert list_volumes(source) == [{"image": str(folder / name)} for name in expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nowhere.nii", "nowhere.nii does not exist"), ("empty", r"empty holds no volume \(\.nii, \.nii\.gz\)")],
+    ids=["no-file", "empty-folder"],
+)
+def test_nothing_to_segment_is_an_error_with_the_path(folder, name, message):
+    (folder / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=re.escape(str(folder)) + "/" + message):
+        list_volumes(folder / name)
+
+
+def test_two_volumes_that_would_be_written_as_one_are_refused(folder):
+    (folder / "inside" / "a.nii.gz").touch()
+    with pytest.raises(ValueError, match=r"a\.nii and .*inside/a\.nii\.gz would both be written as a"):
+        list_volumes([folder / "a.nii", folder / "inside"])

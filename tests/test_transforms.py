@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+import re
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import LoadImaged
+
+from bundles import AFFINES, affine, ball
+from monai_unetpp.transforms import DeepestHeadd, LoadCased
+
+LOAD = LoadCased(out_channels=3)
+
+
+def save(path, array, matrix):
+    nib.save(nib.Nifti1Image(array, matrix), path)
+    return str(path)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that writes a case, with any of its parts replaced, and returns its paths."""
+
+    def build(axcodes="RAS", **parts):
+        case = ball("case", affine(axcodes), size=(10, 9, 8), radius=12)
+        part = {"image": case.image, "label": case.label, "matrix": case.affine} | parts
+        return {
+            "image": save(tmp_path / "image.nii.gz", part["image"], case.affine),
+            "label": save(tmp_path / "label.nii.gz", part["label"], part["matrix"]),
+        }
+
+    return build
+
+
+# LoadCased
+
+
+@pytest.mark.parametrize("matrix", AFFINES.values(), ids=AFFINES)
+def test_case_is_loaded_as_nibabel_reads_it(tmp_path, matrix):
+    case = ball("case", matrix, size=(10, 9, 8), radius=12)
+    save(tmp_path / "image.nii.gz", case.image, matrix)
+    save(tmp_path / "label.nii.gz", case.label, matrix)
+    loaded = LOAD({key: str(tmp_path / f"{key}.nii.gz") for key in ("image", "label")})
+    for key in ("image", "label"):
+        file = nib.load(tmp_path / f"{key}.nii.gz")
+        assert isinstance(loaded[key], MetaTensor)
+        assert loaded[key].dtype == torch.float32
+        assert np.array_equal(loaded[key][0].numpy(), file.get_fdata())
+        assert np.array_equal(loaded[key].affine.numpy(), file.affine)
+
+
+def test_case_is_loaded_as_monai_loads_it(write):
+    paths = write("LPS")
+    ours, theirs = LOAD(paths), LoadImaged(("image", "label"), ensure_channel_first=True)(paths)
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        assert torch.equal(ours[key], theirs[key])
+        assert torch.equal(ours[key].affine, theirs[key].affine)
+
+
+def test_what_is_no_file_passes_through(write):
+    loaded = LOAD({**write(), "name": "a case"})
+    assert loaded["name"] == "a case"
+
+
+def test_paths_that_are_given_are_left_alone(write):
+    paths = write()
+    before = dict(paths)
+    LOAD(paths)
+    assert paths == before
+
+
+def test_label_may_be_missing_where_that_is_allowed(write):
+    image = {"image": write()["image"]}
+    assert LoadCased(out_channels=3, allow_missing_keys=True)(image).keys() == {"image"}
+    with pytest.raises(KeyError, match="label"):
+        LOAD(image)
+
+
+def test_label_that_is_not_asked_for_is_not_read(write):
+    paths = write() | {"label": "nowhere.nii.gz"}
+    assert LoadCased("image")(paths)["label"] == "nowhere.nii.gz"
+
+
+def test_keys_may_have_other_names(write):
+    ct, seg = write().values()
+    loaded = LoadCased(("ct", "seg"), image_key="ct", label_key="seg", out_channels=3)({"ct": ct, "seg": seg})
+    assert set(torch.unique(loaded["seg"]).tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("value", "number"), [(np.nan, 1), (np.inf, 2), (-np.inf, 3)], ids=["nan", "inf", "minus-inf"]
+)
+def test_voxels_that_are_no_numbers_are_counted(write, value, number):
+    image = ball("case", affine(), size=(10, 9, 8)).image.astype(np.float32)
+    image[:number, 0, 0] = value
+    paths = write(image=image)
+    message = f"{re.escape(paths['image'])} has {number} voxels that are NaN or infinite"
+    with pytest.raises(ValueError, match=message):
+        LOAD(paths)
+
+
+def test_volume_with_several_channels_is_refused(write):
+    paths = write(image=np.zeros((10, 9, 8, 2), np.int16))
+    with pytest.raises(ValueError, match=r"image\.nii\.gz must have one channel, got 2"):
+        LOAD(paths)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(3, "3"), (255, "255"), (-1, "-1"), (0.5, r"0\.5")], ids=["3", "255", "-1", "half"]
+)
+def test_label_value_that_is_no_class_is_named(write, value, shown):
+    label = np.zeros((10, 9, 8), np.float32)
+    label[0, 0, 0] = value
+    message = rf"label .*label\S* of .*image\S* must have values 0\.\.2 \(out_channels = 3\), got {shown}\."
+    with pytest.raises(ValueError, match=message):
+        LOAD(write(label=label))
+
+
+def test_label_of_another_shape_is_refused_and_both_shapes_are_named(write):
+    with pytest.raises(ValueError, match=r"the shape of the image, \[10, 9, 8\], got \[10, 9, 7\]"):
+        LOAD(write(label=np.zeros((10, 9, 7), np.uint8)))
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        affine() @ np.diag([1, 1, 1.2, 1]),
+        affine("LPS"),
+        affine(turn=10),
+        affine() + np.eye(4, k=3) * 6,
+    ],
+    ids=["spacing", "orientation", "turned", "shifted"],
+)
+def test_label_that_lies_elsewhere_is_refused_and_the_distance_is_named(write, matrix):
+    corners = nib.affines.apply_affine
+    far = max(np.linalg.norm(corners(affine(), c) - corners(matrix, c)) for c in np.ndindex((10, 9, 8)))
+    with pytest.raises(ValueError, match=rf"must lie where the image lies; .* {far:.1f} mm apart"):
+        LOAD(write(matrix=matrix))
+
+
+def test_rounding_of_an_affine_is_no_other_place(write):
+    nudge = np.zeros((4, 4))
+    nudge[:3] = np.random.default_rng(0).uniform(-1e-4, 1e-4, (3, 4))
+    LOAD(write(matrix=affine() + nudge))
+
+
+@pytest.mark.parametrize("kept", [0, 100, 0.9], ids=["empty", "header-only", "all-but-the-end"])
+@pytest.mark.parametrize("key", ["image", "label"])
+def test_file_that_ends_early_is_named(write, key, kept, tmp_path):
+    paths = write()
+    content = (tmp_path / f"{key}.nii.gz").read_bytes()
+    kept = int(kept * len(content)) if isinstance(kept, float) else kept
+    (tmp_path / f"{key}.nii.gz").write_bytes(content[:kept])
+    with pytest.raises(ValueError, match=rf"{re.escape(paths[key])} cannot be read, it may be damaged"):
+        LOAD(paths)
+
+
+def test_file_of_another_kind_is_named(write, tmp_path):
+    paths = write()
+    (tmp_path / "image.nii.gz").write_text("not found: 404")
+    with pytest.raises(ValueError, match=r"image\.nii\.gz cannot be read"):
+        LOAD(paths)
+
+
+# DeepestHeadd
+
+
+@pytest.mark.parametrize("kind", [list, tuple], ids=["list", "tuple"])
+def test_deepest_head_is_kept_and_the_rest_of_the_item_too(kind):
+    heads, label = kind(torch.rand(3, 4, 4) for _ in range(3)), torch.rand(1, 4, 4)
+    item = DeepestHeadd("pred")({"pred": heads, "label": label})
+    assert item["pred"] is heads[0]
+    assert item["label"] is label
+
+
+def test_single_tensor_is_left_alone():
+    pred = torch.rand(3, 4, 4)
+    assert DeepestHeadd("pred")({"pred": pred})["pred"] is pred
+
+
+def test_deepest_head_is_that_of_the_network_in_training(tiny):
+    net = tiny(out_channels=3).train()
+    heads = net(torch.rand(1, 1, 32, 32))
+    item = DeepestHeadd("pred")({"pred": [head[0] for head in heads]})
+    *shallow, deepest = net.heads.values()
+    item["pred"].sum().backward()
+    assert deepest.weight.grad.abs().sum() > 0
+    assert all(head.weight.grad is None for head in shallow)
