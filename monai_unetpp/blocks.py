@@ -18,7 +18,9 @@ from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["EncoderRow", "JointConv", "Node", "TwoConv", "is_eager"]
+from monai_unetpp import kernels
+
+__all__ = ["EncoderRow", "JointConv", "Node", "TwoConv"]
 
 
 class JointConv(nn.Module):
@@ -59,16 +61,28 @@ class JointConv(nn.Module):
             bias=bias,
         )
         self.adn = ADN("NDA", out_channels, act, norm, spatial_dims, dropout or None, 1)
+        instance = getattr(self.adn, "N", None)
+        if isinstance(instance, (nn.InstanceNorm2d, nn.InstanceNorm3d)) and not instance.track_running_stats:
+            self.adn.N = kernels.InstanceNorm(out_channels, eps=instance.eps, affine=instance.affine)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Map ``len(in_channels)`` tensors (B, C_n, *spatial) to one (B, out_channels, *spatial)."""
-        if len(maps) == 1:
-            return self.adn(self.conv(maps[0]))
         weights = self.conv.weight.split(self.pieces, dim=1)
-        y = self.conv._conv_forward(maps[0], weights[0], self.conv.bias)
+        y = self._convolve(maps[0], weights[0], self.conv.bias)
         for n in range(1, len(maps)):
-            y = y + self.conv._conv_forward(maps[n], weights[n], None)
-        return self.adn(y)
+            y += self._convolve(maps[n], weights[n], None)
+        if torch.jit.is_scripting():
+            y = self.adn(y)
+        else:
+            y = kernels.activate(self.adn, y)
+        return y
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if torch.jit.is_scripting():
+            y = self.conv._conv_forward(x, weight, bias)
+        else:
+            y = kernels.convolve(self.conv, x, weight, bias)
+        return y
 
 
 class TwoConv(nn.Module):
@@ -122,7 +136,11 @@ class EncoderRow(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``X^{i-1,0}`` (B, C, *spatial) to ``X^{i,0}`` (B, C', *ceil(spatial / stride))."""
-        return self.convs([self.pool(x)])
+        if torch.jit.is_scripting():
+            x = self.pool(x)
+        else:
+            x = kernels.apply(self.pool, x)
+        return self.convs([x])
 
 
 class Node(nn.Module):
@@ -160,20 +178,19 @@ class Node(nn.Module):
 
     def forward(self, row: list[Tensor], below: Tensor) -> Tensor:
         """Map row ``i`` so far, (B, C, *spatial) each, and ``X^{i+1,j-1}`` to ``X^{i,j}``."""
-        up = _crop(self.up(below), row[0])
+        if torch.jit.is_scripting():
+            up = self.up(below)
+        else:
+            up = kernels.apply(self.up, below)
+        up = _crop(up, row[0])
         return self.convs(row[self.start : self.stop] + [up])
 
 
 def _crop(x: Tensor, like: Tensor) -> Tensor:
     """Cut from the end of ``x`` what it has more than ``like`` on the spatial axes."""
-    if is_eager() and x.shape[2:] == like.shape[2:]:
+    if (torch.jit.is_scripting() or kernels.is_eager()) and x.shape[2:] == like.shape[2:]:
         return x
     crop: list[int] = []
     for axis in range(x.dim() - 1, 1, -1):
         crop += [0, like.shape[axis] - x.shape[axis]]
     return F.pad(x, crop)  # negative: cuts; without a branch, so that it holds for every size
-
-
-def is_eager() -> bool:
-    """Whether branches on sizes are safe: neither tracing nor exporting freezes them."""
-    return torch.jit.is_scripting() or not (torch.jit.is_tracing() or torch.compiler.is_compiling())  # type: ignore[no-untyped-call]

@@ -18,7 +18,8 @@ import torch
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
-from monai_unetpp.blocks import EncoderRow, Node, is_eager
+from monai_unetpp import kernels
+from monai_unetpp.blocks import EncoderRow, Node
 
 __all__ = ["SKIPS", "UNetPlusPlus"]
 
@@ -228,9 +229,13 @@ class UNetPlusPlus(nn.Module):
 
     def _heads(self, x: Tensor, lowest: int, level: int) -> list[Tensor]:
         """Return the logits of levels ``lowest`` .. ``level``, deepest first."""
-        if is_eager():
+        if torch.jit.is_scripting():
             self._check_input(x, level)
-        y = x
+            y = x
+        else:
+            if kernels.is_eager():
+                self._check_input(x, level)
+            y = kernels.channels_last(x)
         rows: list[list[Tensor]] = []  # rows[i] = X^{i,0}, X^{i,1}, ...
         for i, encoder in enumerate(self.encoder):
             if i <= level:
@@ -253,7 +258,11 @@ class UNetPlusPlus(nn.Module):
         for n, head in enumerate(self.heads.values()):
             k = n + self._first_level
             if lowest <= k and k <= level:
-                logits.append(head(tops[k - lowest]))
+                y = tops[k - lowest]
+                if torch.jit.is_scripting():
+                    logits.append(head(y))
+                else:
+                    logits.append(kernels.convolve(head, y, head.weight, head.bias))
         logits.reverse()
         return logits
 
