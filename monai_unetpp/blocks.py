@@ -71,10 +71,7 @@ class JointConv(nn.Module):
         y = self._convolve(maps[0], weights[0], self.conv.bias)
         for n in range(1, len(maps)):
             y += self._convolve(maps[n], weights[n], None)
-        if torch.jit.is_scripting():
-            y = self.adn(y)
-        else:
-            y = kernels.activate(self.adn, y)
+        y = self.adn(y) if torch.jit.is_scripting() else kernels.activate(self.adn, y)
         return y
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -136,10 +133,7 @@ class EncoderRow(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``X^{i-1,0}`` (B, C, *spatial) to ``X^{i,0}`` (B, C', *ceil(spatial / stride))."""
-        if torch.jit.is_scripting():
-            x = self.pool(x)
-        else:
-            x = kernels.apply(self.pool, x)
+        x = self.pool(x) if torch.jit.is_scripting() else kernels.apply(self.pool, x)
         return self.convs([x])
 
 
@@ -178,10 +172,7 @@ class Node(nn.Module):
 
     def forward(self, row: list[Tensor], below: Tensor) -> Tensor:
         """Map row ``i`` so far, (B, C, *spatial) each, and ``X^{i+1,j-1}`` to ``X^{i,j}``."""
-        if torch.jit.is_scripting():
-            up = self.up(below)
-        else:
-            up = kernels.apply(self.up, below)
+        up = self.up(below) if torch.jit.is_scripting() else kernels.apply(self.up, below)
         up = _crop(up, row[0])
         return self.convs(row[self.start : self.stop] + [up])
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the equation is computed: in less time and memory than by torch's defaults, with the same result.
 
-A convolution keeps its input for the gradient of its weight, norm and activation keep theirs: two maps for each
-convolution. Here one is kept, the convolution's raw output; what norm, activation and upsampling make of it takes
-little time and is made again in backward (:class:`Recipe`). All this is for eager mode on any device; scripted,
-traced, exported and compiled networks use torch's operators as they are.
+For backward, a convolution keeps its input, and norm and activation keep theirs: two maps for each
+convolution. Here one is kept, its raw output; what norm, activation, pooling and upsampling make
+of it takes little time and is made again (:class:`Recipe`). All this is for eager mode; scripted, traced,
+exported and compiled networks use torch's operators as they are.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-__all__ = ["InstanceNorm", "activate", "apply", "channels_last", "convolve", "forget", "is_eager"]
+__all__ = ["InstanceNorm", "activate", "apply", "convolve", "enter", "forget", "is_eager", "leave"]
 
 
 def is_eager() -> bool:
@@ -26,9 +27,25 @@ def is_eager() -> bool:
     return not torch.jit.is_tracing() and not torch.compiler.is_compiling()  # type: ignore[no-untyped-call]
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """Return ``x`` in the memory order in which its device convolves fastest; 3D on the CPU: channels last."""
-    if x.dim() == 5 and x.device.type == "cpu" and is_eager():
+def enter(x: Tensor) -> Tensor:
+    """Return ``x`` as the network computes with it: plain, and in the memory order that convolves fastest.
+
+    That is channels last for 3D on the CPU. MONAI's ``MetaTensor`` would cost time in every operation.
+    """
+    if not is_eager():
+        return x
+    return _channels_last(x.as_subclass(Tensor))
+
+
+def leave(y: Tensor, x: Tensor) -> Tensor:
+    """Return ``y`` as the type of tensor that came in, such as a ``MetaTensor`` with the meta of ``x``."""
+    if not is_eager() or type(x) is Tensor:
+        return y
+    return convert_to_dst_type(y, x, dtype=y.dtype)[0]
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    if x.dim() == 5 and x.device.type == "cpu":
         return x.contiguous(memory_format=torch.channels_last_3d)
     return x
 
@@ -56,11 +73,13 @@ class Recipe(NamedTuple):
     make: Callable[[Tensor], Tensor]
 
 
-def convolve(conv: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return ``conv`` of ``x``, with this weight and bias in place of its own."""
+def convolve(conv: Any, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """Return ``conv(x)``; if a weight is given, with that weight and bias in place of its own."""
+    if weight is None:
+        weight, bias = conv.weight, conv.bias
     if _is_recorded(x, weight):
         recipe = _recipe(x)
-        return _Convolve.apply(x, weight, bias, recipe.raw, recipe.make, conv)
+        return _Convolve.apply(x, weight, bias, recipe.raw, recipe.make, conv)  # type: ignore[no-untyped-call]
     return _forward(conv, x, weight, bias)
 
 
@@ -72,7 +91,7 @@ def activate(adn: nn.Module, z: Tensor) -> Tensor:
 
 
 def apply(module: nn.Module, x: Tensor) -> Tensor:
-    """Return ``module(x)`` for a module that takes little time; ``x`` and the result are made again in backward."""
+    """Return ``module(x)``, for a module that takes little time; both are made again in backward."""
     return _apply(module, x, _recipe(x)) if _is_recorded(x, x) else module(x)
 
 
@@ -83,7 +102,9 @@ def forget(x: Tensor) -> Tensor:
 
 
 def _apply(module: nn.Module, x: Tensor, recipe: Recipe) -> Tensor:
-    y = _Apply.apply(x, recipe.raw, recipe.make, module, *module.parameters())
+    y: Any = _Apply.apply(  # type: ignore[no-untyped-call]
+        x, recipe.raw, recipe.make, module, *module.parameters()
+    )
     y.recipe = Recipe(recipe.raw, lambda raw: module(recipe.make(raw)))
     return y
 
@@ -101,16 +122,14 @@ def _is_recorded(x: Tensor, weight: Tensor) -> bool:
 
 
 def _can_repeat(adn: nn.Module) -> bool:
-    """Whether norm and activation give the same again: no randomness, no running statistics, ``z`` not overwritten."""
+    """Whether norm and activation give the same again: nothing random or running, nothing done in place."""
     norm = getattr(adn, "N", None)
     return isinstance(norm, (InstanceNorm, nn.GroupNorm, nn.LayerNorm)) and not hasattr(adn, "D")
 
 
 class _Apply(Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, raw: Tensor, make: Any, module: nn.Module, *parameters: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, raw: Tensor, make: Any, module: nn.Module, *_: Tensor) -> Tensor:
         ctx.save_for_backward(raw)
         ctx.make, ctx.module, ctx.autocast = make, module, _autocast(x)
         return module(x)
@@ -136,7 +155,8 @@ class _Convolve(Function):
     ) -> Tensor:
         ctx.save_for_backward(raw, weight)
         ctx.make, ctx.conv, ctx.autocast = make, conv, _autocast(x)
-        return _forward(conv, x, weight, bias)
+        y = _forward(conv, x, weight, bias)
+        return y.clone() if y._is_view() else y  # a view could not be added to in place
 
     @staticmethod
     @once_differentiable
@@ -179,7 +199,7 @@ def _backward(
         wanted,
     )
     if slow:
-        gx = channels_last(gx.to_dense()) if wanted[0] else None
+        gx = _channels_last(gx.to_dense()) if wanted[0] else None
         gw, gb = (g.to_dense() if g is not None and g.is_mkldnn else g for g in (gw, gb))
     return gx, gw, gb
 
@@ -195,5 +215,5 @@ def _is_slow(x: Tensor) -> bool:
         and x.dtype == torch.float32
         and x.shape[0] == 1
         and x.shape[1] * x.shape[2] * x.shape[3] <= 20480
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     )

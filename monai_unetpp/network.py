@@ -235,7 +235,7 @@ class UNetPlusPlus(nn.Module):
         else:
             if kernels.is_eager():
                 self._check_input(x, level)
-            y = kernels.channels_last(x)
+            y = kernels.enter(x)
         rows: list[list[Tensor]] = []  # rows[i] = X^{i,0}, X^{i,1}, ...
         for i, encoder in enumerate(self.encoder):
             if i <= level:
@@ -259,10 +259,9 @@ class UNetPlusPlus(nn.Module):
             k = n + self._first_level
             if lowest <= k and k <= level:
                 y = tops[k - lowest]
-                if torch.jit.is_scripting():
-                    logits.append(head(y))
-                else:
-                    logits.append(kernels.convolve(head, y, head.weight, head.bias))
+                logits.append(
+                    head(y) if torch.jit.is_scripting() else kernels.leave(kernels.convolve(head, y), x)
+                )
         logits.reverse()
         return logits
 
