@@ -104,7 +104,7 @@ class TwoConv(nn.Module):
         return self.conv_1([self.conv_0(maps)])
 
 
-class EncoderRow(nn.Module):
+class EncoderRow(kernels.Checkpointed):
     """``X^{i,0}``: max pooling by the stride between rows ``i - 1`` and ``i``, then ``H``.
 
     Where the stride does not divide the size, the last window is the smaller one (``ceil_mode``), and
@@ -137,7 +137,7 @@ class EncoderRow(nn.Module):
         return self.convs([x])
 
 
-class Node(nn.Module):
+class Node(kernels.Checkpointed):
     """``X^{i,j}`` for ``j > 0``: ``H`` over skips of row ``i`` and ``U`` of the node below.
 
     Args:
@@ -168,6 +168,8 @@ class Node(nn.Module):
         self.start, self.stop = skips
         pieces = [skip_channels] * (self.stop - self.start) + [up_channels]
         self.up = UpSample(spatial_dims, below_channels, up_channels, tuple(stride), mode=upsample)
+        if upsample == "deconv" and spatial_dims == 3:
+            self.up.deconv.__class__ = kernels.Deconv3d  # same weights, faster
         self.convs = TwoConv(spatial_dims, pieces, out_channels, **settings)
 
     def forward(self, row: list[Tensor], below: Tensor) -> Tensor:

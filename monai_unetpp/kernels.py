@@ -13,13 +13,24 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.utils.checkpoint
 from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-__all__ = ["InstanceNorm", "activate", "apply", "convolve", "enter", "forget", "is_eager", "leave"]
+__all__ = [
+    "Checkpointed",
+    "Deconv3d",
+    "InstanceNorm",
+    "activate",
+    "apply",
+    "convolve",
+    "enter",
+    "is_eager",
+    "leave",
+]
 
 
 def is_eager() -> bool:
@@ -66,6 +77,28 @@ class InstanceNorm(nn.modules.instancenorm._InstanceNorm):
         return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
 
 
+class Deconv3d(nn.ConvTranspose3d):
+    """Transposed convolution whose kernel is as large as its stride; on the CPU one matrix product.
+
+    No two inputs meet in an output, so that is all there is to it. Torch's own takes ten times as long for
+    a batch of one, and undoes channels last.
+    """
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: ARG002
+        """Map (B, C, X, Y, Z) to (B, C', *(size * stride))."""
+        if x.device.type == "cpu" and not torch.jit.is_scripting() and is_eager():
+            return self._product(x)
+        return F.conv_transpose3d(x, self.weight, self.bias, self.stride)
+
+    def _product(self, x: Tensor) -> Tensor:
+        b, _, *size = x.shape
+        kernel = list(self.stride)
+        y = x.permute(0, 2, 3, 4, 1) @ self.weight.permute(0, 2, 3, 4, 1).flatten(1)  # (B, X, Y, Z, KKK C')
+        y = y.view(b, *size, *kernel, self.out_channels).permute(0, 1, 4, 2, 5, 3, 6, 7)
+        y = y.reshape(b, *(n * k for n, k in zip(size, kernel, strict=True)), self.out_channels)
+        return (y if self.bias is None else y + self.bias).permute(0, 4, 1, 2, 3)
+
+
 class Recipe(NamedTuple):
     """How to make a map again in backward: ``make(raw)``."""
 
@@ -95,17 +128,25 @@ def apply(module: nn.Module, x: Tensor) -> Tensor:
     return _apply(module, x, _recipe(x)) if _is_recorded(x, x) else module(x)
 
 
-def forget(x: Tensor) -> Tensor:
-    """Keep ``x`` itself for backward, not what it was made from."""
-    x.__dict__.pop("recipe", None)
-    return x
+class Checkpointed(nn.Module):
+    """A module that may keep only its inputs and result for backward, and compute the rest a second time."""
+
+    use_checkpoint = False
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Call ``forward``; TorchScript does so directly."""
+        if not self.use_checkpoint or not is_eager() or not torch.is_grad_enabled():
+            return super().__call__(*inputs)
+        kept = [list(x) if isinstance(x, list) else x for x in inputs]  # rows grow, and are cleared
+        y = torch.utils.checkpoint.checkpoint(super().__call__, *kept, use_reentrant=False)
+        y.__dict__.pop("recipe", None)  # it would keep what the result was made from
+        return y
 
 
 def _apply(module: nn.Module, x: Tensor, recipe: Recipe) -> Tensor:
-    y: Any = _Apply.apply(  # type: ignore[no-untyped-call]
-        x, recipe.raw, recipe.make, module, *module.parameters()
-    )
-    y.recipe = Recipe(recipe.raw, lambda raw: module(recipe.make(raw)))
+    raw, make = recipe
+    y: Any = _Apply.apply(x, raw, make, module, *module.parameters())  # type: ignore[no-untyped-call]
+    y.recipe = Recipe(raw, lambda raw: module(make(raw)))
     return y
 
 

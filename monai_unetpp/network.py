@@ -54,6 +54,7 @@ class UNetPlusPlus(nn.Module):
         upsample: ``"deconv"``, ``"nontrainable"`` or ``"pixelshuffle"``, as MONAI's ``UpSample`` takes it.
         up_channels: channels of the upsampled map that enters row ``i``, one per row 0 .. L-1; default the
             row's width.
+        use_checkpoint: whether training computes each node twice, to keep only the nodes' results in memory.
         last_channels: width of the last node ``X^{0,L}``; default ``channels[0]``. It and ``up_channels``
             exist to hold weights of MONAI's ``BasicUNetPlusPlus``.
 
@@ -90,6 +91,7 @@ class UNetPlusPlus(nn.Module):
         dropout: float = 0.0,
         bias: bool = True,
         upsample: str = "deconv",
+        use_checkpoint: bool = False,
         up_channels: Sequence[int] | None = None,
         last_channels: int | None = None,
     ) -> None:
@@ -130,6 +132,7 @@ class UNetPlusPlus(nn.Module):
             dropout=dropout,
             bias=bias,
             upsample=upsample,
+            use_checkpoint=use_checkpoint,
             up_channels=up_width,
             last_channels=last_width,
         )
@@ -178,6 +181,8 @@ class UNetPlusPlus(nn.Module):
                 kernel_size=kernel[i],
                 **settings,
             )
+        for block in (*self.encoder, *self.nodes.values()):
+            block.use_checkpoint = use_checkpoint
         for k in range(self._first_level, depth + 1):
             width = last_width if k == depth else channels[0]
             self.heads[str(k - 1)] = Conv["conv", spatial_dims](width, out_channels, 1)
@@ -241,7 +246,7 @@ class UNetPlusPlus(nn.Module):
             if i <= level:
                 y = encoder(y)
                 rows.append([y])
-        tops: list[Tensor] = []  # X^{0,lowest}, ..., X^{0,level}
+        logits: list[Tensor] = []
         for n, node in enumerate(self.nodes.values()):
             i, j = self._places[n]
             k = i + j
@@ -253,16 +258,15 @@ class UNetPlusPlus(nn.Module):
                 if k == level:
                     rows[i].clear()  # nobody else reads this row: free it
                 if i == 0 and k >= lowest:
-                    tops.append(y)
-        logits: list[Tensor] = []
-        for n, head in enumerate(self.heads.values()):
-            k = n + self._first_level
-            if lowest <= k and k <= level:
-                y = tops[k - lowest]
-                logits.append(
-                    head(y) if torch.jit.is_scripting() else kernels.leave(kernels.convolve(head, y), x)
-                )
+                    logits.append(self._head(k, y))  # at once, so that backward has one at a time
         logits.reverse()
+        return logits if torch.jit.is_scripting() else [kernels.leave(y, x) for y in logits]
+
+    def _head(self, k: int, y: Tensor) -> Tensor:
+        logits = y
+        for n, head in enumerate(self.heads.values()):
+            if n + self._first_level == k:
+                logits = head(y) if torch.jit.is_scripting() else kernels.convolve(head, y)
         return logits
 
     def _check_input(self, x: Tensor, level: int) -> None:
