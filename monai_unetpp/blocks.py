@@ -133,7 +133,7 @@ class EncoderRow(kernels.Checkpointed):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``X^{i-1,0}`` (B, C, *spatial) to ``X^{i,0}`` (B, C', *ceil(spatial / stride))."""
-        x = self.pool(x) if torch.jit.is_scripting() else kernels.apply(self.pool, x)
+        x = self.pool(x) if torch.jit.is_scripting() else kernels.apply(self.pool, x, keep=True)
         return self.convs([x])
 
 

@@ -123,9 +123,15 @@ def activate(adn: nn.Module, z: Tensor) -> Tensor:
     return _apply(adn, z, Recipe(z.detach(), _same))
 
 
-def apply(module: nn.Module, x: Tensor) -> Tensor:
-    """Return ``module(x)``, for a module that takes little time; both are made again in backward."""
-    return _apply(module, x, _recipe(x)) if _is_recorded(x, x) else module(x)
+def apply(module: nn.Module, x: Tensor, keep: bool = False) -> Tensor:
+    """Return ``module(x)``, for a module that takes little time: backward makes ``x`` again.
+
+    It makes the result again, too, unless ``keep`` says that it is small enough to be kept.
+    """
+    if not _is_recorded(x, x):
+        return module(x)
+    y = _apply(module, x, _recipe(x))
+    return _forget(y) if keep else y
 
 
 class Checkpointed(nn.Module):
@@ -139,14 +145,19 @@ class Checkpointed(nn.Module):
             return super().__call__(*inputs)
         kept = [list(x) if isinstance(x, list) else x for x in inputs]  # rows grow, and are cleared
         y = torch.utils.checkpoint.checkpoint(super().__call__, *kept, use_reentrant=False)
-        y.__dict__.pop("recipe", None)  # it would keep what the result was made from
-        return y
+        return _forget(y)
 
 
 def _apply(module: nn.Module, x: Tensor, recipe: Recipe) -> Tensor:
     raw, make = recipe
     y: Any = _Apply.apply(x, raw, make, module, *module.parameters())  # type: ignore[no-untyped-call]
     y.recipe = Recipe(raw, lambda raw: module(make(raw)))
+    return y
+
+
+def _forget(y: Tensor) -> Tensor:
+    """Let backward keep ``y`` itself, and not what it was made from."""
+    y.__dict__.pop("recipe", None)
     return y
 
 
