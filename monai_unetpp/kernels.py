@@ -17,7 +17,6 @@ import torch.utils.checkpoint
 from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 __all__ = [
@@ -187,8 +186,8 @@ class _Apply(Function):
         return module(x)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
         with ctx.autocast():
             x = ctx.make(*ctx.saved_tensors).detach().requires_grad_()
             with torch.enable_grad():
@@ -211,13 +210,18 @@ class _Convolve(Function):
         return y.clone() if y._is_view() else y  # a view could not be added to in place
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
         raw, weight = ctx.saved_tensors
         with ctx.autocast():
             x = ctx.make(raw)
         grads = _backward(ctx.conv, grad, x.to(grad.dtype), weight.to(grad.dtype), ctx.needs_input_grad[:3])
         return *grads, None, None, None
+
+
+def _refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():  # only with create_graph
+        raise RuntimeError("create_graph must be off: UNetPlusPlus has no second derivative.")
 
 
 def _autocast(x: Tensor) -> Callable[[], torch.autocast]:

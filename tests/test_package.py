@@ -12,7 +12,7 @@ import monai_unetpp
 
 HOUSE = Path(monai_unetpp.__file__).parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(HOUSE)], "monai_unetpp."))
-ONE_WAY = ("blocks", "network", "pruning", "levels", "handlers")
+ONE_WAY = ("kernels", "blocks", "network", "pruning", "levels", "handlers")
 ALONE = ("losses", "transforms", "readers", "data")
 
 

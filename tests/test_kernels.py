@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What kernels.py does for time and memory must not show in any result."""
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.networks.nets import BasicUNetPlusPlus
+from monai.utils import set_determinism
+from torch import nn
+
+from monai_unetpp import UNetPlusPlus, from_basic_unet_plus_plus, kernels
+
+BY_DIMS = [pytest.param(2, (1, 1, 20, 17), id="2D"), pytest.param(3, (1, 1, 12, 10, 9), id="3D")]
+NORMS = ["instance", ("group", {"num_groups": 2}), "batch", None]
+NORM_IDS = ["instance", "group", "batch", "none"]
+
+
+def network(spatial_dims, dtype=torch.float64, **arguments):
+    torch.manual_seed(0)
+    return UNetPlusPlus(spatial_dims, 1, 2, (4, 6, 8), strides=2, **arguments).to(dtype)
+
+
+def gradients(net, x):
+    """Logits of all heads, and the gradients that they leave: of the input, then of every parameter."""
+    x = x.clone().requires_grad_()
+    net.zero_grad()
+    heads = net.all_heads(x)
+    sum((head**2).sum() * (n + 1) for n, head in enumerate(heads)).backward()
+    return [*heads, x.grad, *(parameter.grad for parameter in net.parameters())]
+
+
+def plain(net, x, monkeypatch):
+    """The same by torch's own operators, as a traced network uses them."""
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "is_eager", lambda: False)
+        return gradients(net, x)
+
+
+@pytest.mark.parametrize("use_checkpoint", [False, True], ids=["plain", "checkpoint"])
+@pytest.mark.parametrize("norm", NORMS, ids=NORM_IDS)
+@pytest.mark.parametrize(("spatial_dims", "shape"), BY_DIMS)
+def test_outputs_and_gradients_are_those_of_plain_torch(
+    spatial_dims, shape, norm, use_checkpoint, monkeypatch
+):
+    net, x = network(spatial_dims, norm=norm, use_checkpoint=use_checkpoint), torch.rand(shape).double()
+    for ours, theirs in zip(gradients(net, x), plain(net, x, monkeypatch), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)  # float64 rounding
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_float32_outputs_and_gradients_are_those_of_plain_torch(batch, monkeypatch):
+    net, x = network(3, torch.float32), torch.rand(batch, 1, 12, 10, 9)
+    ours, theirs = (
+        torch.cat([tensor.flatten() for tensor in tensors])
+        for tensors in (gradients(net, x), plain(net, x, monkeypatch))
+    )
+    assert (ours - theirs).norm() < 1e-5 * theirs.norm()  # float32, summed in another order
+
+
+def test_gradients_are_those_of_basic_unet_plus_plus():
+    theirs = BasicUNetPlusPlus(3, 1, 2, (4, 4, 6, 8, 10, 4), deep_supervision=True).double()
+    ours, x = from_basic_unet_plus_plus(theirs), torch.rand(1, 1, 32, 32, 32).double()
+    sum((head**2).sum() for head in theirs(x)).backward()
+    sum((head**2).sum() for head in ours(x)).backward()
+    wanted = from_basic_unet_plus_plus(_with_gradients_as_weights(theirs)).state_dict()
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-9, atol=1e-10)
+
+
+def _with_gradients_as_weights(net):
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(parameter.grad)
+    return net
+
+
+@pytest.mark.parametrize("frozen", ["encoder", "nodes", "heads"])
+def test_frozen_parameters_get_no_gradient_and_the_others_keep_theirs(frozen):
+    net, x = network(2), torch.rand(1, 1, 16, 16).double()
+    wanted = dict(zip(dict(net.named_parameters()), gradients(net, x)[3:], strict=True))
+    getattr(net, frozen).requires_grad_(False)
+    gradients(net, x)
+    for name, parameter in net.named_parameters():
+        if name.startswith(frozen):
+            assert parameter.grad is None
+        else:
+            torch.testing.assert_close(parameter.grad, wanted[name])
+
+
+def test_dropout_is_drawn_once(monkeypatch):
+    net, x = network(2, dropout=0.5), torch.rand(1, 1, 16, 16).double()
+    torch.manual_seed(1)
+    ours = gradients(net, x)
+    torch.manual_seed(1)
+    for a, b in zip(ours, plain(net, x, monkeypatch), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_running_statistics_move_once_a_step(monkeypatch):
+    ours, theirs = network(2, norm="batch"), network(2, norm="batch")
+    x = torch.rand(2, 1, 16, 16).double()
+    gradients(ours, x)
+    plain(theirs, x, monkeypatch)
+    for name, value in ours.named_buffers():
+        torch.testing.assert_close(value, dict(theirs.named_buffers())[name])
+
+
+def test_training_is_deterministic():
+    def trained():
+        set_determinism(0)
+        net = network(3, torch.float32)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            sum(head.square().mean() for head in net(torch.rand(1, 1, 12, 10, 9))).backward()
+            optimizer.step()
+        return net.state_dict()
+
+    first, second = trained(), trained()
+    set_determinism(None)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("use_checkpoint", [False, True], ids=["plain", "checkpoint"])
+def test_mixed_precision_gives_gradients_near_those_of_float32(use_checkpoint):
+    net, x = network(2, torch.float32, use_checkpoint=use_checkpoint), torch.rand(2, 1, 32, 32)
+    wanted = gradients(net, x)[3:]
+    with torch.autocast("cpu", torch.bfloat16):
+        heads = net.all_heads(x)
+    net.zero_grad()
+    sum((head.float() ** 2).sum() * (n + 1) for n, head in enumerate(heads)).backward()
+    got = torch.cat([parameter.grad.flatten() for parameter in net.parameters()])
+    wanted = torch.cat([grad.flatten() for grad in wanted])
+    assert nn.functional.cosine_similarity(got, wanted, dim=0) > 0.99  # bfloat16 has 8 bits
+
+
+def test_backward_keeps_one_map_for_each_convolution():
+    """Two for each convolution, and the joined skips, is what the plain form keeps."""
+    net, x = network(2, torch.float32), torch.rand(1, 1, 64, 64)
+    kept = {}
+
+    def pack(tensor):
+        if tensor.dim() == 4 and tensor.shape[2:] == x.shape[2:] and tensor.shape[1] == 4:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        net(x)
+    assert len(kept) == 2 * 3  # two convolutions in each of X^{0,0}, X^{0,1}, X^{0,2}
+
+
+def test_meta_tensor_in_is_meta_tensor_out():
+    x = MetaTensor(torch.rand(1, 1, 16, 16), meta={"filename_or_obj": "ct.nii.gz"})
+    net = network(2, torch.float32)
+    heads = [*net(x), net.eval()(x)]
+    assert all(isinstance(head, MetaTensor) for head in heads)
+    assert all(head.meta["filename_or_obj"] == "ct.nii.gz" for head in heads)
+
+
+def test_second_derivative_is_refused():
+    net, x = network(2), torch.rand(1, 1, 16, 16).double().requires_grad_()
+    with pytest.raises(RuntimeError, match="create_graph must be off"):
+        torch.autograd.grad(net(x)[0].sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("stride", [2, (2, 2, 1), (1, 3, 2)], ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+def test_matrix_product_equals_transposed_convolution(stride, bias):
+    deconv = kernels.Deconv3d(3, 5, stride, stride, bias=bias).double()
+    x = torch.rand(2, 3, 4, 5, 6).double()
+    torch.testing.assert_close(deconv(x), nn.ConvTranspose3d.forward(deconv, x), rtol=1e-12, atol=1e-12)
