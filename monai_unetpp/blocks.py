@@ -68,17 +68,13 @@ class JointConv(nn.Module):
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Map ``len(in_channels)`` tensors (B, C_n, *spatial) to one (B, out_channels, *spatial)."""
         weights = self.conv.weight.split(self.pieces, dim=1)
-        y = self._convolve(maps[0], weights[0], self.conv.bias)
-        for n in range(1, len(maps)):
-            y += self._convolve(maps[n], weights[n], None)
-        y = self.adn(y) if torch.jit.is_scripting() else kernels.activate(self.adn, y)
-        return y
-
-    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if torch.jit.is_scripting():
-            y = self.conv._conv_forward(x, weight, bias)
+            y = self.conv._conv_forward(maps[0], weights[0], self.conv.bias)
+            for n in range(1, len(maps)):
+                y += self.conv._conv_forward(maps[n], weights[n], None)
+            y = self.adn(y)
         else:
-            y = kernels.convolve(self.conv, x, weight, bias)
+            y = kernels.activate(self.adn, kernels.convolve(self.conv, maps, weights, self.conv.bias))
         return y
 
 

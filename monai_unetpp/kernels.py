@@ -9,7 +9,7 @@ exported and compiled networks use torch's operators as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -61,9 +61,10 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 class InstanceNorm(nn.modules.instancenorm._InstanceNorm):
-    """Instance norm without running statistics; on the CPU computed as group norm, one channel a group.
+    """Instance norm without running statistics, computed on the CPU as its device likes it.
 
-    That is the same, takes a third of the time, and leaves channels last where they are.
+    Group norm with one channel a group is the same and takes a third of the time. In channels last torch's
+    sums are plain running ones there, wrong in the fourth digit: :class:`_Normalise` takes its place.
     """
 
     def _check_input_dim(self, x: Tensor) -> None:
@@ -71,9 +72,58 @@ class InstanceNorm(nn.modules.instancenorm._InstanceNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, *spatial) over the spatial axes."""
-        if x.device.type == "cpu" and (torch.jit.is_scripting() or is_eager()):
-            return F.group_norm(x, self.num_features, self.weight, self.bias, self.eps)
-        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        if torch.jit.is_scripting():
+            y = F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        else:
+            y = _instance_norm(x, self)
+        return y
+
+
+def _instance_norm(x: Tensor, norm: InstanceNorm) -> Tensor:
+    if not is_eager() or x.device.type != "cpu":
+        return F.instance_norm(x, weight=norm.weight, bias=norm.bias, eps=norm.eps)
+    if _is_cpu_3d(x) and _is_channels_last(x):
+        return _Normalise.apply(x, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
+    return F.group_norm(x, norm.num_features, norm.weight, norm.bias, norm.eps)
+
+
+class _Normalise(Function):
+    """Instance norm in channels last: centred first, then scaled, so that nothing cancels."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        y = x - x.mean((2, 3, 4), keepdim=True)
+        rstd = _mean_product(y, y).add_(eps).rsqrt_()
+        ctx.save_for_backward(y, rstd, weight)
+        scale = rstd if weight is None else rstd * weight.view(1, -1, 1, 1, 1)
+        return y * scale if bias is None else torch.addcmul(bias.view(1, -1, 1, 1, 1), y, scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
+        y, rstd, weight = ctx.saved_tensors
+        g, gy = grad.mean((2, 3, 4), keepdim=True), _mean_product(grad, y)
+        scale = rstd if weight is None else rstd * weight.view(1, -1, 1, 1, 1)
+        gx = torch.addcmul(grad, y, -gy * rstd * rstd).sub_(g).mul_(scale)
+        voxels = y[0, 0].numel()
+        gw, gb = (voxels * total.sum((0, 2, 3, 4)) for total in (gy * rstd, g))
+        return gx, None if weight is None else gw, None if weight is None else gb, None
+
+
+def _normalise_(z: Tensor, norm: Any) -> Tensor:
+    """Do in place what :class:`_Normalise` does."""
+    z.sub_(z.mean((2, 3, 4), keepdim=True))
+    scale = _mean_product(z, z).add_(norm.eps).rsqrt_()
+    if norm.weight is None:
+        return z.mul_(scale)
+    return z.mul_(scale.mul_(norm.weight.view(1, -1, 1, 1, 1))).add_(norm.bias.view(1, -1, 1, 1, 1))
+
+
+def _mean_product(a: Tensor, b: Tensor) -> Tensor:
+    """Mean of ``a * b`` over the spatial axes, slab by slab: another whole map costs much time."""
+    slabs = zip(a.chunk(16, 2), b.chunk(16, 2), strict=True)
+    total = torch.stack([(x * y).sum((2, 3, 4), keepdim=True) for x, y in slabs]).sum(0)
+    return total.div_(a[0, 0].numel())
 
 
 class Deconv3d(nn.ConvTranspose3d):
@@ -105,18 +155,26 @@ class Recipe(NamedTuple):
     make: Callable[[Tensor], Tensor]
 
 
-def convolve(conv: Any, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """Return ``conv(x)``; if a weight is given, with that weight and bias in place of its own."""
-    if weight is None:
-        weight, bias = conv.weight, conv.bias
-    if _is_recorded(x, weight):
-        recipe = _recipe(x)
-        return _Convolve.apply(x, weight, bias, recipe.raw, recipe.make, conv)  # type: ignore[no-untyped-call]
-    return _forward(conv, x, weight, bias)
+def convolve(conv: Any, maps: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+    """Return the sum over ``maps`` of ``conv`` with the weight of each, plus the bias."""
+    y = _add_convolved(conv, maps[0], weights[0], bias, None)
+    for x, weight in zip(maps[1:], weights[1:], strict=True):
+        y = _add_convolved(conv, x, weight, None, y)
+    return y
+
+
+def convolve_one(conv: Any, x: Tensor) -> Tensor:
+    """Return ``conv(x)``."""
+    return _add_convolved(conv, x, conv.weight, conv.bias, None)
 
 
 def activate(adn: nn.Module, z: Tensor) -> Tensor:
     """Return ``adn(z)``, norm and activation; ``z`` is kept for backward, the result is not."""
+    if is_eager() and not torch.is_grad_enabled():
+        for module in adn.children():
+            in_place = isinstance(module, InstanceNorm) and _is_cpu_3d(z) and _is_channels_last(z)
+            z = _normalise_(z, module) if in_place else module(z)
+        return z
     if not _is_recorded(z, z) or not _can_repeat(adn):
         return adn(z)
     return _apply(adn, z, Recipe(z.detach(), _same))
@@ -152,6 +210,13 @@ def _apply(module: nn.Module, x: Tensor, recipe: Recipe) -> Tensor:
     y: Any = _Apply.apply(x, raw, make, module, *module.parameters())  # type: ignore[no-untyped-call]
     y.recipe = Recipe(raw, lambda raw: module(make(raw)))
     return y
+
+
+def _add_convolved(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor | None) -> Tensor:
+    """Convolve ``x`` and add it to ``y``, in place, if there is one."""
+    if _is_recorded(x, weight):
+        return _Convolve.apply(x, weight, bias, y, *_recipe(x), conv)  # type: ignore[no-untyped-call]
+    return _forward(conv, x, weight, bias, y)
 
 
 def _forget(y: Tensor) -> Tensor:
@@ -202,11 +267,21 @@ class _Apply(Function):
 class _Convolve(Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, raw: Tensor, make: Any, conv: nn.Module
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        y: Tensor | None,
+        raw: Tensor,
+        make: Any,
+        conv: nn.Module,
     ) -> Tensor:
         ctx.save_for_backward(raw, weight)
         ctx.make, ctx.conv, ctx.autocast = make, conv, _autocast(x)
-        y = _forward(conv, x, weight, bias)
+        if y is not None:
+            ctx.mark_dirty(y)
+            return _forward(conv, x, weight, bias, y)
+        y = _forward(conv, x, weight, bias, None)
         return y.clone() if y._is_view() else y  # a view could not be added to in place
 
     @staticmethod
@@ -216,7 +291,7 @@ class _Convolve(Function):
         with ctx.autocast():
             x = ctx.make(raw)
         grads = _backward(ctx.conv, grad, x.to(grad.dtype), weight.to(grad.dtype), ctx.needs_input_grad[:3])
-        return *grads, None, None, None
+        return *grads, grad if ctx.needs_input_grad[3] else None, None, None, None
 
 
 def _refuse_second_derivative() -> None:
@@ -231,10 +306,20 @@ def _autocast(x: Tensor) -> Callable[[], torch.autocast]:
     return lambda: torch.autocast(device, dtype, enabled)
 
 
-def _forward(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if is_eager() and _is_slow(x) and not torch.is_autocast_enabled("cpu"):
-        return torch.ops.aten.mkldnn_convolution(x, weight, bias, conv.padding, conv.stride, conv.dilation, 1)
-    return conv._conv_forward(x, weight, bias)
+def _forward(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor | None) -> Tensor:
+    if not is_eager() or not _is_cpu_3d(x) or torch.is_autocast_enabled("cpu"):
+        part = conv._conv_forward(x, weight, bias)
+        return part if y is None else y.add_(part)
+    if y is not None and _is_channels_last(x) and _is_channels_last(y):  # one map less to write and to read
+        return torch.ops.mkldnn._convolution_pointwise_.binary(
+            y, x, weight, bias, conv.padding, conv.stride, conv.dilation, 1, "add", 1.0, None, [], None
+        )
+    # By name: torch would take its slow 3D convolution for a batch of one and few voxels. And of one channel
+    # nobody can tell whether it is channels last: oneDNN takes it for the contrary.
+    part = _channels_last(
+        torch.ops.aten.mkldnn_convolution(x, weight, bias, conv.padding, conv.stride, conv.dilation, 1)
+    )
+    return part if y is None else y.add_(part)
 
 
 def _backward(
@@ -260,16 +345,23 @@ def _backward(
     return gx, gw, gb
 
 
-def _is_slow(x: Tensor) -> bool:
-    """Whether torch would fall back to its slow 3D convolution: a batch of one, and few voxels.
-
-    The threshold is that of ``use_mkldnn`` in torch's ``Convolution.cpp``; beyond it oneDNN is used anyway.
-    """
+def _is_cpu_3d(x: Tensor) -> bool:
+    """Whether ``x`` is a float32 volume on a CPU for which torch has oneDNN."""
     return (
         x.dim() == 5
         and x.device.type == "cpu"
         and x.dtype == torch.float32
-        and x.shape[0] == 1
-        and x.shape[1] * x.shape[2] * x.shape[3] <= 20480
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     )
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def _is_slow(x: Tensor) -> bool:
+    """Whether torch would take its slow 3D convolution in backward: a batch of one, and few voxels.
+
+    The threshold is that of ``use_mkldnn`` in torch's ``Convolution.cpp``; beyond it oneDNN is used anyway.
+    """
+    return _is_cpu_3d(x) and x.shape[0] == 1 and x.shape[1] * x.shape[2] * x.shape[3] <= 20480

@@ -266,7 +266,7 @@ class UNetPlusPlus(nn.Module):
         logits = y
         for n, head in enumerate(self.heads.values()):
             if n + self._first_level == k:
-                logits = head(y) if torch.jit.is_scripting() else kernels.convolve(head, y)
+                logits = head(y) if torch.jit.is_scripting() else kernels.convolve_one(head, y)
         return logits
 
     def _check_input(self, x: Tensor, level: int) -> None:
