@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from monai_unetpp import kernels
+from monai_unetpp.kernels import mode
 
 __all__ = ["EncoderRow", "JointConv", "Node", "TwoConv"]
 
@@ -67,14 +68,14 @@ class JointConv(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Map ``len(in_channels)`` tensors (B, C_n, *spatial) to one (B, out_channels, *spatial)."""
-        weights = self.conv.weight.split(self.pieces, dim=1)
         if torch.jit.is_scripting():
+            weights = self.conv.weight.split(self.pieces, dim=1)
             y = self.conv._conv_forward(maps[0], weights[0], self.conv.bias)
             for n in range(1, len(maps)):
                 y += self.conv._conv_forward(maps[n], weights[n], None)
             y = self.adn(y)
         else:
-            y = kernels.activate(self.adn, kernels.convolve(self.conv, maps, weights, self.conv.bias))
+            y = kernels.activate(self.adn, kernels.convolve(self.conv, maps, self.pieces))
         return y
 
 
@@ -177,7 +178,7 @@ class Node(kernels.Checkpointed):
 
 def _crop(x: Tensor, like: Tensor) -> Tensor:
     """Cut from the end of ``x`` what it has more than ``like`` on the spatial axes."""
-    if (torch.jit.is_scripting() or kernels.is_eager()) and x.shape[2:] == like.shape[2:]:
+    if (torch.jit.is_scripting() or mode.is_eager()) and x.shape[2:] == like.shape[2:]:
         return x
     crop: list[int] = []
     for axis in range(x.dim() - 1, 1, -1):

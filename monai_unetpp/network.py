@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from monai_unetpp import kernels
 from monai_unetpp.blocks import EncoderRow, Node
+from monai_unetpp.kernels import mode
 
 __all__ = ["SKIPS", "UNetPlusPlus"]
 
@@ -238,7 +239,7 @@ class UNetPlusPlus(nn.Module):
             self._check_input(x, level)
             y = x
         else:
-            if kernels.is_eager():
+            if mode.is_eager():
                 self._check_input(x, level)
             y = kernels.enter(x)
         rows: list[list[Tensor]] = []  # rows[i] = X^{i,0}, X^{i,1}, ...

@@ -32,7 +32,7 @@ def gradients(net, x):
 def plain(net, x, monkeypatch):
     """The same by torch's own operators, as a traced network uses them."""
     with monkeypatch.context() as patch:
-        patch.setattr(kernels, "is_eager", lambda: False)
+        patch.setattr(kernels.mode, "is_eager", lambda: False)
         return gradients(net, x)
 
 

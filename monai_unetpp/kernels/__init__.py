@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the equation is computed: in less time and memory than by torch's defaults, with the same result.
+
+mode         when all this applies: eager mode, and on the CPU in channels last
+winograd     3D convolution with half the multiplications
+convolution  over several maps, with gradients; transposed convolution as a matrix product
+norm         instance norm in channels last
+recompute    what backward makes again instead of keeping it
+
+Scripted, traced and exported networks use torch's operators as they are.
+"""
+
+from monai_unetpp.kernels.convolution import Deconv3d, convolve, convolve_one
+from monai_unetpp.kernels.mode import enter, leave
+from monai_unetpp.kernels.norm import InstanceNorm
+from monai_unetpp.kernels.recompute import Checkpointed, activate, apply
+
+__all__ = [
+    "Checkpointed",
+    "Deconv3d",
+    "InstanceNorm",
+    "activate",
+    "apply",
+    "convolve",
+    "convolve_one",
+    "enter",
+    "leave",
+]
