@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instance norm that is fast and exact in channels last.
+"""Instance norm and the activation after it, fast and exact in channels last.
 
 Torch's group norm in channels last keeps plain running sums, wrong in the fourth digit; its instance norm copies.
-Here the variance is taken about the mean, a slab at a time, and mean, variance, weight and bias become
-one scale and one shift a channel: a map is read once to be normalised.
+Here mean and variance are taken a slab at a time, few enough voxels for sums in single precision, and put
+together; with weight and bias they become one scale and one shift a channel. Norm and activation pass over a map
+together, a slab that the cache holds at a time, and so does their backward.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
 
 from monai_unetpp.kernels import mode
 
-__all__ = ["InstanceNorm", "Statistics", "normalise", "statistics"]
+__all__ = ["InstanceNorm", "Statistics", "norm_act", "norm_act_", "statistics"]
 
 Statistics = tuple[Tensor, Tensor]  # mean and 1 / standard deviation, (B, C, 1, ...) each
 
-_SLAB = 2**20  # numbers: about what a processor's cache holds
+_SUMMED = 2**12  # voxels in a slab of which sums are taken
+_CACHED = 2**19  # numbers in a slab that stays in the processor's cache
 
 
 class InstanceNorm(nn.modules.instancenorm._InstanceNorm):
@@ -41,7 +44,7 @@ class InstanceNorm(nn.modules.instancenorm._InstanceNorm):
     @torch.jit.unused
     def _forward(self, x: Tensor) -> Tensor:
         if mode.is_fast(x):
-            return normalise(x, self, statistics(x, self.eps))
+            return norm_act(x, self, None, statistics(x, self.eps))
         if mode.is_eager() and x.device.type == "cpu":  # the same, and takes a third of the time
             return F.group_norm(x, self.num_features, self.weight, self.bias, self.eps)
         return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
@@ -49,44 +52,104 @@ class InstanceNorm(nn.modules.instancenorm._InstanceNorm):
 
 def statistics(x: Tensor, eps: float) -> Statistics:
     """Return mean and reciprocal standard deviation of each channel of each (C, *spatial) in ``x``."""
-    x = x.detach()
-    mean = x.mean(_spatial(x), keepdim=True)
-    return mean, _mean_product(x, mean, None).add_(eps).rsqrt_()
+    slabs = _slabs(x.detach(), x[0, 0].numel() / _SUMMED)
+    share = torch.tensor([slab[0, 0].numel() for slab in slabs]).view(-1, 1, 1) / x[0, 0].numel()
+    found = [[torch.batch_norm_update_stats(s, None, None, 0.0) for s in slab.split(1)] for slab in slabs]
+    means, variances = (torch.stack([torch.stack([s[n] for s in slab]) for slab in found]) for n in (0, 1))
+    mean = (means * share).sum(0)
+    variance = ((variances + (means - mean).square()) * share).sum(0)  # within slabs, and between them
+    shape = (*x.shape[:2], *[1] * (x.dim() - 2))
+    return mean.view(shape), (variance + eps).rsqrt_().view(shape)
 
 
-def normalise(x: Tensor, norm: InstanceNorm, given: Statistics, in_place: bool = False) -> Tensor:
-    """Return ``(x - mean) / deviation * weight + bias``; ``given`` are the statistics of ``x``.
+def norm_act(x: Tensor, norm: InstanceNorm, act: nn.Module | None, given: Statistics) -> Tensor:
+    """Return ``act((x - mean) / deviation * weight + bias)``.
 
-    Backward does know that they are those of ``x``.
+    Args:
+        x: (B, C, *spatial), channels last.
+        norm: for its weight and bias.
+        act: activation, or None.
+        given: the statistics of ``x``; backward knows that they are.
     """
-    if in_place:
-        scale, shift = _scale_and_shift(given, norm.weight, norm.bias)
-        return torch.addcmul(shift, x, scale, out=x)
-    return _Normalise.apply(x, *given, norm.weight, norm.bias)  # type: ignore[no-untyped-call]
+    parameters = () if act is None else tuple(act.parameters())
+    return _NormAct.apply(x, *given, act, norm.weight, norm.bias, *parameters)  # type: ignore[no-untyped-call]
 
 
-class _Normalise(Function):
+def norm_act_(x: Tensor, norm: InstanceNorm, act: nn.Module | None, given: Statistics) -> Tensor:
+    """Do in place what :func:`norm_act` does; without gradients."""
+    return _norm_act(x, given, norm.weight, norm.bias, act, out=x)
+
+
+class _NormAct(Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None
+        ctx: Any,
+        x: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+        act: nn.Module | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        *parameters: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, mean, rstd, weight)
-        scale, shift = _scale_and_shift((mean, rstd), weight, bias)
-        return torch.addcmul(shift, x, scale)
+        ctx.save_for_backward(x, mean, rstd, weight, bias)
+        ctx.act, ctx.parameters = act, parameters
+        return _norm_act(x, (mean, rstd), weight, bias, act, out=torch.empty_like(x))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         mode.refuse_second_derivative()
-        x, mean, rstd, weight = ctx.saved_tensors
-        scale, _ = _scale_and_shift((mean, rstd), weight, None)
-        g = grad.mean(_spatial(grad), keepdim=True)
-        gx = _mean_product(x, mean, grad).mul_(rstd)  # of the gradient and the normalised x
-        slope = -gx * rstd * scale
-        # scale * (grad - g - (x - mean) * rstd * gx)
-        result = torch.addcmul(-g * scale - slope * mean, grad, scale).addcmul_(x, slope)
+        x, mean, rstd, weight, bias = ctx.saved_tensors
+        scale, shift = _scale_and_shift((mean, rstd), weight, bias)
+        wanted = [parameter for parameter in ctx.parameters if parameter.requires_grad]
+        totals = [torch.zeros_like(parameter) for parameter in wanted]
+        gx, gn, gnx = torch.empty_like(x), torch.zeros_like(mean), torch.zeros_like(mean)
+        for part, g, out in zip(_cached(x), _cached(grad), _cached(gx), strict=True):
+            g, *gp = _act_backward(ctx.act, part, scale, shift, g, wanted)
+            out.copy_(g)
+            gn += g.sum(_spatial(x), keepdim=True)
+            gnx += (part - mean).mul_(g).sum(_spatial(x), keepdim=True)
+            for total, gradient in zip(totals, gp, strict=True):
+                total += gradient
+        gnx *= rstd
+        # scale * (g - mean of g - n * mean of g n), where n is the normalised x
         voxels = x[0, 0].numel()
-        gw, gb = (voxels * total.sum((0, *_spatial(x))) for total in (gx, g))
-        return result, None, None, None if weight is None else gw, None if weight is None else gb
+        slope = -gnx * rstd * scale / voxels
+        level = -gn * scale / voxels - slope * mean
+        for part, out in zip(_cached(x), _cached(gx), strict=True):
+            torch.addcmul(level, out, scale, out=out).addcmul_(part, slope)
+        gw, gb = (total.sum((0, *_spatial(x))) for total in (gnx, gn))
+        gp = iter(totals)
+        return (
+            *(gx, None, None, None),
+            gw if ctx.needs_input_grad[4] else None,
+            gb if ctx.needs_input_grad[5] else None,
+            *(next(gp) if parameter.requires_grad else None for parameter in ctx.parameters),
+        )
+
+
+def _norm_act(
+    x: Tensor, given: Statistics, weight: Tensor | None, bias: Tensor | None, act: nn.Module | None, out: Tensor
+) -> Tensor:
+    scale, shift = _scale_and_shift(given, weight, bias)
+    for part, into in zip(_cached(x), _cached(out), strict=True):
+        torch.addcmul(shift, part, scale, out=into)
+        y = into if act is None else act(into)
+        if y is not into:  # not an activation in place
+            into.copy_(y)
+    return out
+
+
+def _act_backward(
+    act: nn.Module | None, x: Tensor, scale: Tensor, shift: Tensor, grad: Tensor, parameters: list[Tensor]
+) -> tuple[Tensor, ...]:
+    """Return the gradients of the normalised ``x`` and of the activation's parameters."""
+    if act is None:
+        return (grad,)
+    with torch.enable_grad():
+        normalised = torch.addcmul(shift.requires_grad_(), x, scale)
+        edge = get_gradient_edge(normalised)  # the activation may be in place
+        return torch.autograd.grad(act(normalised), [edge, *parameters], grad)
 
 
 def _scale_and_shift(given: Statistics, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -97,14 +160,13 @@ def _scale_and_shift(given: Statistics, weight: Tensor | None, bias: Tensor | No
     return scale, shift if bias is None else shift + bias.detach().view(shape)
 
 
-def _mean_product(x: Tensor, mean: Tensor, y: Tensor | None) -> Tensor:
-    """Mean of ``(x - mean) * y`` over the spatial axes, or of ``(x - mean)^2``; (B, C, 1, ...)."""
-    slabs = -(-x.numel() // _SLAB)
-    total = torch.zeros_like(mean)
-    for n, part in enumerate(x.chunk(slabs, 2)):
-        centred = part - mean
-        total += centred.mul_(centred if y is None else y.chunk(slabs, 2)[n]).sum(_spatial(x), keepdim=True)
-    return total.div_(x[0, 0].numel())
+def _cached(x: Tensor) -> tuple[Tensor, ...]:
+    return _slabs(x, x.numel() / _CACHED)
+
+
+def _slabs(x: Tensor, number: float) -> tuple[Tensor, ...]:
+    """Cut ``x`` along its first spatial axis into so many pieces, as near as can be."""
+    return x.chunk(max(1, round(number)), 2)
 
 
 def _spatial(x: Tensor) -> tuple[int, ...]:

@@ -9,7 +9,6 @@ of it takes little time and is made again.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from monai_unetpp.kernels import mode
-from monai_unetpp.kernels.norm import InstanceNorm, Statistics, normalise, statistics
+from monai_unetpp.kernels.norm import InstanceNorm, norm_act, norm_act_, statistics
 
 __all__ = ["Checkpointed", "Recipe", "activate", "apply", "autocast", "is_recorded", "recipe"]
 
@@ -35,19 +34,19 @@ def recipe(x: Tensor) -> Recipe:
     return getattr(x, "recipe", None) or Recipe(x.detach(), _same)
 
 
-def activate(adn: nn.Module, z: Tensor) -> Tensor:
+def activate(adn: Any, z: Tensor) -> Tensor:
     """Return ``adn(z)``, norm and activation; ``z`` is kept for backward, the result is not."""
-    norm = getattr(adn, "N", None)
-    if isinstance(norm, InstanceNorm) and mode.is_fast(z):
-        given = statistics(z, norm.eps)  # once, however often it is made again
+    if _is_norm_act(adn) and mode.is_fast(z):
+        given = statistics(z, adn.N.eps)  # once, however often it is made again
+        act = getattr(adn, "A", None)
         if not torch.is_grad_enabled():
-            return _norm_and_rest(adn, given, z, in_place=True)
-        again = partial(_norm_and_rest, adn, given)
-    else:
-        again = adn
+            return norm_act_(z, adn.N, act, given)
+        y: Any = norm_act(z, adn.N, act, given)
+        y.recipe = Recipe(z.detach(), lambda raw: norm_act(raw, adn.N, act, given))
+        return y
     if not is_recorded(z, *adn.parameters()) or not _can_repeat(adn):
-        return again(z)
-    return _apply(again, list(adn.parameters()), z, Recipe(z.detach(), _same))
+        return adn(z)
+    return _apply(adn, list(adn.parameters()), z, Recipe(z.detach(), _same))
 
 
 def apply(module: nn.Module, x: Tensor, keep: bool = False) -> Tensor:
@@ -87,12 +86,8 @@ def autocast(x: Tensor) -> Callable[[], torch.autocast]:
     return lambda: torch.autocast(device, dtype, enabled)
 
 
-def _norm_and_rest(adn: nn.Module, given: Statistics, z: Tensor, in_place: bool = False) -> Tensor:
-    y = normalise(z, adn.N, given, in_place)
-    for name, module in adn.named_children():
-        if name != "N":
-            y = module(y)
-    return y
+def _is_norm_act(adn: Any) -> bool:
+    return [name for name, _ in adn.named_children()] in (["N"], ["N", "A"]) and isinstance(adn.N, InstanceNorm)
 
 
 def _can_repeat(adn: nn.Module) -> bool:

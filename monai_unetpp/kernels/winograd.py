@@ -39,7 +39,7 @@ A_T = torch.tensor(
 )
 ONE = 1  # the point whose product is added to every slice of the result: the place for a bias
 
-_WORKSPACE = 2**21  # numbers in each of two buffers: about what a processor's cache holds
+_WORKSPACE = 2**22  # numbers in each of two buffers: about what a processor's cache holds
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
@@ -68,7 +68,7 @@ def convolve(maps: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | N
     widths = [weight.shape[1] for weight in weights]
     out = len(weights[0])
     y = torch.empty_like(maps[0][:, :1].expand(-1, out, -1, -1, -1), memory_format=torch.channels_last_3d)
-    kernels = [torch.einsum("td,ocdyz->tocyz", G.to(weight), weight) for weight in weights]
+    kernels = [torch.einsum("td,ocdyz->toyzc", G.to(weight), weight) for weight in weights]
     voxels = math.prod(plane)
     slabs = _slabs(depth, max(out, *widths) * voxels)
     spaces = [y.new_empty(POINTS * len(slabs[0]) * voxels * width) for width in (out, max(widths))]
@@ -80,8 +80,8 @@ def convolve(maps: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | N
             for x, width, kernel in zip(maps, widths, kernels, strict=True):
                 data = _workspace(spaces[1], len(tiles), voxels * width)
                 _combine(B_T.to(x), _rows(x[n]), 1, tiles, data)
-                for point in range(POINTS):
-                    _add_convolved(_images(products[point], plane), _images(data[point], plane), kernel[point])
+                for product, part, k in zip(_images(products, plane), _images(data, plane), kernel, strict=True):
+                    _add_convolved(product, part, k.permute(0, 3, 1, 2))
             _collect(products, _rows(y[n]), tiles)
     return y
 
@@ -99,11 +99,11 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
         for n in range(b):
             _combine(B_T.to(x), _rows(x[n]), 1, tiles, data)
             _combine(A_T.to(x).t(), _rows(grad[n]), 0, tiles, grads)
-            for point in range(POINTS):
-                total[point] += torch.ops.aten.convolution_backward(
-                    _images(grads[point], plane),
-                    _images(data[point], plane),
-                    total[point],
+            for gradient, part, sum_ in zip(_images(grads, plane), _images(data, plane), total, strict=True):
+                sum_ += torch.ops.aten.convolution_backward(
+                    gradient,
+                    part,
+                    sum_,
                     None,
                     [1, 1],
                     padding,
@@ -134,9 +134,9 @@ def _rows(x: Tensor) -> Tensor:
     return x.permute(1, 2, 3, 0).flatten(1)
 
 
-def _images(rows: Tensor, plane: Sequence[int]) -> Tensor:
-    """View a matrix (n, Y Z C) as n images (n, C, Y, Z), channels last."""
-    return rows.view(len(rows), *plane, -1).permute(0, 3, 1, 2)
+def _images(rows: Tensor, plane: Sequence[int]) -> tuple[Tensor, ...]:
+    """View matrices (6, n, Y Z C), each as n images (n, C, Y, Z), channels last."""
+    return rows.view(*rows.shape[:2], *plane, -1).permute(0, 1, 4, 2, 3).unbind()
 
 
 def _combine(matrix: Tensor, rows: Tensor, before: int, tiles: range, out: Tensor) -> None:
