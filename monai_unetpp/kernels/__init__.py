@@ -6,10 +6,12 @@ winograd     3D convolution with half the multiplications
 convolution  over several maps, with gradients; transposed convolution as a matrix product
 norm         instance norm in channels last
 recompute    what backward makes again instead of keeping it
+compiled     the convolutions as operators for torch.compile
 
-Scripted, traced and exported networks use torch's operators as they are.
+Scripted, traced and exported networks use torch's operators as they are, and so does compiled training.
 """
 
+from monai_unetpp.kernels import compiled as _  # registers its operators
 from monai_unetpp.kernels.convolution import Deconv3d, convolve, convolve_one
 from monai_unetpp.kernels.mode import enter, leave
 from monai_unetpp.kernels.norm import InstanceNorm

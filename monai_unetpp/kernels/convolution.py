@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from monai_unetpp.kernels import mode, winograd
 from monai_unetpp.kernels.recompute import autocast, is_recorded, recipe
 
-__all__ = ["Deconv3d", "convolve", "convolve_one"]
+__all__ = ["Deconv3d", "convolve", "convolve_fast", "convolve_one", "deconvolve_fast"]
 
 
 def convolve(conv: Any, maps: Sequence[Tensor], pieces: Sequence[int]) -> Tensor:
@@ -59,6 +59,8 @@ class Deconv3d(nn.ConvTranspose3d):
 
     @torch.jit.unused
     def _forward(self, x: Tensor) -> Tensor:
+        if mode.is_compiled(x):
+            return torch.ops.monai_unetpp.deconvolve(x, self.weight, self.bias, self.stride)
         if mode.is_fast(x):
             return _Deconvolve.apply(x, self.weight, self.bias, self.stride)  # type: ignore[no-untyped-call]
         return F.conv_transpose3d(x, self.weight, self.bias, self.stride)
@@ -69,9 +71,7 @@ class _Deconvolve(Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int]) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride = stride
-        return torch.ops.mkldnn._convolution_transpose_pointwise(
-            x, weight, bias, [0, 0, 0], [0, 0, 0], stride, [1, 1, 1], 1, "none", [], ""
-        )
+        return deconvolve_fast(x, weight, bias, stride)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -113,21 +113,39 @@ class _Hang(Function):
 
 
 def _forward(conv: Any, maps: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    if not all(mode.is_fast(x) for x in maps):
-        y = conv._conv_forward(maps[0], weights[0], conv.bias)
-        for x, weight in zip(maps[1:], weights[1:], strict=True):
-            y += conv._conv_forward(x, weight, None)
-        return y
+    if mode.is_compiled(maps[0]):
+        return torch.ops.monai_unetpp.convolve(list(maps), conv.weight, conv.bias, conv.padding)
+    if all(mode.is_fast(x) for x in maps):
+        return convolve_fast(maps, weights, conv.bias, conv.padding)
+    y = conv._conv_forward(maps[0], weights[0], conv.bias)
+    for x, weight in zip(maps[1:], weights[1:], strict=True):
+        y += conv._conv_forward(x, weight, None)
+    return y
+
+
+def convolve_fast(
+    maps: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None, padding: Sequence[int]
+) -> Tensor:
+    """Return the sum of the convolutions of ``maps``, each of them :func:`~monai_unetpp.kernels.mode.is_fast`."""
     if all(winograd.pays(x, weight) for x, weight in zip(maps, weights, strict=True)):
-        return winograd.convolve(maps, weights, conv.bias)
+        return winograd.convolve(maps, weights, bias)
     # By name: torch would take its slow 3D convolution for a batch of one and few voxels.
-    where = (conv.padding, conv.stride, conv.dilation, 1)
-    y = mode.channels_last(torch.ops.aten.mkldnn_convolution(maps[0], weights[0], conv.bias, *where))
+    ones = [1] * len(padding)
+    y = mode.channels_last(
+        torch.ops.aten.mkldnn_convolution(maps[0], weights[0], bias, padding, ones, ones, 1)
+    )
     for x, weight in zip(maps[1:], weights[1:], strict=True):  # in place: one map less to write and to read
         torch.ops.mkldnn._convolution_pointwise_.binary(
-            y, x, weight, None, *where, "add", 1.0, None, [], None
+            y, x, weight, None, padding, ones, ones, 1, "add", 1.0, None, [], None
         )
     return y
+
+
+def deconvolve_fast(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int]) -> Tensor:
+    """Return the transposed 3D convolution of ``x``, which is :func:`~monai_unetpp.kernels.mode.is_fast`."""
+    return torch.ops.mkldnn._convolution_transpose_pointwise(
+        x, weight, bias, [0, 0, 0], [0, 0, 0], stride, [1, 1, 1], 1, "none", [], ""
+    )
 
 
 def _backward(

@@ -7,14 +7,29 @@ import torch
 from monai.utils import convert_to_dst_type
 from torch import Tensor
 
-__all__ = ["channels_last", "enter", "is_eager", "is_fast", "leave", "refuse_second_derivative"]
+__all__ = ["channels_last", "enter", "is_compiled", "is_eager", "is_fast", "leave", "refuse_second_derivative"]
 
+_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 _FORMAT = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def is_eager() -> bool:
     """Whether torch runs line by line: nothing is traced, exported or compiled."""
     return not torch.jit.is_tracing() and not torch.compiler.is_compiling()  # type: ignore[no-untyped-call]
+
+
+def is_compiled(x: Tensor) -> bool:
+    """Whether ``torch.compile`` is at work on inference in 3D in float32 on the CPU; not ``torch.export``."""
+    return (
+        torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+        and x.dim() == 5
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and _ONEDNN
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 def enter(x: Tensor) -> Tensor:
@@ -43,7 +58,7 @@ def is_fast(x: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.is_contiguous(memory_format=_FORMAT[x.dim()])
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and _ONEDNN
         and is_eager()
         and not torch.is_autocast_enabled("cpu")
     )
