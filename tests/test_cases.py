@@ -4,10 +4,12 @@ import logging
 import re
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from bundles import AFFINES, write_balls
-from monai_unetpp.data import cases, list_volumes, read_dataset
+from monai_unetpp.data import cases, list_volumes, memory, read_dataset
 
 
 @pytest.fixture
@@ -122,6 +124,27 @@ def test_files_that_do_not_exist_are_counted_and_the_first_is_named(balls):
         FileNotFoundError, match=rf"dataset\.json names 2 files that do not exist, first {first}\.$"
     ):
         read_dataset(balls, 3)
+
+
+def test_memory_of_a_case_follows_its_size_in_mm(balls):
+    """Resampled to twice the spacing, a case is an eighth."""
+    (case, *_) = read_dataset(balls, 3).cases
+    voxels, zooms = np.prod(nib.load(case["image"]).shape), nib.load(case["image"]).header.get_zooms()
+    assert memory.cached_bytes(case, zooms) == pytest.approx(2 * 4 * voxels)  # image and label, float32
+    assert memory.cached_bytes(case, 2 * np.array(zooms)) == pytest.approx(voxels)
+
+
+def test_cases_that_do_not_fit_in_memory_are_refused_with_the_rate_that_fits(balls, monkeypatch):
+    needed = sum(memory.cached_bytes(case, [1, 1, 1]) for case in read_dataset(balls, 3).cases)
+    monkeypatch.setattr(memory, "available_memory", lambda: int(needed / 2))
+    with pytest.raises(ValueError, match=r"cache_rate 1 would keep .* --cache_rate 0\.(39|4) fits"):
+        read_dataset(balls, 3, pixdim=[1, 1, 1], cache_rate=1.0)
+    read_dataset(balls, 3, pixdim=[1, 1, 1], cache_rate=0.39)
+
+
+def test_available_memory_is_less_than_the_machine_has():
+    available = memory.available_memory()
+    assert available is None or 0 < available < 2**50
 
 
 # list_volumes

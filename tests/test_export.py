@@ -63,6 +63,27 @@ def test_network_traced_at_an_even_size_equals_eager_at_an_odd_one(tiny, spatial
     torch.testing.assert_close(traced(x), net(x), **TORCH)
 
 
+# torch.compile
+
+
+def test_compiled_network_equals_eager_without_a_graph_break(tiny):
+    net, x = tiny(3, channels=(4, 6)).eval(), torch.rand(1, 1, 8, 8, 8)
+    with torch.no_grad():
+        compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), net(x), **TORCH)
+
+
+@pytest.mark.parametrize("name", ["convolve", "deconvolve"])
+def test_operators_for_the_compiler_are_what_they_declare(name):
+    x, weight = torch.rand(1, 4, 6, 5, 4), torch.rand(4, 4, 2, 2, 2)
+    arguments = {
+        "convolve": ([x, x], torch.rand(3, 8, 3, 3, 3), torch.rand(3), [1, 1, 1]),
+        "deconvolve": (x, weight, None, [2, 2, 2]),
+    }[name]
+    operator = getattr(torch.ops.monai_unetpp, name).default
+    torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
 # torch.export and ONNX
 
 

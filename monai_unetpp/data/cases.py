@@ -16,6 +16,7 @@ from pathlib import Path
 
 from monai.data import load_decathlon_datalist
 
+from monai_unetpp.data.memory import check_cache
 from monai_unetpp.data.phantom import write_liver_phantoms
 
 __all__ = ["DataSet", "list_volumes", "read_dataset"]
@@ -41,7 +42,11 @@ class DataSet:
 
 
 def read_dataset(
-    dataset_dir: PathLike | None, out_channels: int, phantom_dir: PathLike | None = None
+    dataset_dir: PathLike | None,
+    out_channels: int,
+    phantom_dir: PathLike | None = None,
+    pixdim: Sequence[float] | None = None,
+    cache_rate: float = 0.0,
 ) -> DataSet:
     """Read what a data set in the layout of the Medical Segmentation Decathlon holds.
 
@@ -49,9 +54,11 @@ def read_dataset(
         dataset_dir: the folder of ``dataset.json``.
         out_channels: channels of the network, which must be as many as the data set has labels.
         phantom_dir: the one folder in which phantoms are made if it holds no data set.
+        pixdim: spacing in mm at which a share ``cache_rate`` of the cases will be kept in memory.
+        cache_rate: see :func:`~monai_unetpp.data.memory.check_cache`.
 
     Raises:
-        ValueError: if ``dataset_dir`` is not given, or ``dataset.json`` is damaged, names no training
+        ValueError: if the cases do not fit in memory, ``dataset_dir`` is not given, or ``dataset.json`` is damaged, names no training
             cases, or one without a label, or has another number of labels than ``out_channels``.
         FileNotFoundError: if the folder has no ``dataset.json``, or a file that it names does not exist.
     """
@@ -85,6 +92,8 @@ def read_dataset(
             f"out_channels must be {len(names)} for the labels {', '.join(names)} of {index}, "
             f"got {out_channels}: --out_channels {len(names)}."
         )
+    if pixdim is not None:
+        check_cache(cases, pixdim, cache_rate)
     return DataSet(cases, names)
 
 

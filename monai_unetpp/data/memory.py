@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much memory a cached data set takes, known from the headers before a voxel is read."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import nibabel as nib
+
+__all__ = ["available_memory", "cached_bytes", "check_cache"]
+
+logger = logging.getLogger(__name__)
+
+_GIB = 2**30
+
+
+def check_cache(cases: Sequence[Mapping[str, str]], pixdim: Sequence[float], cache_rate: float) -> None:
+    """Stop a training whose cached cases do not fit in memory before it starts.
+
+    Args:
+        cases: one dictionary per case, with the paths of its volumes.
+        pixdim: spacing at which they are cached, in mm.
+        cache_rate: share of the cases that is cached.
+
+    Raises:
+        ValueError: if the cases take more memory than is available; the message names the rate that fits.
+    """
+    total = sum(cached_bytes(case, pixdim) for case in cases)
+    available = available_memory()
+    logger.info(f"{len(cases)} cases take {total / _GIB:.2f} GiB of memory at pixdim {list(pixdim)} mm.")
+    if available is not None and cache_rate * total > available:
+        fits = math.floor(100 * 0.8 * available / total) / 100  # the rest is for the training itself
+        raise ValueError(
+            f"cache_rate {cache_rate:g} would keep {cache_rate * total / _GIB:.1f} GiB of {len(cases)} cases in "
+            f"memory, of which {available / _GIB:.1f} GiB are available: --cache_rate {fits:g} fits."
+        )
+
+
+def cached_bytes(case: Mapping[str, str], pixdim: Sequence[float]) -> float:
+    """Return the bytes of a case's volumes in float32, resampled to ``pixdim`` in mm; an estimate."""
+    total = 0.0
+    for path in case.values():
+        try:
+            header = nib.load(path).header
+        except Exception:  # said better, and with the file's name, where the case is loaded
+            logger.debug(f"{path} has no header to read.")
+            continue
+        spacing, shape = header.get_zooms()[:3], header.get_data_shape()[:3]
+        total += 4 * math.prod(n * a / b for n, a, b in zip(shape, spacing, pixdim, strict=True))
+    return total
+
+
+def available_memory() -> int | None:
+    """Return the bytes that a process may still take, or None where the system does not tell."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return None
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+    return int(fields["MemAvailable"].split()[0]) * 1024
