@@ -174,7 +174,8 @@ def channels_last(x):
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 
-SIZES = [(4, 6, 5), (5, 6, 7), (7, 3, 4), (13, 4, 4), (16, 3, 5), (22, 5, 5)]  # whole tiles, and what is left over
+# whole tiles, and what is left over
+SIZES = [(4, 6, 5), (5, 6, 7), (7, 3, 4), (13, 4, 4), (16, 3, 5), (22, 5, 5)]
 
 
 @pytest.mark.parametrize("workspace", [2**22, 1], ids=["one-slab", "slabs"])
@@ -247,7 +248,8 @@ def test_deconvolution_and_its_gradients_are_those_of_torch(stride, bias):
 @pytest.mark.parametrize(
     ("act", "tolerance"),
     [
-        pytest.param("relu", 1e-2, id="relu"),  # at a kink, rounding decides which of two gradients a voxel has
+        # at a kink, rounding decides which of two gradients a voxel has
+        pytest.param("relu", 1e-2, id="relu"),
         pytest.param("prelu", 1e-2, id="prelu"),
         pytest.param("swish", 1e-5, id="swish"),
         pytest.param("mish", 1e-5, id="mish"),

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 
@@ -44,7 +45,7 @@ def cached_bytes(case: Mapping[str, str], pixdim: Sequence[float]) -> float:
     total = 0.0
     for path in case.values():
         try:
-            header = nib.load(path).header
+            header: Any = nib.load(path).header
         except Exception:  # said better, and with the file's name, where the case is loaded
             logger.debug(f"{path} has no header to read.")
             continue

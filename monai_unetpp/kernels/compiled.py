@@ -24,7 +24,7 @@ __all__ = ["convolve", "deconvolve"]
 )
 def convolve(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
     """Return the convolution of ``maps`` joined, without joining them."""
-    weights = weight.split([x.shape[1] for x in maps], dim=1)
+    weights = torch.split(weight, [x.shape[1] for x in maps], dim=1)
     return convolve_fast([channels_last(x) for x in maps], weights, bias, padding)
 
 

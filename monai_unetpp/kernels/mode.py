@@ -7,7 +7,15 @@ import torch
 from monai.utils import convert_to_dst_type
 from torch import Tensor
 
-__all__ = ["channels_last", "enter", "is_compiled", "is_eager", "is_fast", "leave", "refuse_second_derivative"]
+__all__ = [
+    "channels_last",
+    "enter",
+    "is_compiled",
+    "is_eager",
+    "is_fast",
+    "leave",
+    "refuse_second_derivative",
+]
 
 _ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 _FORMAT = {4: torch.channels_last, 5: torch.channels_last_3d}

@@ -54,7 +54,9 @@ def statistics(x: Tensor, eps: float) -> Statistics:
     """Return mean and reciprocal standard deviation of each channel of each (C, *spatial) in ``x``."""
     slabs = _slabs(x.detach(), x[0, 0].numel() / _SUMMED)
     share = torch.tensor([slab[0, 0].numel() for slab in slabs]).view(-1, 1, 1) / x[0, 0].numel()
-    found = [[torch.batch_norm_update_stats(s, None, None, 0.0) for s in slab.split(1)] for slab in slabs]
+    found = [
+        [torch.batch_norm_update_stats(s, None, None, 0.0) for s in slab.chunk(len(slab))] for slab in slabs
+    ]
     means, variances = (torch.stack([torch.stack([s[n] for s in slab]) for slab in found]) for n in (0, 1))
     mean = (means * share).sum(0)
     variance = ((variances + (means - mean).square()) * share).sum(0)  # within slabs, and between them
@@ -119,17 +121,22 @@ class _NormAct(Function):
         for part, out in zip(_cached(x), _cached(gx), strict=True):
             torch.addcmul(level, out, scale, out=out).addcmul_(part, slope)
         gw, gb = (total.sum((0, *_spatial(x))) for total in (gnx, gn))
-        gp = iter(totals)
+        totals_left = iter(totals)
         return (
             *(gx, None, None, None),
             gw if ctx.needs_input_grad[4] else None,
             gb if ctx.needs_input_grad[5] else None,
-            *(next(gp) if parameter.requires_grad else None for parameter in ctx.parameters),
+            *(next(totals_left) if parameter.requires_grad else None for parameter in ctx.parameters),
         )
 
 
 def _norm_act(
-    x: Tensor, given: Statistics, weight: Tensor | None, bias: Tensor | None, act: nn.Module | None, out: Tensor
+    x: Tensor,
+    given: Statistics,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    act: nn.Module | None,
+    out: Tensor,
 ) -> Tensor:
     scale, shift = _scale_and_shift(given, weight, bias)
     for part, into in zip(_cached(x), _cached(out), strict=True):
@@ -149,7 +156,8 @@ def _act_backward(
     with torch.enable_grad():
         normalised = torch.addcmul(shift.requires_grad_(), x, scale)
         edge = get_gradient_edge(normalised)  # the activation may be in place
-        return torch.autograd.grad(act(normalised), [edge, *parameters], grad)
+        inputs: Any = [edge, *parameters]  # torch takes both kinds at once, its types do not say so
+        return torch.autograd.grad(act(normalised), inputs, grad)
 
 
 def _scale_and_shift(given: Statistics, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -87,7 +87,9 @@ def autocast(x: Tensor) -> Callable[[], torch.autocast]:
 
 
 def _is_norm_act(adn: Any) -> bool:
-    return [name for name, _ in adn.named_children()] in (["N"], ["N", "A"]) and isinstance(adn.N, InstanceNorm)
+    return [name for name, _ in adn.named_children()] in (["N"], ["N", "A"]) and isinstance(
+        adn.N, InstanceNorm
+    )
 
 
 def _can_repeat(adn: nn.Module) -> bool:

@@ -80,7 +80,9 @@ def convolve(maps: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | N
             for x, width, kernel in zip(maps, widths, kernels, strict=True):
                 data = _workspace(spaces[1], len(tiles), voxels * width)
                 _combine(B_T.to(x), _rows(x[n]), 1, tiles, data)
-                for product, part, k in zip(_images(products, plane), _images(data, plane), kernel, strict=True):
+                for product, part, k in zip(
+                    _images(products, plane), _images(data, plane), kernel, strict=True
+                ):
                     _add_convolved(product, part, k.permute(0, 3, 1, 2))
             _collect(products, _rows(y[n]), tiles)
     return y
@@ -95,7 +97,10 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
     slabs = _slabs(depth, max(o, c) * voxels)
     spaces = [x.new_empty(POINTS * len(slabs[0]) * voxels * width) for width in (c, o)]
     for tiles in slabs:
-        data, grads = _workspace(spaces[0], len(tiles), voxels * c), _workspace(spaces[1], len(tiles), voxels * o)
+        data, grads = (
+            _workspace(spaces[0], len(tiles), voxels * c),
+            _workspace(spaces[1], len(tiles), voxels * o),
+        )
         for n in range(b):
             _combine(B_T.to(x), _rows(x[n]), 1, tiles, data)
             _combine(A_T.to(x).t(), _rows(grad[n]), 0, tiles, grads)
