@@ -58,8 +58,9 @@ def read_dataset(
         cache_rate: see :func:`~monai_unetpp.data.memory.check_cache`.
 
     Raises:
-        ValueError: if the cases do not fit in memory, ``dataset_dir`` is not given, or ``dataset.json`` is damaged, names no training
-            cases, or one without a label, or has another number of labels than ``out_channels``.
+        ValueError: if ``dataset_dir`` is not given, or ``dataset.json`` is damaged, names no training
+            cases, or one without a label, or has another number of labels than ``out_channels``; or if
+            the cases do not fit in memory.
         FileNotFoundError: if the folder has no ``dataset.json``, or a file that it names does not exist.
     """
     if dataset_dir is None:

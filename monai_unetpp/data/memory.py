@@ -35,8 +35,8 @@ def check_cache(cases: Sequence[Mapping[str, str]], pixdim: Sequence[float], cac
     if available is not None and cache_rate * total > available:
         fits = math.floor(100 * 0.8 * available / total) / 100  # the rest is for the training itself
         raise ValueError(
-            f"cache_rate {cache_rate:g} would keep {cache_rate * total / _GIB:.1f} GiB of {len(cases)} cases in "
-            f"memory, of which {available / _GIB:.1f} GiB are available: --cache_rate {fits:g} fits."
+            f"cache_rate {cache_rate:g} would keep {cache_rate * total / _GIB:.1f} GiB of {len(cases)} cases "
+            f"in memory, of which {available / _GIB:.1f} GiB are available: --cache_rate {fits:g} fits."
         )
 
 

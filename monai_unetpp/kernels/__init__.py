@@ -11,7 +11,7 @@ compiled     the convolutions as operators for torch.compile
 Scripted, traced and exported networks use torch's operators as they are, and so does compiled training.
 """
 
-from monai_unetpp.kernels import compiled as _  # registers its operators
+from monai_unetpp.kernels import compiled
 from monai_unetpp.kernels.convolution import Deconv3d, convolve, convolve_one
 from monai_unetpp.kernels.mode import enter, leave
 from monai_unetpp.kernels.norm import InstanceNorm
@@ -23,6 +23,7 @@ __all__ = [
     "InstanceNorm",
     "activate",
     "apply",
+    "compiled",
     "convolve",
     "convolve_one",
     "enter",

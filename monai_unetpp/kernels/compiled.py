@@ -29,7 +29,7 @@ def convolve(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, paddin
 
 
 @convolve.register_fake
-def _(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
+def _(maps: Sequence[Tensor], weight: Tensor, *_: object) -> Tensor:
     y = maps[0].new_empty(maps[0].shape[0], weight.shape[0], *maps[0].shape[2:])
     return y.contiguous(memory_format=torch.channels_last_3d)
 
@@ -45,7 +45,7 @@ def deconvolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[
 
 
 @deconvolve.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int]) -> Tensor:
+def _(x: Tensor, weight: Tensor, _: Tensor | None, stride: Sequence[int]) -> Tensor:
     size = [n * k for n, k in zip(x.shape[2:], stride, strict=True)]
     y = x.new_empty(x.shape[0], weight.shape[1], *size)
     return y.contiguous(memory_format=torch.channels_last_3d)

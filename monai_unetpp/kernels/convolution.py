@@ -78,7 +78,7 @@ class _Deconvolve(Function):
         mode.refuse_second_derivative()
         x, weight = ctx.saved_tensors
         grad = mode.channels_last(grad)
-        # read backwards, it is a plain convolution with that stride: grad is its input, x its output's gradient
+        # read backwards, it is a plain convolution: grad is its input, and x the gradient of its result
         gx = torch.ops.aten.mkldnn_convolution(grad, weight, None, [0] * 3, ctx.stride, [1] * 3, 1)
         _, gw = _convolution_backward(x, grad, weight, ctx.stride, [0] * 3, (False, True))
         return gx, gw, grad.sum((0, 2, 3, 4)) if ctx.needs_input_grad[2] else None, None
@@ -92,7 +92,7 @@ class _Hang(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, conv: Any, raw: Tensor, make: Any
+        ctx: Any, y: Tensor, x: Tensor, weight: Tensor, _: Tensor | None, conv: Any, raw: Tensor, make: Any
     ) -> Tensor:
         ctx.save_for_backward(raw, weight)
         ctx.make, ctx.conv, ctx.autocast = make, conv, autocast(x)
@@ -126,7 +126,7 @@ def _forward(conv: Any, maps: Sequence[Tensor], weights: Sequence[Tensor]) -> Te
 def convolve_fast(
     maps: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None, padding: Sequence[int]
 ) -> Tensor:
-    """Return the sum of the convolutions of ``maps``, each of them :func:`~monai_unetpp.kernels.mode.is_fast`."""
+    """Return the sum of the convolutions of ``maps``, each of which :func:`.mode.is_fast`."""
     if all(winograd.pays(x, weight) for x, weight in zip(maps, weights, strict=True)):
         return winograd.convolve(maps, weights, bias)
     # By name: torch would take its slow 3D convolution for a batch of one and few voxels.
@@ -142,7 +142,7 @@ def convolve_fast(
 
 
 def deconvolve_fast(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int]) -> Tensor:
-    """Return the transposed 3D convolution of ``x``, which is :func:`~monai_unetpp.kernels.mode.is_fast`."""
+    """Return the transposed 3D convolution of ``x``, which :func:`.mode.is_fast`."""
     return torch.ops.mkldnn._convolution_transpose_pointwise(
         x, weight, bias, [0, 0, 0], [0, 0, 0], stride, [1, 1, 1], 1, "none", [], ""
     )

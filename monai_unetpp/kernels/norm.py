@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Instance norm and the activation after it, fast and exact in channels last.
 
-Torch's group norm in channels last keeps plain running sums, wrong in the fourth digit; its instance norm copies.
-Here mean and variance are taken a slab at a time, few enough voxels for sums in single precision, and put
-together; with weight and bias they become one scale and one shift a channel. Norm and activation pass over a map
-together, a slab that the cache holds at a time, and so does their backward.
+Torch's group norm in channels last keeps plain running sums, wrong in the fourth digit; its instance norm
+copies. Here mean and variance are taken a slab at a time, few enough voxels for sums in single precision,
+and put together; with weight and bias they become one scale and one shift a channel. Norm and activation
+pass over a map together, a slab that the cache holds at a time, and so does their backward.
 """
 
 from __future__ import annotations

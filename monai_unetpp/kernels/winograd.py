@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """3D convolution with half the multiplications, by Winograd's F(4, 3) along the first spatial axis.
 
-Four slices of the result need six slices of the input. Combined by ``B^T``, these six are convolved in 2D, each with
-its own combination ``G`` of the kernel's three slices, and ``A^T`` combines the six products into the four
-slices: ``y = A^T [(G w) * (B^T x)]``. That is 6 convolutions in 2D, where plain convolution takes 12. Each
-combination is a matrix product over whole slices, which lie together in channels last.
+Four slices of the result need six slices of the input. Combined by ``B^T``, these six are convolved in 2D,
+each with its own combination ``G`` of the kernel's three slices, and ``A^T`` combines the six products into
+the four slices: ``y = A^T [(G w) * (B^T x)]``. That is 6 convolutions in 2D; plain convolution takes 12.
+Each combination is a matrix product over whole slices, which lie together in channels last.
 
 Reference: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (CVPR 2016, arXiv:1509.09308).
 """
@@ -89,7 +89,13 @@ def convolve(maps: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | N
 
 
 def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient of ``weight`` (O, C, 3, k, k), for ``x`` and the gradient of the result, (B, C or O, X, Y, Z)."""
+    """Return the gradient of ``weight`` (O, C, 3, k, k).
+
+    Args:
+        x: (B, C, X, Y, Z), channels last.
+        grad: of the result, (B, O, X, Y, Z), channels last.
+        weight: for its shape.
+    """
     b, c, depth, *plane = x.shape
     o, voxels = len(weight), math.prod(plane)
     total = weight.new_zeros(POINTS, o, c, *weight.shape[3:])
@@ -145,7 +151,7 @@ def _images(rows: Tensor, plane: Sequence[int]) -> tuple[Tensor, ...]:
 
 
 def _combine(matrix: Tensor, rows: Tensor, before: int, tiles: range, out: Tensor) -> None:
-    """For each tile t, set ``out[:, t]`` to ``matrix`` times the rows from 4 t - ``before`` on; outside is zero."""
+    """For each tile t, set ``out[:, t]`` to ``matrix`` times the rows from 4 t - ``before`` on."""
     size, width = rows.shape
     taps = matrix.shape[1]
     first = max(tiles.start, min(1, before))  # tiles first .. last - 1 lie inside
