@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inference of the deepest level beside BasicUNetPlusPlus: eager, compiled, scripted, and by ONNX Runtime.
 
+And by OpenVINO, where it is installed.
+
 python benchmarks/exported.py --dims 3 --size 48 --out benchmarks/results/exported_3d_48.csv
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import sys
 from collections.abc import Callable
@@ -45,6 +48,8 @@ def main() -> None:
             "torch.compile": partial(inference, torch.compile(ours), x),
             "ONNX Runtime": _onnx(ours, x, Path(folder) / "net.onnx", wanted),
         }
+        if importlib.util.find_spec("openvino"):
+            jobs["OpenVINO"] = _openvino(x, Path(folder) / "net.onnx", wanted)
         seconds = interleaved(jobs, args.rounds)
     rows = [
         {
@@ -71,6 +76,16 @@ def _onnx(net: torch.nn.Module, x: torch.Tensor, path: Path, wanted: torch.Tenso
     feed = {session.get_inputs()[0].name: x.numpy()}
     torch.testing.assert_close(torch.from_numpy(session.run(None, feed)[0]), wanted, rtol=1e-3, atol=1e-4)
     return partial(session.run, None, feed)
+
+
+def _openvino(x: torch.Tensor, path: Path, wanted: torch.Tensor) -> Callable[[], object]:
+    """Check the ONNX file against eager, and return a job that runs it."""
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    model = openvino.Core().compile_model(path, "CPU", settings)
+    torch.testing.assert_close(torch.from_numpy(model(x.numpy())[0]), wanted, rtol=1e-3, atol=1e-4)
+    return partial(model, x.numpy())
 
 
 if __name__ == "__main__":

@@ -152,13 +152,17 @@ def _backward(
     conv: Any, grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of ``x`` and of ``weight``, or None for what is not wanted."""
-    if not (mode.is_fast(x) and mode.is_fast(grad) and winograd.pays(x, weight)):
+    if not (mode.is_fast(x) and mode.is_fast(grad)):
         return _convolution_backward(grad, x, weight, conv.stride, conv.padding, wanted)
-    mirrored = weight.flip(2, 3, 4).transpose(0, 1)
-    return (
-        winograd.convolve([grad], [mirrored], None) if wanted[0] else None,
-        winograd.weight_gradient(x, grad, weight) if wanted[1] else None,
-    )
+    gx = gw = None
+    if wanted[0]:
+        mirrored = weight.flip(*range(2, weight.dim())).transpose(0, 1)
+        gx = convolve_fast([grad], [mirrored], None, conv.padding)
+    if wanted[1] and winograd.weight_gradient_pays(x, weight):
+        gw = winograd.weight_gradient(x, grad, weight)
+    elif wanted[1]:
+        _, gw = _convolution_backward(grad, x, weight, conv.stride, conv.padding, (False, True))
+    return gx, gw
 
 
 def _convolution_backward(

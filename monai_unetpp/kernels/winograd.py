@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["convolve", "pays", "weight_gradient"]
+__all__ = ["convolve", "pays", "weight_gradient", "weight_gradient_pays"]
 
 POINTS, TILE, TAPS = 6, 4, 3
 B_T = torch.tensor(
@@ -51,6 +51,12 @@ def pays(x: Tensor, weight: Tensor) -> bool:
         and x.shape[2] >= TILE
         and x[0, 0].numel() >= 24 * max(weight.shape[:2])
     )
+
+
+def weight_gradient_pays(x: Tensor, weight: Tensor) -> bool:
+    """Whether this is faster than plain backward, which is slow for few channels of large maps, too."""
+    few = x.dim() == 5 and weight.shape[2] == TAPS and weight.shape[1] <= 8 < x[0, 0].numel() // 2**12
+    return few or pays(x, weight)
 
 
 def convolve(maps: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
