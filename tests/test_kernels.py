@@ -275,3 +275,13 @@ def test_norm_and_activation_and_their_gradients_are_exact(mean, affine, act, to
         assert (got - wanted).norm() < tolerance * max(wanted.norm(), 1)
     with torch.no_grad():
         assert (kernels.activate(adn, x.detach().clone()) - results[1][0]).abs().max() < 1e-5
+
+
+def test_statistics_are_exact_over_a_large_flat_background():
+    """Running sums in single precision over so many equal voxels are wrong in the fifth digit."""
+    torch.manual_seed(0)
+    x = channels_last((torch.randn(2, 8, 33, 64, 65) + 4).clamp_(min=3.5))
+    mean, rstd = kernels.norm.statistics(x, 0)
+    variance, wanted = torch.var_mean(x.double(), (2, 3, 4), correction=0, keepdim=True)
+    assert (mean / wanted - 1).abs().max() < 1e-6
+    assert (rstd.double().square() * variance - 1).abs().max() < 2e-6

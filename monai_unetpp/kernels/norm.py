@@ -2,8 +2,8 @@
 """Instance norm and the activation after it, fast and exact in channels last.
 
 Torch's group norm in channels last keeps plain running sums, wrong in the fourth digit; its instance norm
-copies. Here mean and variance are taken a slab at a time, few enough voxels for sums in single precision,
-and put together; with weight and bias they become one scale and one shift a channel. Norm and activation
+copies. Here mean and variance are taken of groups, of few enough voxels for sums in single precision, and
+put together; with weight and bias they become one scale and one shift a channel. Norm and activation
 pass over a map together, a slab that the cache holds at a time, and so does their backward.
 """
 
@@ -23,7 +23,7 @@ __all__ = ["InstanceNorm", "Statistics", "norm_act", "norm_act_", "statistics"]
 
 Statistics = tuple[Tensor, Tensor]  # mean and 1 / standard deviation, (B, C, 1, ...) each
 
-_SUMMED = 2**12  # voxels in a slab of which sums are taken
+_SUMMED = 2**8  # voxels of which a sum is taken in single precision
 _CACHED = 2**19  # numbers in a slab that stays in the processor's cache
 
 
@@ -52,15 +52,20 @@ class InstanceNorm(nn.modules.instancenorm._InstanceNorm):
 
 def statistics(x: Tensor, eps: float) -> Statistics:
     """Return mean and reciprocal standard deviation of each channel of each (C, *spatial) in ``x``."""
-    slabs = _slabs(x.detach(), x[0, 0].numel() / _SUMMED)
-    share = torch.tensor([slab[0, 0].numel() for slab in slabs]).view(-1, 1, 1) / x[0, 0].numel()
-    found = [
-        [torch.batch_norm_update_stats(s, None, None, 0.0) for s in slab.chunk(len(slab))] for slab in slabs
-    ]
-    means, variances = (torch.stack([torch.stack([s[n] for s in slab]) for slab in found]) for n in (0, 1))
-    mean = (means * share).sum(0)
-    variance = ((variances + (means - mean).square()) * share).sum(0)  # within slabs, and between them
-    shape = (*x.shape[:2], *[1] * (x.dim() - 2))
+    voxels, shape = x[0, 0].numel(), (*x.shape[:2], *[1] * (x.dim() - 2))
+    groups = max(1, voxels // _SUMMED)
+    whole = voxels // groups * groups
+    found = []
+    for rows in x.detach().movedim(1, -1).reshape(len(x), voxels, -1):
+        # a row of one voxel becomes a row of `groups` voxels, each with sums of its own
+        parts = [(whole, rows[:whole].view(-1, groups * x.shape[1])), (voxels - whole, rows[whole:])]
+        found.append([(n, *torch.batch_norm_update_stats(r, None, None, 0.0)) for n, r in parts if n])
+    means = torch.stack([torch.cat([mean.view(-1, x.shape[1]) for _, mean, _ in part]) for part in found])
+    variances = torch.stack([torch.cat([var.view(-1, x.shape[1]) for *_, var in part]) for part in found])
+    share = means.new_full((means.shape[1], 1), whole / groups / voxels)
+    share[groups:] = 1 - whole / voxels
+    mean = (means * share).sum(1, keepdim=True)
+    variance = ((variances + (means - mean).square()) * share).sum(1)  # within groups, and between them
     return mean.view(shape), (variance + eps).rsqrt_().view(shape)
 
 
