@@ -2,15 +2,21 @@
 """UNet++ for MONAI: 2D/3D, deep supervision over all heads, and pruning to any level."""
 
 from monai_unetpp._version import __version__
+from monai_unetpp.checkpoints import load_network
+from monai_unetpp.levels import LevelScore, score_levels, select_level
 from monai_unetpp.losses import DeepSupervisionDiceLoss
 from monai_unetpp.network import UNetPlusPlus
 from monai_unetpp.pruning import from_basic_unet_plus_plus, prune, prune_state_dict
 
 __all__ = [
     "DeepSupervisionDiceLoss",
+    "LevelScore",
     "UNetPlusPlus",
     "__version__",
     "from_basic_unet_plus_plus",
+    "load_network",
     "prune",
     "prune_state_dict",
+    "score_levels",
+    "select_level",
 ]

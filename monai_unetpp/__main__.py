@@ -49,6 +49,30 @@ def phantom(parser: argparse.ArgumentParser) -> Run:
     return run
 
 
+@command
+def prune(parser: argparse.ArgumentParser) -> Run:
+    """Take one level out of a checkpoint: weights that need a fraction of the memory and the time."""
+    parser.add_argument("--checkpoint", type=Path, required=True, help="weights, or a checkpoint of an epoch")
+    parser.add_argument("--level", type=int, required=True, help="k of L^k, 1 the shallowest")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="file to write; not in the models folder of a bundle, where MONAI Label would take it for weights "
+        "of the whole network",
+    )
+    parser.add_argument("--skips", default="dense", help="of the network, if not %(default)s: short, long")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
+
+    def run(args: argparse.Namespace) -> str:
+        from monai_unetpp.checkpoints import prune_checkpoint
+
+        kept, of = prune_checkpoint(args.checkpoint, args.level, args.out, args.skips, args.overwrite)
+        return f"L{args.level}: {kept:,} of {of:,} weights, in {args.out.resolve()}"
+
+    return run
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command.
 

@@ -4,21 +4,23 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 import monai.handlers
-import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator
 from monai.utils import string_list_all_gather
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-__all__ = ["CheckpointLoader", "CheckpointSaver", "MetricsSaver"]
+from monai_unetpp.checkpoints import check_fit, load_network, read_checkpoint
+from monai_unetpp.network import UNetPlusPlus
+
+__all__ = ["CheckpointLoader", "CheckpointSaver", "MetricsSaver", "NetworkLoader"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,27 +72,13 @@ class CheckpointLoader(monai.handlers.CheckpointLoader):
         if path.is_dir():
             path = _latest(path)
             self.load_path = str(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no checkpoint at {path.absolute()}: train first, or name another file.")
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ValueError(
-                f"{path} is refused: a checkpoint may hold tensors and plain types only, no code. "
-                "This one holds something else, or is damaged."
-            ) from error
-        except Exception as error:  # a damaged pickle raises anything
-            raise ValueError(
-                f"{path} cannot be read as a checkpoint, it may be damaged: {error!r}."
-            ) from error
-        if not isinstance(checkpoint, Mapping):
-            raise ValueError(f"{path} holds no weights by name, but a {type(checkpoint).__name__}.")
+        checkpoint = read_checkpoint(path)
         single = len(self.load_dict) == 1 and next(iter(self.load_dict)) not in checkpoint
         for name, target in self.load_dict.items():
             if not single and name not in checkpoint:
                 raise ValueError(f"{path} has no {name!r}, only {', '.join(map(repr, checkpoint))}.")
             if isinstance(target, nn.Module):
-                _check_fit(path, checkpoint if single else checkpoint[name], target)
+                check_fit(path, checkpoint if single else checkpoint[name], target)
         super().__call__(engine)
         for target in self.load_dict.values():
             if isinstance(target, LambdaLR):
@@ -98,6 +86,36 @@ class CheckpointLoader(monai.handlers.CheckpointLoader):
                     target.optimizer.param_groups, target.base_lrs, target.lr_lambdas, strict=True
                 ):
                     group["lr"] = rate * factor(target.last_epoch)
+
+
+class NetworkLoader:
+    """Give an evaluator, when it starts, a trained network: the whole, a level of it, or an exported one.
+
+    Args:
+        path: see :func:`~monai_unetpp.load_network`, as for the next three.
+        network: as it was trained.
+        level: that evaluation computes; default the deepest that the weights have.
+        runtime: of an ``.onnx`` file.
+    """
+
+    def __init__(
+        self, path: str, network: UNetPlusPlus, level: int | None = None, runtime: str | None = None
+    ) -> None:
+        self.path = path
+        self.network = network
+        self.level = level
+        self.runtime = runtime
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a MONAI evaluator."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Evaluator) -> None:
+        """Put the network in its place; errors are those of ``load_network``."""
+        engine.network = load_network(
+            self.network, self.path, self.level, engine.state.device, self.runtime
+        )
+        logger.info(f"Loaded {self.path}{_level_of(engine.network)}.")
 
 
 class MetricsSaver(monai.handlers.MetricsSaver):
@@ -143,32 +161,5 @@ def _latest(directory: Path) -> Path:
     return found[max(found)]
 
 
-def _check_fit(path: Path, weights: Mapping[str, Tensor], network: nn.Module) -> None:
-    """Raise a ValueError that names file, keys and channels if the weights are not of this network."""
-    wanted = network.state_dict()
-    wrong = [
-        f"{key} is {list(weights[key].shape)} in the file and {list(wanted[key].shape)} in the network"
-        for key in wanted
-        if key in weights and weights[key].shape != wanted[key].shape
-    ]
-    wrong += [f"{key} is missing in the file" for key in wanted if key not in weights]
-    wrong += [f"{key} is not in the network" for key in weights if key not in wanted]
-    if wrong:
-        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(
-            f"{path} does not fit the network{_channels(weights, wanted)}: {'; '.join(wrong[:3])}{more}."
-        )
-
-
-def _channels(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """Name in_channels and out_channels of both, where they differ."""
-    differ = []
-    for name, key, axis in (
-        ("in_channels", "encoder.0.convs.conv_0.conv.weight", 1),
-        ("out_channels", next((key for key in wanted if key.startswith("heads.")), ""), 0),
-    ):
-        if key in weights and key in wanted and weights[key].shape[axis] != wanted[key].shape[axis]:
-            differ.append(
-                f"{name} {weights[key].shape[axis]} in the file, {wanted[key].shape[axis]} in the network"
-            )
-    return f" ({'; '.join(differ)})" if differ else ""
+def _level_of(network: nn.Module) -> str:
+    return f", L{network.level}" if isinstance(network, UNetPlusPlus) else ""

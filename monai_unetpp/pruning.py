@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from monai_unetpp.network import SKIPS, UNetPlusPlus
 
-__all__ = ["from_basic_unet_plus_plus", "prune", "prune_state_dict"]
+__all__ = ["from_basic_unet_plus_plus", "levels_in", "prune", "prune_state_dict"]
 
 
 def prune(net: UNetPlusPlus, level: int) -> UNetPlusPlus:
@@ -70,7 +70,7 @@ def prune_state_dict(state_dict: Mapping[str, Tensor], level: int, skips: str = 
     """
     if skips not in SKIPS:
         raise ValueError(f"skips must be one of {', '.join(SKIPS)}, got {skips!r}.")
-    heads = sorted({int(m[1]) + 1 for m in map(re.compile(r"heads\.(\d+)\.").match, state_dict) if m})
+    heads = levels_in(state_dict)
     if not heads:
         raise ValueError("state_dict has no 'heads.*' keys: it is not of a UNetPlusPlus.")
     if level not in heads:
@@ -83,6 +83,11 @@ def prune_state_dict(state_dict: Mapping[str, Tensor], level: int, skips: str = 
         for key, value in state_dict.items()
         if _belongs_to_level(key, level, skips)
     }
+
+
+def levels_in(state_dict: Mapping[str, Tensor]) -> list[int]:
+    """Return the levels that have a head in ``state_dict``, shallowest first; none if it is of another network."""
+    return sorted({int(m[1]) + 1 for m in map(re.compile(r"heads\.(\d+)\.").match, state_dict) if m})
 
 
 def from_basic_unet_plus_plus(net: BasicUNetPlusPlus) -> UNetPlusPlus:

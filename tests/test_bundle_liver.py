@@ -46,7 +46,7 @@ from monai_unetpp.data import cases, phantom
 LIVER = BUNDLES / "liver"
 METADATA, INFERENCE = str(LIVER / "metadata.json"), str(LIVER / "inference.json")
 TRAIN, EVALUATE = str(LIVER / "train.json"), str(LIVER / "evaluate.json")
-WORKFLOWS = pytest.mark.parametrize("names", ["train", "train evaluate", "train msd", "inference"])
+WORKFLOWS = pytest.mark.parametrize("names", ["train", "train evaluate", "train levels", "train msd", "inference"])
 SELF_CONTAINED = pytest.mark.parametrize("name", ["train", "inference"])
 
 
@@ -198,36 +198,33 @@ def test_inference_repeats_what_training_says(key):
     assert config("liver", "inference")[key] == config("liver", "train")[key]
 
 
-def test_inference_and_evaluation_preprocess_alike():
-    there = [{**t, "_desc_": ""} for t in config("liver", "evaluate")["preprocessing_transforms"]]
-    here = [{**t, "_desc_": ""} for t in config("liver", "inference")["preprocessing_transforms"]]
+def test_inference_preprocesses_as_training_does():
+    there, here = (
+        [{**transform, "_desc_": ""} for transform in config("liver", name)["preprocessing_transforms"]]
+        for name in ("train", "inference")
+    )
     assert here == there
 
 
-def test_training_preprocesses_the_image_as_inference_does():
-    def image_only(transform):
-        """The transform without what it does to the label."""
-        keys = transform["keys"]
-        if transform["_target_"].endswith("LoadCased"):
-            return {key: transform[key] for key in ("_target_", "out_channels")}
-        at = keys.index("image") if isinstance(keys, list) else None
-        return {
-            key: value[at] if at is not None and key in ("keys", "mode") else value
-            for key, value in transform.items()
-            if key != "_desc_"
-        }
-
-    train, infer = (
-        [image_only(transform) for transform in config("liver", name)["preprocessing_transforms"]]
-        for name in ("train", "inference")
-    )
-    assert train == infer
+@pytest.mark.parametrize("name", ["evaluate", "levels", "inference"])
+def test_labels_are_not_resampled_where_they_are_scored(name):
+    assert config("liver", name)["resampled"] == ["image"]
 
 
-@pytest.mark.parametrize("name", ["evaluate", "msd"])
+@pytest.mark.parametrize("key", ["ckpt_path", "eval_cases", "validate#dataset"])
+def test_levels_are_scored_on_what_evaluation_scores(key):
+    assert config("liver", "levels")[key] == config("liver", "evaluate")[key]
+
+
+@pytest.mark.parametrize("name", ["evaluate", "levels", "msd"])
 def test_overlay_changes_only_what_there_is_to_change(name):
     parser = ConfigParser(config("liver", "train"))
-    new = {"evaluate": {"ckpt_path", "output_dir", "eval_cases", "validate#additional_metrics#val_mean_iou"}}
+    scored = {"ckpt_path", "eval_cases", "level"}
+    new = {
+        "evaluate": {*scored, "output_dir", "validate#additional_metrics#val_mean_iou"},
+        "levels": {*scored, "levels_dir", "tolerance", "surface_tolerance", "formats", "overwrite"}
+        | {"trained", "scores", "report", "export"},
+    }
     unknown = {key for key in config("liver", name) if key.lstrip("+") not in parser} - {"_desc_"}
     assert unknown == new.get(name, set())
 

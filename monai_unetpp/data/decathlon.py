@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from monai_unetpp.files import whole_file
+
 __all__ = ["Case", "write_decathlon"]
 
 
@@ -86,8 +88,9 @@ def write_decathlon(
     training = []
     for case in tqdm(cases, desc=name, total=total, unit="case", disable=not progress):
         entry = {key: f"./{key}sTr/{case.name}.nii.gz" for key in ("image", "label")}
-        _write(root / entry["image"], _nifti(case.image, case.affine))
-        _write(root / entry["label"], _nifti(case.label, case.affine))
+        for key, array in (("image", case.image), ("label", case.label)):
+            with whole_file(root / entry[key]) as part:
+                part.write_bytes(_nifti(array, case.affine))
         training.append(entry)
     dataset = {
         "name": name,
@@ -100,7 +103,8 @@ def write_decathlon(
         "training": training,
         "test": [],
     }
-    _write(index, (json.dumps(dataset, indent=4) + "\n").encode())
+    with whole_file(index) as part:
+        part.write_bytes((json.dumps(dataset, indent=4) + "\n").encode())
     return index
 
 
@@ -115,12 +119,3 @@ def _nifti(array: NDArray[np.int16] | NDArray[np.uint8], affine: NDArray[np.floa
         file.write(volume.to_bytes())
     return buffer.getvalue()
 
-
-def _write(path: Path, content: bytes) -> None:
-    """Write to a neighbour first, so that ``path`` is complete or absent."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

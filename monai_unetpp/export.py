@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One level in every form that it is shipped in, and running the form that needs no torch.
+
+======  ============================  ==========================================
+suffix  what                          read by
+======  ============================  ==========================================
+.pt     the pruned network's weights  :func:`monai_unetpp.load_network`
+.ts     TorchScript                   ``torch.jit.load``, MONAI Label and Deploy
+.pt2    ``torch.export`` program      ``torch.export.load``
+.onnx   ONNX, opset as torch chooses  ONNX Runtime, OpenVINO: :class:`OnnxNetwork`
+======  ============================  ==========================================
+
+Batch and sizes are left open in all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.transforms import CenterSpatialCrop, SpatialPad
+from torch import Tensor, nn
+
+from monai_unetpp.files import refuse_existing, whole_file
+from monai_unetpp.network import UNetPlusPlus
+from monai_unetpp.pruning import prune
+
+__all__ = ["FORMATS", "RUNTIMES", "OnnxNetwork", "check_formats", "example_window", "export_level"]
+
+FORMATS = ("pt", "ts", "pt2", "onnx")
+RUNTIMES = ("openvino", "onnxruntime")
+TOLERANCE = 1e-4  # of the largest logit: other kernels round otherwise, and norms magnify it
+_INSTALL = 'pip install "monai-unetpp[{}]"'
+
+
+def export_level(
+    network: UNetPlusPlus,
+    level: int,
+    directory: str | os.PathLike[str],
+    example: Tensor,
+    formats: Sequence[str] = FORMATS,
+    overwrite: bool = False,
+) -> dict[str, Path]:
+    """Write L^level as ``model.pt``, ``model.ts``, ``model.pt2``, ``model.onnx``: all of them, or none.
+
+    Each file is read again and run on ``example`` and on a smaller piece of it before it is kept: the weights must
+    give the full network's head to the last bit, the others to within 1e-4 of its largest logit.
+
+    Args:
+        network: trained, with a head at ``level``; left as it is.
+        level: ``k`` of L^k.
+        directory: a folder of the level's own, made if it does not exist. Beside the full network's ``model.pt``
+            MONAI Label would offer the pruned weights for the full network.
+        example: (B, C, *spatial), a window of a real case after preprocessing: see :func:`example_window`.
+        formats: some of ``"pt"``, ``"ts"``, ``"pt2"``, ``"onnx"``.
+        overwrite: whether files that are there may be replaced.
+
+    Returns:
+        The path of each format.
+
+    Raises:
+        ValueError: if a format is not known, or the network has no head at ``level``.
+        FileExistsError: if one of the files exists and ``overwrite`` is false.
+        ModuleNotFoundError: if a format needs a package that is not installed.
+        RuntimeError: if what was written does not give the same output.
+    """
+    check_formats(formats)
+    network.check_level(level)
+    paths = {suffix: Path(directory) / f"model.{suffix}" for suffix in formats}
+    if not overwrite:
+        refuse_existing(*paths.values())
+    network = copy.deepcopy(network).cpu().eval()
+    network.level = level
+    pruned = prune(network, level)
+    example = example.detach().as_subclass(Tensor).cpu()
+    smaller = example[(slice(None), slice(None), *[slice(n - n // 4) for n in example.shape[2:]])]
+    with ExitStack() as stack, torch.no_grad():
+        for suffix, path in paths.items():
+            part = stack.enter_context(whole_file(path))  # all become whole when the stack ends well
+            _WRITE[suffix](pruned, example, part)
+            reread = _READ[suffix](pruned, part)
+            for x in (example, smaller):
+                _check(suffix, reread(x), network(x))
+    return paths
+
+
+def check_formats(formats: Iterable[str]) -> None:
+    """Raise a ValueError if a format is not known, a ModuleNotFoundError if it needs what is not installed."""
+    for suffix in formats:
+        if suffix not in FORMATS:
+            raise ValueError(f"formats must be some of {', '.join(FORMATS)}, got {suffix!r}.")
+    if "onnx" in formats:
+        _need("export", "onnx", "onnxscript", "onnxruntime")
+
+
+def example_window(data: Iterable[Mapping[str, Any]], size: Sequence[int]) -> Tensor:
+    """Return the middle of the first ``"image"`` of ``data``, (1, C, *size), zeros where it is smaller."""
+    image = next(iter(data))["image"][0]
+    return SpatialPad(size)(CenterSpatialCrop(size)(image))[None].as_subclass(Tensor)
+
+
+class OnnxNetwork(nn.Module):
+    """An exported network on the CPU, in place of a ``UNetPlusPlus`` in evaluation.
+
+    Args:
+        path: of an ``.onnx`` file.
+        runtime: ``"openvino"`` or ``"onnxruntime"``; ``None`` for the first of them that is installed.
+
+    Raises:
+        ValueError: if ``runtime`` is not known, or the file cannot be read.
+        ModuleNotFoundError: if the runtime is not installed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], runtime: str | None = None) -> None:
+        super().__init__()
+        installed = [name for name in RUNTIMES if importlib.util.find_spec(name)]
+        runtime = runtime or next(iter(installed), "onnxruntime")
+        if runtime not in RUNTIMES:
+            raise ValueError(f"runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}.")
+        _need("openvino" if runtime == "openvino" else "export", runtime)
+        self.runtime = runtime
+        try:
+            self._run = _START[runtime](str(path))
+        except Exception as error:  # each runtime has exceptions of its own
+            raise ValueError(f"{path} cannot be read by {runtime}: {error}") from error
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, *spatial) to logits (B, out_channels, *spatial), on the device of ``x``."""
+        y = self._run(x.detach().as_subclass(Tensor).float().cpu().contiguous().numpy())
+        return torch.from_numpy(y).to(x.device)
+
+
+def _start_onnxruntime(path: str) -> Callable[[Any], Any]:
+    import onnxruntime  # type: ignore[import-untyped]
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: session.run(None, {name: x})[0]
+
+
+def _start_openvino(path: str) -> Callable[[Any], Any]:
+    import openvino
+
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",  # its default is bfloat16 where the CPU has it
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    model = openvino.Core().compile_model(path, "CPU", settings)
+    return lambda x: model(x)[0].copy()  # of a buffer that the next window is written to
+
+
+_START = {"onnxruntime": _start_onnxruntime, "openvino": _start_openvino}
+
+
+def _sizes_left_open(example: Tensor) -> tuple[dict[int, Any]]:
+    axes = [0, *range(2, example.dim())]
+    return (dict.fromkeys(axes, torch.export.Dim.DYNAMIC),)
+
+
+def _two(example: Tensor) -> Tensor:
+    """A batch of two: a batch of one would be taken for a constant."""
+    return torch.cat([example[:1], example[:1]])
+
+
+def _write_script(net: UNetPlusPlus, _: Tensor, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript: still what MONAI Label and Deploy read
+        torch.jit.save(torch.jit.script(net), path)
+
+
+def _write_program(net: UNetPlusPlus, example: Tensor, path: Path) -> None:
+    example = _two(example)
+    program = torch.export.export(net, (example,), dynamic_shapes=_sizes_left_open(example))
+    torch.export.save(program, path)
+
+
+def _write_onnx(net: UNetPlusPlus, example: Tensor, path: Path) -> None:
+    example = _two(example)
+    torch.onnx.export(
+        net,
+        (example,),
+        path,
+        input_names=["image"],
+        output_names=["pred"],
+        dynamic_shapes=_sizes_left_open(example),
+        dynamo=True,
+        external_data=False,  # one file
+        verbose=False,
+    )
+
+
+_WRITE: dict[str, Callable[[UNetPlusPlus, Tensor, Path], None]] = {
+    "pt": lambda net, _, path: torch.save(net.state_dict(), path),
+    "ts": _write_script,
+    "pt2": _write_program,
+    "onnx": _write_onnx,
+}
+
+
+def _read_weights(net: UNetPlusPlus, path: Path) -> UNetPlusPlus:
+    twin = UNetPlusPlus(**net.arguments)
+    twin.load_state_dict(torch.load(path, weights_only=True))
+    return twin.eval()
+
+
+_READ: dict[str, Callable[[UNetPlusPlus, Path], Callable[[Tensor], Tensor]]] = {
+    "pt": _read_weights,
+    "ts": lambda _, path: torch.jit.load(path),
+    "pt2": lambda _, path: torch.export.load(path).module(),
+    "onnx": lambda _, path: OnnxNetwork(path, "onnxruntime"),
+}
+
+
+def _check(suffix: str, got: Tensor, wanted: Tensor) -> None:
+    """Raise a RuntimeError if an exported network does not give the head of the full network."""
+    allowed = 0.0 if suffix == "pt" else TOLERANCE * max(1.0, float(wanted.abs().max()))
+    if got.shape != wanted.shape:
+        raise RuntimeError(
+            f"model.{suffix} was not kept: it gives {list(got.shape)}, not {list(wanted.shape)}."
+        )
+    apart = float((got - wanted).abs().max())
+    if not apart <= allowed:
+        raise RuntimeError(
+            f"model.{suffix} was not kept: its logits are up to {apart:.2g} away from the full network's, "
+            f"{allowed:.2g} is allowed."
+        )
+
+
+def _need(extra: str, *packages: str) -> None:
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"{package} is not installed: {_INSTALL.format(extra)}.")

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing files that are whole or absent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+__all__ = ["refuse_existing", "whole_file"]
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator[Path]:
+    """Yield a path to write to, which becomes ``path`` when the block ends well.
+
+    Until then it lies in a hidden folder beside ``path``, under the same name; if the block raises, for
+    instance because the disk is full, nothing is left of it, and what was at ``path`` stays.
+
+    Args:
+        path: of the file; its folder is made if it does not exist.
+        overwrite: whether a file that is there may be replaced.
+
+    Raises:
+        FileExistsError: if ``path`` exists and ``overwrite`` is false.
+
+    Example:
+        >>> with TemporaryDirectory() as folder:
+        ...     with whole_file(Path(folder, "table.csv")) as part:
+        ...         characters = part.write_text("a,b")
+        ...     [path.name for path in Path(folder).iterdir()]
+        ['table.csv']
+    """
+    path = Path(path)
+    if not overwrite:
+        refuse_existing(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".", suffix=".part", dir=path.parent) as folder:
+        part = Path(folder) / path.name
+        yield part
+        part.replace(path)
+
+
+def refuse_existing(*paths: str | os.PathLike[str]) -> None:
+    """Raise a FileExistsError that names the first of ``paths`` that exists."""
+    for path in map(Path, paths):
+        if path.exists():
+            raise FileExistsError(
+                f"{path} exists, and is not overwritten: name another place, or pass overwrite=True "
+                "(--overwrite)."
+            )

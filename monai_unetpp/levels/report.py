@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The levels of a network as a table and as a figure, for people to choose from."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_unetpp.files import refuse_existing, whole_file
+from monai_unetpp.levels.score import METRICS, LevelScore
+
+__all__ = ["check_report", "draw_levels", "write_levels"]
+
+_FILES = ("levels.csv", "levels.md", "levels.png")
+CHOSEN, OTHER, BAND = "#d1495b", "#4a7fb0", "#edf2f7"
+LARGEST = 1600  # area of the largest point, square points
+
+
+def check_report(directory: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Raise what :func:`write_levels` would raise; also if ``directory`` holds an exported level, ``L1``, ``L2``, ...
+
+    For the beginning of a run that takes long.
+    """
+    directory = Path(directory)
+    if not overwrite:
+        refuse_existing(*(directory / name for name in _FILES), *sorted(directory.glob("L[0-9]*")))
+    import matplotlib.figure  # noqa: F401
+
+
+def write_levels(
+    scores: Sequence[LevelScore],
+    directory: str | os.PathLike[str],
+    level: int,
+    tolerance: float,
+    title: str = "",
+    overwrite: bool = False,
+) -> Path:
+    """Write ``levels.csv``, ``levels.md`` and ``levels.png``: the scores of all levels and the chosen one.
+
+    Args:
+        scores: as :func:`score_levels` returns them.
+        directory: made if it does not exist.
+        level: the chosen one.
+        tolerance: within which it was chosen.
+        title: of table and figure, such as the name of the data set.
+        overwrite: whether files that are there may be replaced.
+
+    Returns:
+        The directory.
+
+    Raises:
+        FileExistsError: if one of the files exists and ``overwrite`` is false.
+        ModuleNotFoundError: if matplotlib is not installed.
+    """
+    directory = Path(directory)
+    figure = draw_levels(scores, level, tolerance, title)
+    rows = [_row(score, scores) for score in scores]
+    table, text, picture = (directory / name for name in _FILES)
+    with whole_file(table, overwrite) as path, path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    with whole_file(text, overwrite) as path:
+        path.write_text(_markdown(scores, level, tolerance, title), encoding="utf-8")
+    with whole_file(picture, overwrite) as path:
+        figure.savefig(path, dpi=150)
+    return directory
+
+
+def draw_levels(scores: Sequence[LevelScore], level: int, tolerance: float, title: str = "") -> Any:
+    """Return a matplotlib figure: Dice against time, one point per level, its area the parameters.
+
+    Args:
+        scores: as :func:`score_levels` returns them.
+        level: the chosen one, drawn in another colour.
+        tolerance: the band below the best in which it was chosen.
+        title: of the figure.
+
+    Raises:
+        ModuleNotFoundError: if matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no window, no global state
+
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    best = max(score.dice for score in scores)
+    most = max(score.parameters for score in scores)
+    seconds = [score.seconds for score in scores]
+    unit, scale = ("ms", 1e3) if max(seconds) < 1 else ("s", 1.0)
+    axes.axhspan(best - tolerance, best, color=BAND, zorder=0)
+    axes.plot([s * scale for s in seconds], [s.dice for s in scores], color="0.75", linewidth=1, zorder=1)
+    for score in scores:
+        x, area = score.seconds * scale, max(LARGEST * score.parameters / most, 12)
+        colour = CHOSEN if score.level == level else OTHER
+        axes.scatter(x, score.dice, s=area, color=colour, alpha=0.85, linewidth=0, zorder=2)
+        axes.annotate(
+            f"L{score.level}  {_short(score.parameters)}",
+            (x, score.dice),
+            xytext=(0, -((area / 3.14) ** 0.5) - 5),  # below the point, whose area is given in points
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            color=colour,
+            weight="bold" if score.level == level else "normal",
+        )
+    low = min(score.dice for score in scores)
+    room = max(best - low, tolerance, 0.01)
+    axes.set_ylim(low - 0.45 * room, best + 0.35 * room)
+    axes.set_xlim(0, max(seconds) * scale * 1.18)
+    axes.text(0.01, best, f" within {tolerance:g} of the best", transform=axes.get_yaxis_transform(), va="bottom")
+    axes.set_xlabel(f"time of one window, {unit}")
+    axes.set_ylabel("Dice, validation set")
+    axes.set_title(title or "Levels of UNet++", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("area: parameters", fontsize="small", color="0.4", x=0.98, ha="right")
+    return figure
+
+
+def _row(score: LevelScore, scores: Sequence[LevelScore]) -> dict[str, Any]:
+    """One line of the CSV file: all there is about a level, and its share of the deepest level's cost."""
+    deepest = scores[-1]
+    row: dict[str, Any] = {"level": score.level}
+    for metric in METRICS:
+        row[metric] = round(getattr(score, metric), 4)
+        by_class = getattr(score, f"{metric}_per_class")
+        row |= {f"{metric} {name}": round(value, 4) for name, value in by_class.items()}
+    for name in ("parameters", "multiply_adds", "seconds", "peak_mib"):
+        value = getattr(score, name)
+        row[name] = value if isinstance(value, int) else float(f"{value:.4g}")
+        row[f"{name} share"] = round(value / getattr(deepest, name), 4)
+    return row
+
+
+def _markdown(scores: Sequence[LevelScore], level: int, tolerance: float, title: str) -> str:
+    classes = list(scores[0].dice_per_class)
+    heading = ["", "Dice", *(f"Dice {name}" for name in classes if len(classes) > 1), "IoU", "surface Dice"]
+    heading += ["parameters", "multiply-adds", "time", "memory"]
+    lines = [heading, ["---"] * len(heading)]
+    for score in scores:
+        cells = [f"**L{score.level}**" if score.level == level else f"L{score.level}", f"{score.dice:.3f}"]
+        cells += [f"{score.dice_per_class[name]:.3f}" for name in classes if len(classes) > 1]
+        cells += [f"{score.iou:.3f}", f"{score.surface_dice:.3f}"]
+        deepest = scores[-1]
+        cells.append(f"{score.parameters:,} ({score.parameters / deepest.parameters:.1%})")
+        cells.append(
+            f"{score.multiply_adds / 1e9:.2f} G ({score.multiply_adds / deepest.multiply_adds:.0%})"
+        )
+        cells.append(f"{score.seconds * 1e3:.0f} ms ({score.seconds / deepest.seconds:.0%})")
+        cells.append(f"{score.peak_mib:.0f} MiB ({score.peak_mib / deepest.peak_mib:.0%})")
+        lines.append(cells)
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    cases = len(scores[0].dice_per_case)
+    note = (
+        f"Means over {cases} cases. Costs are of one window, in brackets their share of the deepest level's. "
+        f"Chosen: L{level}, the shallowest within {tolerance:g} Dice of the best."
+    )
+    return f"# {title or 'Levels of UNet++'}\n\n{table}\n\n{note}\n"
+
+
+def _short(parameters: int) -> str:
+    return f"{parameters / 1e6:.1f} M" if parameters >= 1e6 else f"{parameters / 1e3:.0f} k"

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every level of a trained network is worth, and what it costs."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from monai.data import MetaTensor, decollate_batch
+from monai.metrics import compute_dice, compute_iou, compute_surface_dice
+from monai.metrics.utils import do_metric_reduction
+from monai.transforms import AsDiscreted, Compose
+from torch import Tensor
+
+from monai_unetpp.levels.cost import interleaved, multiply_adds, peak_memory
+from monai_unetpp.network import UNetPlusPlus
+from monai_unetpp.pruning import prune
+
+__all__ = ["LevelScore", "score_levels"]
+
+METRICS = ("dice", "iou", "surface_dice")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LevelScore:
+    """What L^level is worth on a validation set, and what it costs.
+
+    Args:
+        level: ``k`` of L^k.
+        dice: mean over cases of the mean over classes, as MONAI's ``MeanDice``; 0 to 1, as the next two.
+        iou: the same of the intersection over union.
+        surface_dice: the same of the normalised surface Dice.
+        dice_per_class: mean over cases, by the name of the class; NaN where no case has the class.
+        iou_per_class: see ``dice_per_class``.
+        surface_dice_per_class: see ``dice_per_class``.
+        dice_per_case: mean over classes, in the order of the data; NaN for a case of background only.
+        parameters: of the network pruned to this level.
+        multiply_adds: of a forward pass over one window.
+        seconds: the same, its time: the median of rounds in which all levels took turns.
+        peak_mib: the same, the most that its activations held at a time, in MiB.
+    """
+
+    level: int
+    dice: float
+    iou: float
+    surface_dice: float
+    dice_per_class: Mapping[str, float]
+    iou_per_class: Mapping[str, float]
+    surface_dice_per_class: Mapping[str, float]
+    dice_per_case: tuple[float, ...]
+    parameters: int
+    multiply_adds: int
+    seconds: float
+    peak_mib: float
+
+
+def score_levels(
+    network: UNetPlusPlus,
+    data: Iterable[Mapping[str, Any]],
+    inferer: Callable[..., Any],
+    postprocessing: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
+    class_labels: Sequence[str] | None = None,
+    surface_tolerance: float = 2.0,
+    window: Sequence[int] | None = None,
+    rounds: int = 7,
+    amp: bool = False,
+    amp_kwargs: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> list[LevelScore]:
+    """Score every level of a trained network in one pass over a validation set, and measure what each costs.
+
+    One sliding window stitches the volumes of all levels at once, so that scoring L of them takes as
+    long as scoring the deepest.
+
+    Args:
+        network: with deep supervision, on the device to compute on.
+        data: batches with ``"image"`` (B, C, *spatial) and ``"label"`` (B, 1, *spatial), class numbers; a
+            data loader of the validation set.
+        inferer: called with an image and the network's ``all_heads``; a MONAI inferer.
+        postprocessing: of one item with ``"image"``, ``"label"`` and the logits ``"pred"``, to ``"pred"`` and
+            ``"label"`` one-hot on the same grid. Where it inverts the preprocessing, levels are scored on the
+            original grid. By default argmax (with one channel: a threshold), and the grid of the data.
+        class_labels: names of the classes without the background; default ``class_1``, ...
+        surface_tolerance: distance in mm up to which two surfaces are taken to agree, in pixels where
+            ``label`` has no spacing.
+        window: spatial size of the window to measure costs on; default the inferer's ``roi_size``.
+        rounds: of the timing.
+        amp: whether to compute in mixed precision, as MONAI's engines do.
+        amp_kwargs: of ``torch.autocast``.
+        progress: whether to show a progress bar.
+
+    Returns:
+        One score per level, shallowest first.
+
+    Raises:
+        ValueError: if the heads below the deepest were never trained (``deep_supervision`` is off), the
+            validation set is empty or has background only, a label is not of the size of the prediction,
+            or the window is not known.
+
+    Reference:
+        Zhou et al., UNet++ (IEEE TMI 2020, arXiv:1912.05074), model pruning.
+    """
+    if not network.deep_supervision:
+        raise ValueError(
+            f"network has deep_supervision off: no head but that of L{network.depth} was ever trained, so "
+            "there are no levels to compare. Train with deep_supervision=True."
+        )
+    out_channels = network.arguments["out_channels"]
+    names = list(class_labels or (f"class_{n}" for n in range(1, max(out_channels, 2))))
+    if len(names) != max(out_channels - 1, 1):
+        raise ValueError(
+            f"class_labels must name the {max(out_channels - 1, 1)} classes of out_channels = {out_channels}, "
+            f"the background left out, got {names}."
+        )
+    shape = _window_shape(network, inferer, window)
+    device = next(network.parameters()).device
+    autocast = partial(torch.autocast, device.type, enabled=amp, **(amp_kwargs or {}))
+    postprocessing = postprocessing or _discrete(out_channels)
+    rows: dict[int, list[Tensor]] = {k: [] for k in range(1, network.depth + 1)}  # (metrics, classes) per case
+    with _evaluating(network), torch.no_grad():
+        for batch in _with_progress(data, progress):
+            with autocast():
+                heads = inferer(batch["image"].to(device), network.all_heads)
+            heads = [heads] if isinstance(heads, Tensor) else heads  # what MONAI makes of a single head
+            for k, head in zip(rows, reversed(heads), strict=True):
+                for item in decollate_batch({**batch, "pred": head.float()}):
+                    rows[k].append(_score(postprocessing(item), surface_tolerance, warn=k == 1))
+        _check_scored(rows[1])
+        x = torch.rand(shape, device=device)
+        jobs = {k: partial(_forward, network, k, x, autocast) for k in rows}
+        seconds = interleaved(jobs, rounds)
+        memory = {k: peak_memory(job, device) for k, job in jobs.items()}
+    scores = []
+    for k, cases in rows.items():
+        pruned = prune(network, k)
+        dice, iou, surface_dice = torch.stack(cases, dim=1)  # (cases, classes) each
+        scores.append(
+            LevelScore(
+                level=k,
+                dice=_mean(dice),
+                iou=_mean(iou),
+                surface_dice=_mean(surface_dice),
+                dice_per_class=_by_class(dice, names),
+                iou_per_class=_by_class(iou, names),
+                surface_dice_per_class=_by_class(surface_dice, names),
+                dice_per_case=tuple(dice.nanmean(dim=1).tolist()),
+                parameters=sum(p.numel() for p in pruned.parameters()),
+                multiply_adds=multiply_adds(pruned, shape),
+                seconds=statistics.median(seconds[k]),
+                peak_mib=memory[k],
+            )
+        )
+    return scores
+
+
+def _window_shape(
+    network: UNetPlusPlus, inferer: Callable[..., Any], window: Sequence[int] | None
+) -> tuple[int, ...]:
+    """(1, C, *spatial) of the window to measure costs on."""
+    size = getattr(inferer, "roi_size", None) if window is None else window
+    size = [size] * network.spatial_dims if isinstance(size, int) else list(size or [])
+    if len(size) != network.spatial_dims or any(not isinstance(n, int) or n < 1 for n in size):
+        raise ValueError(
+            f"window must be given, {network.spatial_dims} positive ints: the size of the windows that the "
+            f"network will see. The inferer's roi_size does not tell, got {size}."
+        )
+    return (1, network.in_channels, *size)
+
+
+def _discrete(out_channels: int) -> Compose:
+    keys = ["pred", "label"]
+    if out_channels == 1:
+        return Compose([AsDiscreted("pred", threshold=0.0)])  # of a logit: a probability of one half
+    return Compose([AsDiscreted(keys, argmax=[True, False], to_onehot=out_channels)])
+
+
+@contextmanager
+def _evaluating(network: UNetPlusPlus) -> Iterator[None]:
+    """Evaluation mode for a while; mode and level are put back."""
+    training, level = network.training, network.level
+    network.eval()
+    try:
+        yield
+    finally:
+        network.level = level
+        network.train(training)
+
+
+def _with_progress(data: Iterable[Mapping[str, Any]], progress: bool) -> Iterable[Mapping[str, Any]]:
+    if not progress:
+        return data
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    return tqdm(data, desc="Scoring levels", total=len(data) if isinstance(data, Sized) else None)
+
+
+def _score(item: Mapping[str, Any], surface_tolerance: float, warn: bool) -> Tensor:
+    """Dice, IoU and surface Dice of one case, (3, classes); NaN for a class that its label does not have."""
+    pred, label = item["pred"], item["label"]
+    if pred.shape != label.shape:
+        raise ValueError(
+            f"the label of {_name(item)} must be one-hot on the grid of the prediction, {list(pred.shape)}, "
+            f"got {list(label.shape)}: see postprocessing."
+        )
+    spacing = label.pixdim.tolist() if isinstance(label, MetaTensor) else None
+    y_pred, y = (torch.as_tensor(x)[None].float() for x in (pred, label))
+    background = y.shape[1] == 1  # then the one channel is the class
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MONAI's, of a class that is missing, and of its own arguments
+        scores = [
+            compute_dice(y_pred, y, background),
+            compute_iou(y_pred, y, background),
+            compute_surface_dice(
+                y_pred,
+                y,
+                class_thresholds=[surface_tolerance] * (y.shape[1] - (not background)),
+                include_background=background,
+                spacing=spacing,
+            ),
+        ]
+    result = torch.cat([score.cpu().float() for score in scores])
+    result[:, result[0].isnan()] = torch.nan
+    if warn and result.isnan().all():
+        logger.warning(f"{_name(item)} has no class but background in its label: it has no score.")
+    return result
+
+
+def _name(item: Mapping[str, Any]) -> str:
+    image = item["image"]
+    return str(image.meta.get("filename_or_obj", "a case")) if isinstance(image, MetaTensor) else "a case"
+
+
+def _check_scored(cases: Sequence[Tensor]) -> None:
+    if not cases:
+        raise ValueError("data must hold at least one case: the validation set is empty.")
+    if torch.stack(list(cases)).isnan().all():
+        raise ValueError(
+            f"data must have a label with a class other than background: the labels of all {len(cases)} cases "
+            "are background only, so no level can be told from another."
+        )
+
+
+def _forward(network: UNetPlusPlus, level: int, x: Tensor, autocast: Callable[[], Any]) -> None:
+    network.level = level
+    with torch.inference_mode(), autocast():
+        network(x)
+
+
+def _mean(values: Tensor) -> float:
+    """Mean over cases of the mean over classes of (cases, classes), NaN left out."""
+    return float(do_metric_reduction(values.clone(), "mean")[0])  # it writes into what it is given
+
+
+def _by_class(values: Tensor, names: Sequence[str]) -> dict[str, float]:
+    return dict(zip(names, values.nanmean(dim=0).tolist(), strict=True))
