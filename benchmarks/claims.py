@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The claims of UNet++ about pruning, tried on real data: lung nodules in CT (3D), nuclei in microscopy (2D).
 
-1. After one training with deep supervision, is a pruned level as good as the deepest, and at what share of the time?
-2. Why not train the small network directly? L1, L2, ... trained alone, beside the same levels of the full training:
-   same cases, epochs and seeds.
+1. After one training with deep supervision, is a pruned level as good as the deepest, and at what share of
+   the time?
+2. Why not train the small network directly? L1, L2, ... trained alone, beside the same levels of the full
+   training: same cases, epochs and seeds.
 3. Does the time of a level follow its multiply-adds?
 
 A quarter of the cases is held back. Nothing is chosen on it but the level: the last weights are scored.
 What is trained is kept in --work, and is not trained again.
 
-python benchmarks/claims.py nodules --dir DATA/lidc_nodules --work /tmp/claims --out benchmarks/results/claims_nodules
-python benchmarks/claims.py nuclei --dir DATA/dsb2018_nuclei --work /tmp/claims --out benchmarks/results/claims_nuclei
+python benchmarks/claims.py nodules --dir lidc_nodules --work WORK --out benchmarks/results/claims_nodules
+python benchmarks/claims.py nuclei --dir dsb2018_nuclei --work WORK --out benchmarks/results/claims_nuclei
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ TASKS = {
         # a nodule lies in the middle of its cube: shifted windows, or the network learns the middle
         (RandSpatialCropd(KEYS, NODULES, random_size=False),),
         channels=(8, 16, 32, 64, 128),
-        epochs=30,
+        epochs=20,
         batch_size=2,
     ),
     "nuclei": Task(
@@ -142,7 +143,7 @@ def windows(task: Task, cases: Cases, seed: int) -> DataLoader:
             RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5)),
         ]
     ).set_random_state(seed)
-    return DataLoader(Dataset(cases, transform), task.batch_size, shuffle=True, drop_last=True)
+    return DataLoader(Dataset(cases, transform), batch_size=task.batch_size, shuffle=True, drop_last=True)
 
 
 def train(net: UNetPlusPlus, task: Task, cases: Cases, epochs: int, seed: int) -> None:
@@ -198,11 +199,15 @@ def rows(name: str, seed: int, way: str, scores: Sequence[LevelScore]) -> Iterat
 
 def main() -> None:
     """Train what is not trained yet, score it, and write CSV, table and figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", choices=TASKS)
     parser.add_argument("--dir", type=Path, required=True, help="folder of the data set")
     parser.add_argument("--work", type=Path, required=True, help="folder for trained weights")
-    parser.add_argument("--out", type=Path, required=True, help="without suffix: .csv, .md and .png are written")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="without suffix: .csv, .md and .png are written"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, help="default: what fits in an hour on two cores")
     parser.add_argument("--paper", action="store_true", help=f"the paper's widths, {PAPER}; wants a GPU")
@@ -228,8 +233,8 @@ def main() -> None:
                 sys.stdout.flush()
             if full:
                 sys.stdout.write(f"seed {seed}: L{select_level(scores, TOLERANCE)} is within {TOLERANCE}\n")
-    write_csv(args.out.with_suffix(".csv"), found)
-    report(args.out)
+        write_csv(args.out.with_suffix(".csv"), found)  # after every seed: what is measured is kept
+        report(args.out)
 
 
 def report(out: Path) -> None:
@@ -242,14 +247,17 @@ def report(out: Path) -> None:
         return [float(r[name]) for r in found if int(r["level"]) == level and r["trained"] == way]
 
     deepest = levels[-1]
-    lines = ["| | Dice, pruned | Dice, trained alone | pruned less alone | parameters | multiply-adds | time |"]
+    lines = [
+        "| | Dice, pruned | Dice, trained alone | pruned less alone | parameters | multiply-adds | time |"
+    ]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     for k in levels:
         pruned, alone = column("dice", k, "in full"), column("dice", k, "alone")
         gain = [a - b for a, b in zip(pruned, alone, strict=False)]
         ratios = [
             statistics.median(
-                a / b for a, b in zip(column(name, k, "in full"), column(name, deepest, "in full"), strict=True)
+                a / b
+                for a, b in zip(column(name, k, "in full"), column(name, deepest, "in full"), strict=True)
             )
             for name in ("multiply-adds", "seconds")
         ]
@@ -271,7 +279,9 @@ def report(out: Path) -> None:
             axes.scatter([k + shift] * len(values), values, s=14, color=colour, alpha=0.45, linewidth=0)
     axes.set_xticks(levels, [f"L{k}" for k in levels])
     axes.set_ylabel("Dice, cases held back")
-    axes.set_title(f"{found[0]['data']}: small points are seeds, large ones their mean", loc="left", fontsize="medium")
+    axes.set_title(
+        f"{found[0]['data']}: small points are seeds, large ones their mean", loc="left", fontsize="medium"
+    )
     axes.legend(frameon=False, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(out.with_suffix(".png"), dpi=130)

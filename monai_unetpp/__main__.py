@@ -58,8 +58,8 @@ def prune(parser: argparse.ArgumentParser) -> Run:
         "--out",
         type=Path,
         required=True,
-        help="file to write; not in the models folder of a bundle, where MONAI Label would take it for weights "
-        "of the whole network",
+        help="file to write; not in the models folder of a bundle, where MONAI Label would take it "
+        "for weights of the whole network",
     )
     parser.add_argument("--skips", default="dense", help="of the network, if not %(default)s: short, long")
     parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")

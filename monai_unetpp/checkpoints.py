@@ -32,8 +32,8 @@ def load_network(
     """Return ``network`` with trained weights, in evaluation, at a level; or an exported one in its place.
 
     Args:
-        network: as it was trained, whatever its weights are now. Where the weights have one head only, those of
-            a pruned network, it is pruned to their level.
+        network: as it was trained, whatever its weights are now. Where the weights have one head only, those
+            of a pruned network, it is pruned to their level.
         path: of weights alone, of a checkpoint with ``"model"`` in it, or of an ``.onnx`` file.
         level: that evaluation computes; default the deepest that the weights have.
         device: to move the network to.
@@ -147,7 +147,9 @@ def _weights(path: Path) -> Mapping[str, Tensor]:
     checkpoint = read_checkpoint(path)
     weights = checkpoint.get("model", checkpoint)
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"{path} must hold weights, alone or as 'model', got {', '.join(map(repr, checkpoint))}.")
+        raise ValueError(
+            f"{path} must hold weights, alone or as 'model', got {', '.join(map(repr, checkpoint))}."
+        )
     return weights
 
 

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from monai_unetpp.network import UNetPlusPlus
 from monai_unetpp.pruning import prune
 
 __all__ = ["FORMATS", "RUNTIMES", "OnnxNetwork", "check_formats", "example_window", "export_level"]
+
+logger = logging.getLogger(__name__)
 
 FORMATS = ("pt", "ts", "pt2", "onnx")
 RUNTIMES = ("openvino", "onnxruntime")
@@ -50,14 +53,14 @@ def export_level(
 ) -> dict[str, Path]:
     """Write L^level as ``model.pt``, ``model.ts``, ``model.pt2``, ``model.onnx``: all of them, or none.
 
-    Each file is read again and run on ``example`` and on a smaller piece of it before it is kept: the weights must
-    give the full network's head to the last bit, the others to within 1e-4 of its largest logit.
+    Each file is read again and run on ``example`` and on a smaller piece of it before it is kept: the weights
+    must give the full network's head to the last bit, the others to within 1e-4 of its largest logit.
 
     Args:
         network: trained, with a head at ``level``; left as it is.
         level: ``k`` of L^k.
-        directory: a folder of the level's own, made if it does not exist. Beside the full network's ``model.pt``
-            MONAI Label would offer the pruned weights for the full network.
+        directory: a folder of the level's own, made if it does not exist. Beside the full network's
+            ``model.pt`` MONAI Label would offer the pruned weights for the full network.
         example: (B, C, *spatial), a window of a real case after preprocessing: see :func:`example_window`.
         formats: some of ``"pt"``, ``"ts"``, ``"pt2"``, ``"onnx"``.
         overwrite: whether files that are there may be replaced.
@@ -80,7 +83,7 @@ def export_level(
     network.level = level
     pruned = prune(network, level)
     example = example.detach().as_subclass(Tensor).cpu()
-    smaller = example[(slice(None), slice(None), *[slice(n - n // 4) for n in example.shape[2:]])]
+    smaller = CenterSpatialCrop([n - n // 4 for n in example.shape[2:]])(example[0])[None].as_subclass(Tensor)
     with ExitStack() as stack, torch.no_grad():
         for suffix, path in paths.items():
             part = stack.enter_context(whole_file(path))  # all become whole when the stack ends well
@@ -88,11 +91,13 @@ def export_level(
             reread = _READ[suffix](pruned, part)
             for x in (example, smaller):
                 _check(suffix, reread(x), network(x))
+    sizes = ", ".join(f"{path.name} ({path.stat().st_size / 1024:.0f} KiB)" for path in paths.values())
+    logger.info(f"Wrote L{level} to {directory}, each gives the full network's head: {sizes}.")
     return paths
 
 
 def check_formats(formats: Iterable[str]) -> None:
-    """Raise a ValueError if a format is not known, a ModuleNotFoundError if it needs what is not installed."""
+    """Raise a ValueError if a format is not known, a ModuleNotFoundError if it needs what is not there."""
     for suffix in formats:
         if suffix not in FORMATS:
             raise ValueError(f"formats must be some of {', '.join(FORMATS)}, got {suffix!r}.")
@@ -148,7 +153,7 @@ def _start_onnxruntime(path: str) -> Callable[[Any], Any]:
 
 
 def _start_openvino(path: str) -> Callable[[Any], Any]:
-    import openvino
+    import openvino  # type: ignore[import-untyped]
 
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",  # its default is bfloat16 where the CPU has it
@@ -172,9 +177,23 @@ def _two(example: Tensor) -> Tensor:
     return torch.cat([example[:1], example[:1]])
 
 
+@contextmanager
+def _quiet(*loggers: str) -> Iterator[None]:
+    """Keep from the user what torch says of itself, such as that TorchScript is deprecated."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    try:
+        for name in loggers:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
 def _write_script(net: UNetPlusPlus, _: Tensor, path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript: still what MONAI Label and Deploy read
+    with _quiet():
         torch.jit.save(torch.jit.script(net), path)
 
 
@@ -186,17 +205,18 @@ def _write_program(net: UNetPlusPlus, example: Tensor, path: Path) -> None:
 
 def _write_onnx(net: UNetPlusPlus, example: Tensor, path: Path) -> None:
     example = _two(example)
-    torch.onnx.export(
-        net,
-        (example,),
-        path,
-        input_names=["image"],
-        output_names=["pred"],
-        dynamic_shapes=_sizes_left_open(example),
-        dynamo=True,
-        external_data=False,  # one file
-        verbose=False,
-    )
+    with _quiet("torch.onnx", "onnxscript", "onnx_ir"):  # they tell a page about every step
+        torch.onnx.export(
+            net,
+            (example,),
+            path,
+            input_names=["image"],
+            output_names=["pred"],
+            dynamic_shapes=_sizes_left_open(example),
+            dynamo=True,
+            external_data=False,  # one file
+            verbose=False,
+        )
 
 
 _WRITE: dict[str, Callable[[UNetPlusPlus, Tensor, Path], None]] = {
@@ -215,7 +235,7 @@ def _read_weights(net: UNetPlusPlus, path: Path) -> UNetPlusPlus:
 
 _READ: dict[str, Callable[[UNetPlusPlus, Path], Callable[[Tensor], Tensor]]] = {
     "pt": _read_weights,
-    "ts": lambda _, path: torch.jit.load(path),
+    "ts": lambda _, path: torch.jit.load(path),  # type: ignore[no-untyped-call]
     "pt2": lambda _, path: torch.export.load(path).module(),
     "onnx": lambda _, path: OnnxNetwork(path, "onnxruntime"),
 }

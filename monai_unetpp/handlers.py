@@ -12,7 +12,7 @@ from typing import Any
 import ignite.distributed as idist
 import monai.handlers
 from ignite.engine import Engine, Events
-from monai.engines import Evaluator
+from monai.engines import SupervisedEvaluator
 from monai.utils import string_list_all_gather
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -110,11 +110,9 @@ class NetworkLoader:
         """Attach to a MONAI evaluator."""
         engine.add_event_handler(Events.STARTED, self)
 
-    def __call__(self, engine: Evaluator) -> None:
+    def __call__(self, engine: SupervisedEvaluator) -> None:
         """Put the network in its place; errors are those of ``load_network``."""
-        engine.network = load_network(
-            self.network, self.path, self.level, engine.state.device, self.runtime
-        )
+        engine.network = load_network(self.network, self.path, self.level, engine.state.device, self.runtime)
         logger.info(f"Loaded {self.path}{_level_of(engine.network)}.")
 
 

@@ -86,7 +86,7 @@ def prune_state_dict(state_dict: Mapping[str, Tensor], level: int, skips: str = 
 
 
 def levels_in(state_dict: Mapping[str, Tensor]) -> list[int]:
-    """Return the levels that have a head in ``state_dict``, shallowest first; none if it is of another network."""
+    """Return the levels that have a head in ``state_dict``, shallowest first; none if of another network."""
     return sorted({int(m[1]) + 1 for m in map(re.compile(r"heads\.(\d+)\.").match, state_dict) if m})
 
 

@@ -36,6 +36,7 @@ from bundles import (
     affine,
     ball,
     config,
+    raises_within,
     run,
     workflow,
     write_cases,
@@ -46,7 +47,9 @@ from monai_unetpp.data import cases, phantom
 LIVER = BUNDLES / "liver"
 METADATA, INFERENCE = str(LIVER / "metadata.json"), str(LIVER / "inference.json")
 TRAIN, EVALUATE = str(LIVER / "train.json"), str(LIVER / "evaluate.json")
-WORKFLOWS = pytest.mark.parametrize("names", ["train", "train evaluate", "train levels", "train msd", "inference"])
+WORKFLOWS = pytest.mark.parametrize(
+    "names", ["train", "train evaluate", "train levels", "train msd", "inference"]
+)
 SELF_CONTAINED = pytest.mark.parametrize("name", ["train", "inference"])
 
 
@@ -631,6 +634,88 @@ def test_class_that_a_case_lacks_has_no_score_there(trained, tmp_path):
     [row] = rows(tmp_path / "eval" / "val_mean_dice_raw.csv")
     assert row["pip"] == "nan"
     assert row["mean"] == row["ball"]
+
+
+# Levels
+
+
+@pytest.fixture(scope="module")
+def measured(balls, tmp_path_factory):
+    """The folder of a bundle after levels.json, on all cases; every form of the chosen level is written."""
+    root = tmp_path_factory.mktemp("levels")
+    settings = {"dataset_dir": str(balls), "channels": [4, 6, 8]}
+    liver("train", root, **settings)
+    liver("train levels", root, eval_cases="$@dataset.cases", level=1, **settings)
+    return root
+
+
+def test_levels_get_the_scores_that_evaluation_gives_each(measured, balls, tmp_path):
+    table = rows(measured / "levels" / "levels.csv")
+    assert [row["level"] for row in table] == ["1", "2"]
+    for level in (1, 2):
+        liver(
+            "train evaluate",
+            tmp_path / str(level),
+            dataset_dir=str(balls),
+            ckpt_path=str(measured / "models" / "model.pt"),
+            channels=[4, 6, 8],
+            eval_cases="$@dataset.cases",
+            level=level,
+        )
+        for name in ("dice", "iou"):
+            summary = rows(tmp_path / str(level) / "eval" / f"val_mean_{name}_summary.csv")
+            for row in summary:
+                column = f"{name} {row['class']}" if row["class"] != "mean" else name
+                assert float(table[level - 1][column]) == pytest.approx(float(row["mean"]), abs=1e-4)
+
+
+def test_level_is_written_in_a_folder_of_its_own_with_table_and_figure(measured):
+    assert sorted(path.name for path in (measured / "levels").iterdir()) == [
+        "L1", "levels.csv", "levels.md", "levels.png",
+    ]  # fmt: skip
+    assert sorted(path.name for path in (measured / "levels" / "L1").iterdir()) == [
+        "model.onnx", "model.pt", "model.pt2", "model.ts",
+    ]  # fmt: skip
+    assert not list((measured / "models").glob("*L1*"))
+
+
+@pytest.mark.parametrize(
+    ("override", "equal"),
+    [
+        ({"ckpt_path": "levels/L1/model.pt"}, 1.0),
+        ({"ckpt_path": "levels/L1/model.pt", "level": 1}, 1.0),
+        ({"ckpt_path": "levels/L1/model.onnx", "runtime": "onnxruntime"}, 0.999),
+        ({"ckpt_path": "levels/L1/model.onnx"}, 0.999),
+    ],
+    ids=["pruned", "pruned-and-named", "onnxruntime", "installed-runtime"],
+)
+def test_whatever_runs_a_level_segments_alike(measured, balls, tmp_path, override, equal):
+    masks = []
+    for n, settings in enumerate([{"ckpt_path": "models/model.pt", "level": 1}, override]):
+        settings = {**settings, "ckpt_path": str(measured / settings["ckpt_path"])}
+        source = str(balls / "imagesTr" / "oblique.nii.gz")
+        liver("inference", tmp_path / str(n), input=source, channels=[4, 6, 8], **settings)
+        masks.append(nib.load(tmp_path / str(n) / "output" / "oblique_seg.nii.gz").get_fdata())
+    assert masks[0].any()
+    assert (masks[0] == masks[1]).mean() >= equal
+
+
+def test_second_run_does_not_overwrite_the_first(measured, balls):
+    settings = {"channels": [4, 6, 8], "dataset_dir": str(balls), "eval_cases": "$@dataset.cases"}
+    before = (measured / "levels" / "levels.csv").stat().st_mtime_ns
+    with raises_within(FileExistsError, r"levels\.csv exists, and is not overwritten.*--overwrite"):
+        liver("train levels", measured, **settings)
+    assert (measured / "levels" / "levels.csv").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("names", ["train evaluate", "inference"])
+def test_level_that_pruned_weights_do_not_have_is_an_error_that_says_which_they_have(
+    names, measured, balls, tmp_path
+):
+    settings = {"ckpt_path": str(measured / "levels" / "L1" / "model.pt"), "channels": [4, 6, 8], "level": 2}
+    data = {"input": str(balls / "imagesTr")} if names == "inference" else {"dataset_dir": str(balls)}
+    with raises_within(ValueError, r"level must be one of those that .*model\.pt has, 1, got 2"):
+        liver(names, tmp_path, **settings, **data)
 
 
 # Phantoms

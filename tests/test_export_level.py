@@ -115,8 +115,10 @@ def test_what_cannot_be_exported_is_said(net, window, tmp_path, arguments, messa
 
 
 def test_package_that_is_lacking_is_named_with_its_extra(monkeypatch, exported):
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r'onnx is not installed: pip install "monai-unetpp\[export\]"'):
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r'onnx is not installed: pip install "monai-unetpp\[export\]"'
+    ):
         check_formats(["pt", "onnx"])
     check_formats(["pt", "ts", "pt2"])
     with pytest.raises(ModuleNotFoundError, match=r"openvino is not installed: .*\[openvino\]"):

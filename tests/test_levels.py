@@ -33,7 +33,10 @@ def case(seed, shape=(12, 10, 9), label=None):
         label[2:7, 2:8, 1:6] = rng.integers(0, 3, (5, 6, 5))
     image = MetaTensor(torch.tensor(rng.random(shape), dtype=torch.float32)[None], affine=affine)
     image.meta["filename_or_obj"] = f"case_{seed}.nii.gz"
-    return {"image": image, "label": MetaTensor(torch.tensor(label, dtype=torch.float32)[None], affine=affine)}
+    return {
+        "image": image,
+        "label": MetaTensor(torch.tensor(label, dtype=torch.float32)[None], affine=affine),
+    }
 
 
 def loader(*cases, batch_size=1):
@@ -57,13 +60,20 @@ def score(level, dice, parameters=100, seconds=1.0, **other):
     return LevelScore(level, dice, dice, dice, parameters=parameters, seconds=seconds, **values)
 
 
-SCORES = [score(1, 0.8, 10, 0.1), score(2, 0.912, 1000, 0.3), score(3, 0.9, 5000, 0.6), score(4, 0.918, 17700, 0.87)]
+SCORES = [
+    score(1, 0.8, 10, 0.1),
+    score(2, 0.912, 1000, 0.3),
+    score(3, 0.9, 5000, 0.6),
+    score(4, 0.918, 17700, 0.87),
+]
 
 
 # Scores
 
 
-@pytest.mark.filterwarnings("ignore")  # MONAI's, of a class that no voxel was given to, and of how it calls itself
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # MONAI's, of a class that no voxel was given to, and of how it calls itself
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_scores_are_those_of_monais_metrics_on_each_level_alone(net, scores, level):
     metrics = {
@@ -83,13 +93,15 @@ def test_scores_are_those_of_monais_metrics_on_each_level_alone(net, scores, lev
     for name, metric in metrics.items():
         by_class = metric.aggregate("mean_batch").flatten().tolist()
         assert getattr(got, name) == pytest.approx(float(metric.aggregate("mean")), abs=1e-6)
-        assert getattr(got, f"{name}_per_class") == pytest.approx(dict(zip("ab", by_class, strict=True)), abs=1e-6)
+        assert getattr(got, f"{name}_per_class") == pytest.approx(
+            dict(zip("ab", by_class, strict=True)), abs=1e-6
+        )
     assert np.mean(got.dice_per_case) == pytest.approx(got.dice, abs=1e-6)
 
 
 def test_all_levels_are_scored_in_one_pass(net):
     windows = []
-    count = net.encoder[0].register_forward_hook(lambda module, args, y: windows.append(len(y)))
+    count = net.encoder[0].register_forward_hook(lambda _, __, y: windows.append(len(y)))
     inferer = SlidingWindowInferer((9, 9, 9), overlap=0)
     score_levels(net, loader(case(0, (18, 9, 9))), inferer, rounds=1, progress=False)
     count.remove()
@@ -97,7 +109,7 @@ def test_all_levels_are_scored_in_one_pass(net):
     assert len(windows) == 2 + levels * warm_and_timed_and_weighed
 
 
-def test_batches_are_scored_case_by_case(net, scores):
+def test_batches_are_scored_case_by_case(net):
     cases = [case(0), case(2)]
     one, two = (
         score_levels(net, loader(*cases, batch_size=n), INFERER, rounds=1, progress=False) for n in (1, 2)
@@ -139,7 +151,12 @@ def test_perfect_network_has_perfect_scores(norm):
     label = torch.zeros(1, 12, 12)
     label[:, 3:8, 4:9] = 1
     (got,) = score_levels(
-        net, loader({"image": label, "label": label}), SimpleInferer(), window=(8, 8), rounds=1, progress=False
+        net,
+        loader({"image": label, "label": label}),
+        SimpleInferer(),
+        window=(8, 8),
+        rounds=1,
+        progress=False,
     )
     assert (got.dice, got.iou, got.surface_dice) == (1, 1, 1)
     assert got.dice_per_class == {"class_1": 1}
@@ -190,7 +207,10 @@ def test_progress_is_shown_on_request(net, capsys):
         ({"inferer": SimpleInferer()}, r"window must be given, 3 positive ints.* got \[\]"),
         ({"window": (8, 8)}, r"window must be given, 3 positive ints.* got \[8, 8\]"),
         ({"window": (8, 8, -1)}, r"got \[8, 8, -1\]"),
-        ({"postprocessing": lambda item: item}, r"case_0.nii.gz must be one-hot on the grid .*\[3, 12, 10, 9\]"),
+        (
+            {"postprocessing": lambda item: item},
+            r"case_0.nii.gz must be one-hot on the grid .*\[3, 12, 10, 9\]",
+        ),
     ],
     ids=["empty", "background", "labels", "no-window", "flat-window", "open-window", "not-one-hot"],
 )
@@ -357,7 +377,7 @@ def test_report_is_overwritten_on_request_only(tmp_path):
 
 def test_inferer_of_two_axes_tells_the_window(tiny):
     net = tiny(2)
-    inferer = type("Slices", (), {"roi_size": (9, 9), "__call__": lambda self, x, network: network(x)})()
+    inferer = type("Slices", (), {"roi_size": (9, 9), "__call__": lambda _, x, network: network(x)})()
     item = {"image": torch.rand(1, 12, 12), "label": torch.ones(1, 12, 12)}
     scores = score_levels(net, loader(item), inferer, rounds=1, progress=False)
     assert scores[2].multiply_adds == multiply_adds(prune(net, 3), (1, 1, 9, 9))

@@ -2,8 +2,8 @@
 # %% [markdown]
 # # Choose a level, prune, ship
 #
-# A UNet++ holds a U-Net of every depth. After one training with deep supervision, held-back cases tell how deep it
-# needs to be. Here is how to
+# A UNet++ holds a U-Net of every depth. After one training with deep supervision, held-back cases tell how
+# deep it needs to be. Here is how to
 #
 # 1. score every level in one pass, and see what each costs,
 # 2. choose,
@@ -14,6 +14,7 @@
 # says anything about patients. The bundles do the same for 3D volumes by one command, with `levels.json`.
 
 # %%
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -40,8 +41,8 @@ output = Path("output") / "02"
 # %% [markdown]
 # ## Train, all levels at once
 #
-# Twelve CTs of the abdomen, slices of 96 x 80 pixels of 4 mm; we look for the liver. Nine cases train, three are
-# held back.
+# Twelve CTs of the abdomen, slices of 96 x 80 pixels of 4 mm; we look for the liver. Nine cases train, three
+# are held back.
 
 # %%
 keys = ("image", "label")
@@ -105,8 +106,8 @@ for score in scores:
 # %% [markdown]
 # ## Choose
 #
-# The shallowest level within a tolerance of the best. `select_level` logs its reason in one line; `write_levels`
-# writes a table, for people and as CSV, and the figure to decide by.
+# The shallowest level within a tolerance of the best. `select_level` logs its reason in one line;
+# `write_levels` writes a table, for people and as CSV, and the figure to decide by.
 
 # %%
 import logging
@@ -121,8 +122,8 @@ print((output / "levels.md").read_text())
 # %% [markdown]
 # ## Keep that level, in the form that your application reads
 #
-# `prune` gives a network of its own. `export_level` writes its weights, TorchScript, a `torch.export` program and ONNX,
-# runs each file on a real slice beside the full network, and keeps it only if it says the same.
+# `prune` gives a network of its own. `export_level` writes its weights, TorchScript, a `torch.export` program
+# and ONNX, runs each file on a real slice beside the full network, and keeps it only if it says the same.
 
 # %%
 from monai_unetpp import prune
@@ -160,8 +161,8 @@ with torch.no_grad():
 # %% [markdown]
 # ## Train on
 #
-# A pruned network is an ordinary `UNetPlusPlus` with one head. `load_network` makes one from the file: it reads the level
-# from the weights.
+# A pruned network is an ordinary `UNetPlusPlus` with one head. `load_network` makes one from the file: it
+# reads the level from the weights.
 
 # %%
 from monai_unetpp import load_network
@@ -196,7 +197,7 @@ assert chosen.dice >= best - 0.02
 assert level < 4
 assert chosen.parameters < scores[-1].parameters / 4
 assert chosen.seconds < scores[-1].seconds
-assert all(a.multiply_adds < b.multiply_adds for a, b in zip(scores, scores[1:], strict=False))
+assert all(a.multiply_adds < b.multiply_adds for a, b in pairwise(scores))
 assert files["pt"].stat().st_size < (output / "full.pt").stat().st_size / 4
 assert after > before - 0.02
 assert (output / "levels.png").is_file()

@@ -118,4 +118,3 @@ def _nifti(array: NDArray[np.int16] | NDArray[np.uint8], affine: NDArray[np.floa
     with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=buffer, mtime=0) as file:
         file.write(volume.to_bytes())
     return buffer.getvalue()
-

@@ -53,7 +53,7 @@ def interleaved(jobs: Mapping[Any, Callable[[], object]], rounds: int) -> dict[A
 def peak_memory(job: Callable[[], object], device: torch.device | str) -> float:
     """Return the most that ``job`` held at a time beyond what was there before, in MiB.
 
-    On a GPU by torch's own count; elsewhere the sum of the tensors alive, without what an operator uses inside.
+    On a GPU by torch's own count; elsewhere of the tensors alive, without what an operator uses inside.
     """
     job()
     if torch.device(device).type == "cuda":
@@ -73,11 +73,11 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-class _Alive(TorchDispatchMode):
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the bytes of all storages that operators return, for as long as they live."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.held = self.peak = 0
         self.known: set[int] = set()
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +15,15 @@ from monai_unetpp.levels.score import METRICS, LevelScore
 
 __all__ = ["check_report", "draw_levels", "write_levels"]
 
+logger = logging.getLogger(__name__)
+
 _FILES = ("levels.csv", "levels.md", "levels.png")
 CHOSEN, OTHER, BAND = "#d1495b", "#4a7fb0", "#edf2f7"
 LARGEST = 1600  # area of the largest point, square points
 
 
 def check_report(directory: str | os.PathLike[str], overwrite: bool = False) -> None:
-    """Raise what :func:`write_levels` would raise; also if ``directory`` holds an exported level, ``L1``, ``L2``, ...
+    """Raise what :func:`write_levels` would raise, or a FileExistsError if there is an exported level.
 
     For the beginning of a run that takes long.
     """
@@ -67,6 +70,7 @@ def write_levels(
         path.write_text(_markdown(scores, level, tolerance, title), encoding="utf-8")
     with whole_file(picture, overwrite) as path:
         figure.savefig(path, dpi=150)
+    logger.info(f"Wrote {', '.join(_FILES)} to {directory}.")
     return directory
 
 
@@ -110,12 +114,13 @@ def draw_levels(scores: Sequence[LevelScore], level: int, tolerance: float, titl
     room = max(best - low, tolerance, 0.01)
     axes.set_ylim(low - 0.45 * room, best + 0.35 * room)
     axes.set_xlim(0, max(seconds) * scale * 1.18)
-    axes.text(0.01, best, f" within {tolerance:g} of the best", transform=axes.get_yaxis_transform(), va="bottom")
-    axes.set_xlabel(f"time of one window, {unit}")
+    axes.text(
+        0.01, best, f" within {tolerance:g} of the best", transform=axes.get_yaxis_transform(), va="bottom"
+    )
+    axes.set_xlabel(f"time of one window, {unit} (area: parameters)")
     axes.set_ylabel("Dice, validation set")
     axes.set_title(title or "Levels of UNet++", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("area: parameters", fontsize="small", color="0.4", x=0.98, ha="right")
     return figure
 
 
@@ -145,11 +150,9 @@ def _markdown(scores: Sequence[LevelScore], level: int, tolerance: float, title:
         cells += [f"{score.iou:.3f}", f"{score.surface_dice:.3f}"]
         deepest = scores[-1]
         cells.append(f"{score.parameters:,} ({score.parameters / deepest.parameters:.1%})")
-        cells.append(
-            f"{score.multiply_adds / 1e9:.2f} G ({score.multiply_adds / deepest.multiply_adds:.0%})"
-        )
-        cells.append(f"{score.seconds * 1e3:.0f} ms ({score.seconds / deepest.seconds:.0%})")
-        cells.append(f"{score.peak_mib:.0f} MiB ({score.peak_mib / deepest.peak_mib:.0%})")
+        cells.append(f"{score.multiply_adds / 1e9:.2f} G ({score.multiply_adds / deepest.multiply_adds:.0%})")
+        cells.append(f"{score.seconds * 1e3:.3g} ms ({score.seconds / deepest.seconds:.0%})")
+        cells.append(f"{score.peak_mib:.3g} MiB ({score.peak_mib / deepest.peak_mib:.0%})")
         lines.append(cells)
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     cases = len(scores[0].dice_per_case)

@@ -118,14 +118,16 @@ def score_levels(
     names = list(class_labels or (f"class_{n}" for n in range(1, max(out_channels, 2))))
     if len(names) != max(out_channels - 1, 1):
         raise ValueError(
-            f"class_labels must name the {max(out_channels - 1, 1)} classes of out_channels = {out_channels}, "
-            f"the background left out, got {names}."
+            f"class_labels must name the {max(out_channels - 1, 1)} classes of out_channels = "
+            f"{out_channels}, the background left out, got {names}."
         )
     shape = _window_shape(network, inferer, window)
     device = next(network.parameters()).device
     autocast = partial(torch.autocast, device.type, enabled=amp, **(amp_kwargs or {}))
     postprocessing = postprocessing or _discrete(out_channels)
-    rows: dict[int, list[Tensor]] = {k: [] for k in range(1, network.depth + 1)}  # (metrics, classes) per case
+    rows: dict[int, list[Tensor]] = {
+        k: [] for k in range(1, network.depth + 1)
+    }  # (metrics, classes) per case
     with _evaluating(network), torch.no_grad():
         for batch in _with_progress(data, progress):
             with autocast():
@@ -244,8 +246,8 @@ def _check_scored(cases: Sequence[Tensor]) -> None:
         raise ValueError("data must hold at least one case: the validation set is empty.")
     if torch.stack(list(cases)).isnan().all():
         raise ValueError(
-            f"data must have a label with a class other than background: the labels of all {len(cases)} cases "
-            "are background only, so no level can be told from another."
+            f"data must have a label with a class other than background: the labels of all {len(cases)} "
+            "cases are background only, so no level can be told from another."
         )
 
 
