@@ -34,16 +34,17 @@ def command(declare: Declare) -> Declare:
 
 @command
 def phantom(parser: argparse.ArgumentParser) -> Run:
-    """Write synthetic abdominal CT with liver and tumours, in the layout of the Decathlon."""
+    """Write synthetic CT, liver with tumours or chest with nodules, in the layout of the Decathlon."""
+    parser.add_argument("--kind", choices=["liver", "chest"], default="liver", help="(%(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="directory, made if it does not exist")
     parser.add_argument("--cases", type=int, default=12, help="number of volumes (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="equal seeds, equal bytes (%(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace the data set that is there")
 
     def run(args: argparse.Namespace) -> str:
-        from monai_unetpp.data import write_liver_phantoms
+        from monai_unetpp.data import write_phantoms
 
-        index = write_liver_phantoms(args.out, args.cases, args.seed, args.overwrite, progress=True)
+        index = write_phantoms(args.out, args.kind, args.cases, args.seed, args.overwrite, progress=True)
         return f"{args.cases} cases, listed in {index.resolve()}"
 
     return run

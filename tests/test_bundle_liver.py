@@ -246,7 +246,7 @@ def test_metadata_describe_the_network():
 
 def test_metadata_name_the_classes_of_the_phantoms():
     pred = config("liver", "metadata")["network_data_format"]["outputs"]["pred"]
-    assert pred["channel_def"] == phantom.LABELS
+    assert pred["channel_def"] == phantom.PHANTOMS["liver"].labels
 
 
 def test_metadata_name_versions_that_the_package_supports():

@@ -63,13 +63,13 @@ def test_phantoms_are_made_where_the_default_is_empty(tmp_path, monkeypatch, cap
 
 @pytest.mark.parametrize("exists", [True, False], ids=["empty-folder", "no-folder"])
 def test_folder_that_was_named_is_never_filled_with_phantoms(tmp_path, monkeypatch, exists):
-    monkeypatch.setattr(cases, "write_liver_phantoms", lambda *_, **__: pytest.fail("phantoms"))
+    monkeypatch.setattr(cases, "write_phantoms", lambda *_, **__: pytest.fail("phantoms"))
     named = tmp_path / "named"
     if exists:
         named.mkdir()
     message = (
         rf"^dataset_dir has no dataset\.json: {re.escape(str(named))}\. .*Decathlon layout.*Task03_Liver"
-        rf".*python -m monai_unetpp phantom --out {re.escape(str(named))}$"
+        rf".*python -m monai_unetpp phantom --kind liver --out {re.escape(str(named))}$"
     )
     for phantom_dir in (None, tmp_path / "default"):
         with pytest.raises(FileNotFoundError, match=message):

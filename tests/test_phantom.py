@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -35,6 +36,10 @@ def dataset(tmp_path_factory) -> Path:
     return write_liver_phantoms(tmp_path_factory.mktemp("phantoms"), cases=2, seed=0)
 
 
+def draw_by(monkeypatch, draw):
+    monkeypatch.setitem(phantom.PHANTOMS, "liver", replace(phantom.PHANTOMS["liver"], draw=draw))
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """Cases of a few voxels, where only the writing is looked at."""
@@ -47,7 +52,7 @@ def quick(monkeypatch):
             np.diag([3.0, 3.0, 5.0, 1.0]),
         )
 
-    monkeypatch.setattr(phantom, "liver_phantom", speck)
+    draw_by(monkeypatch, speck)
     return speck
 
 
@@ -290,7 +295,7 @@ def test_interrupted_drawing_leaves_no_index_and_can_be_taken_up(tmp_path, quick
             raise KeyboardInterrupt
         return quick(rng)
 
-    monkeypatch.setattr(phantom, "liver_phantom", interrupted)
+    draw_by(monkeypatch, interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_liver_phantoms(tmp_path, cases=3, overwrite=overwrite)
     assert not (tmp_path / "dataset.json").exists()

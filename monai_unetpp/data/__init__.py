@@ -2,13 +2,23 @@
 """Data to try things on: synthetic CT in the layout of the Medical Segmentation Decathlon."""
 
 from monai_unetpp.data.cases import DataSet, list_volumes, read_dataset
-from monai_unetpp.data.phantom import Phantom, liver_phantom, write_liver_phantoms
+from monai_unetpp.data.phantom import (
+    Phantom,
+    chest_phantom,
+    liver_phantom,
+    write_chest_phantoms,
+    write_liver_phantoms,
+    write_phantoms,
+)
 
 __all__ = [
     "DataSet",
     "Phantom",
+    "chest_phantom",
     "list_volumes",
     "liver_phantom",
     "read_dataset",
+    "write_chest_phantoms",
     "write_liver_phantoms",
+    "write_phantoms",
 ]

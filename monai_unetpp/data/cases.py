@@ -17,7 +17,7 @@ from pathlib import Path
 from monai.data import load_decathlon_datalist
 
 from monai_unetpp.data.memory import check_cache
-from monai_unetpp.data.phantom import write_liver_phantoms
+from monai_unetpp.data.phantom import write_phantoms
 
 __all__ = ["DataSet", "list_volumes", "read_dataset"]
 
@@ -45,6 +45,7 @@ def read_dataset(
     dataset_dir: PathLike | None,
     out_channels: int,
     phantom_dir: PathLike | None = None,
+    phantom: str = "liver",
     pixdim: Sequence[float] | None = None,
     cache_rate: float = 0.0,
 ) -> DataSet:
@@ -54,6 +55,7 @@ def read_dataset(
         dataset_dir: the folder of ``dataset.json``.
         out_channels: channels of the network, which must be as many as the data set has labels.
         phantom_dir: the one folder in which phantoms are made if it holds no data set.
+        phantom: which are made, ``"liver"`` or ``"chest"``.
         pixdim: spacing in mm at which a share ``cache_rate`` of the cases will be kept in memory.
         cache_rate: see :func:`~monai_unetpp.data.memory.check_cache`.
 
@@ -70,10 +72,10 @@ def read_dataset(
         if phantom_dir is None or Path(phantom_dir).resolve() != index.parent.resolve():
             raise FileNotFoundError(
                 f"dataset_dir has no dataset.json: {index.parent.absolute()}. {_LAYOUT} To try things on "
-                f"synthetic CT: python -m monai_unetpp phantom --out {index.parent}"
+                f"synthetic CT: python -m monai_unetpp phantom --kind {phantom} --out {index.parent}"
             )
         logger.info(f"No data set given: making {PHANTOMS} synthetic CTs (phantoms) in {index.parent}.")
-        write_liver_phantoms(index.parent, cases=PHANTOMS, progress=True)
+        write_phantoms(index.parent, phantom, cases=PHANTOMS, progress=True)
     try:
         labels = json.loads(index.read_text())["labels"]
         cases = load_decathlon_datalist(index, is_segmentation=True)

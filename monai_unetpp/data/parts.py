@@ -27,3 +27,4 @@ class Part(IntEnum):
     BOWEL = 13
     PANCREAS = 14
     GALLBLADDER = 15
+    NODULE = 16
