@@ -11,8 +11,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from bundles import Payload
-from monai_unetpp import handlers
-from monai_unetpp.handlers import CheckpointLoader, CheckpointSaver, MetricsSaver
+from monai_unetpp.handlers import CheckpointLoader, CheckpointSaver, MetricsSaver, tables
 
 
 def engine(**metrics):
@@ -271,14 +270,14 @@ def test_scores_are_written_under_the_names_of_the_classes(tmp_path):
 
 
 def test_only_one_process_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr(handlers.idist, "get_rank", lambda: 1)
+    monkeypatch.setattr(tables.idist, "get_rank", lambda: 1)
     assert score(tmp_path) == {}
 
 
 def test_cases_of_all_processes_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(handlers.idist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(tables.idist, "get_world_size", lambda: 2)
     monkeypatch.setattr(
-        handlers, "string_list_all_gather", lambda names: [f"gathered-{name}" for name in names]
+        tables, "string_list_all_gather", lambda names: [f"gathered-{name}" for name in names]
     )
     rows = score(tmp_path)["dice_raw.csv"][1:]
     assert [row[0] for row in rows] == ["gathered-a.nii.gz", "gathered-b.nii.gz"]

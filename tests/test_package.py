@@ -12,7 +12,10 @@ import monai_unetpp
 
 HOUSE = Path(monai_unetpp.__file__).parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(HOUSE)], "monai_unetpp."))
-ONE_WAY = ("files", "kernels", "blocks", "network", "pruning", "levels", "export", "checkpoints", "handlers")
+ONE_WAY = (
+    *("files", "lesions", "kernels", "blocks", "network"),
+    *("pruning", "levels", "export", "checkpoints", "handlers"),
+)
 ALONE = ("losses", "transforms", "readers", "data")
 
 

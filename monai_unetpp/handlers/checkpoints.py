@@ -1,26 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ignite glue: MONAI's handlers, with what a resumed training and a person reading an error need."""
+"""Saving and loading: what a resumed training and an evaluation start from."""
 
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ignite.distributed as idist
 import monai.handlers
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
-from monai.utils import string_list_all_gather
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from monai_unetpp.checkpoints import check_fit, load_network, read_checkpoint
 from monai_unetpp.network import UNetPlusPlus
 
-__all__ = ["CheckpointLoader", "CheckpointSaver", "MetricsSaver", "NetworkLoader"]
+__all__ = ["CheckpointLoader", "CheckpointSaver", "NetworkLoader"]
 
 logger = logging.getLogger(__name__)
 
@@ -114,41 +110,6 @@ class NetworkLoader:
         """Put the network in its place; errors are those of ``load_network``."""
         engine.network = load_network(self.network, self.path, self.level, engine.state.device, self.runtime)
         logger.info(f"Loaded {self.path}{_level_of(engine.network)}.")
-
-
-class MetricsSaver(monai.handlers.MetricsSaver):
-    """MONAI's handler, with the names of the classes in the CSV files.
-
-    Args:
-        class_labels: one name per column, as many as the metrics have classes.
-        **settings: of ``monai.handlers.MetricsSaver``.
-    """
-
-    def __init__(self, class_labels: Sequence[str], **settings: Any) -> None:
-        super().__init__(**settings)
-        self.class_labels = list(class_labels)
-
-    def __call__(self, engine: Engine) -> None:
-        """Write ``metrics.csv`` and, for each metric, one row per case and one column per class."""
-        images = string_list_all_gather(self._filenames) if idist.get_world_size() > 1 else self._filenames
-        if idist.get_rank() != self.save_rank:
-            return
-        with warnings.catch_warnings():
-            # of a class that no case has, all scores are NaN, and so is their mean
-            warnings.simplefilter("ignore", RuntimeWarning)
-            monai.handlers.write_metrics_reports(
-                save_dir=self.save_dir,
-                images=images,
-                metrics={k: v for k, v in engine.state.metrics.items() if k in (self.metrics or ())},
-                metric_details={
-                    k: v
-                    for k, v in getattr(engine.state, "metric_details", {}).items()
-                    if k in (self.metric_details or ())
-                },
-                summary_ops=self.summary_ops,
-                class_labels=self.class_labels,
-            )
-        logger.info(f"Wrote the scores of {len(images)} cases to {self.save_dir}.")
 
 
 def _latest(directory: Path) -> Path:

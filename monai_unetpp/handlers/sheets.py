@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of cases, so that a person sees what went wrong."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.metrics import compute_dice
+from monai.transforms import LoadImage
+
+from monai_unetpp.files import whole_file
+
+__all__ = ["ContactSheetSaver"]
+
+logger = logging.getLogger(__name__)
+
+REFERENCE, PREDICTION = "#3ddc84", "#ff5252"
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """What is kept of a case: one slice, (rows, columns) each, and its score."""
+
+    name: str
+    dice: float
+    image: np.ndarray[Any, Any]
+    label: np.ndarray[Any, Any]
+    pred: np.ndarray[Any, Any]
+    aspect: float
+
+
+class ContactSheetSaver:
+    """Draw the best, the median and the worst cases: reference and prediction outlined on one slice each.
+
+    The slice is the one with most of the last class in the reference, or else in the prediction.
+
+    Args:
+        path: of the PNG.
+        window: intensities drawn black and white, such as HU.
+        count: cases of each sort.
+    """
+
+    def __init__(self, path: str, window: tuple[float, float] = (-1000, 400), count: int = 4) -> None:
+        self.path = Path(path)
+        self.window = tuple(window)
+        self.count = count
+        self.load = LoadImage(image_only=True, ensure_channel_first=True)
+        self.slices: list[_Slice] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator that gives ``pred`` and ``label`` one-hot on the file's own grid."""
+        engine.add_event_handler(Events.STARTED, lambda: self.slices.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def __call__(self, engine: Engine) -> None:
+        """Keep a slice of every case of an iteration."""
+        for item in engine.state.output:  # type: ignore[union-attr]
+            name = str(item["image"].meta["filename_or_obj"])
+            pred, label = (torch.as_tensor(item[key])[-1].cpu() for key in ("pred", "label"))
+            dice = float(compute_dice(pred[None, None], label[None, None], include_background=True))
+            mass = label if label.any() else pred
+            across = int(torch.tensor(label.shape).argmin()) if min(label.shape) * 2 < max(label.shape) else 2
+            n = int(mass.sum(dim=[axis for axis in range(3) if axis != across]).argmax())
+            spacing = [s for axis, s in enumerate(item["label"].pixdim.tolist()) if axis != across]
+            volumes = {"image": torch.as_tensor(self.load(name))[0], "label": label, "pred": pred}
+            planes = {key: volume.select(across, n).T.numpy() for key, volume in volumes.items()}
+            self.slices.append(
+                _Slice(name=Path(name).name, dice=dice, aspect=spacing[1] / spacing[0], **planes)
+            )
+
+    def write(self) -> None:
+        """Draw the sheet."""
+        from matplotlib.figure import Figure  # not pyplot: no window, no global state
+
+        scored = sorted((s for s in self.slices if not np.isnan(s.dice)), key=lambda s: -s.dice)
+        if not scored:
+            return
+        count = min(self.count, len(scored))
+        middle = max((len(scored) - count) // 2, 0)
+        rows = {"best": scored[:count], "median": scored[middle : middle + count], "worst": scored[-count:]}
+        figure = Figure(figsize=(2.6 * count, 8.4), layout="constrained")
+        grid = figure.subplots(len(rows), count, squeeze=False)
+        for axes_of_row, (title, slices) in zip(grid, rows.items(), strict=True):
+            for n, (axes, kept) in enumerate(zip(axes_of_row, slices, strict=True)):
+                low, high = self.window
+                axes.imshow(kept.image, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=kept.aspect)
+                for mask, colour in ((kept.label, REFERENCE), (kept.pred, PREDICTION)):
+                    if mask.any():
+                        axes.contour(mask, levels=[0.5], colors=colour, linewidths=1)
+                axes.set_title(
+                    f"{title + ': ' if n == 0 else ''}{kept.name}\nDice {kept.dice:.2f}", fontsize="x-small"
+                )
+                axes.axis("off")
+        figure.suptitle("reference green, prediction red", fontsize="small")
+        with whole_file(self.path) as path:
+            figure.savefig(path, dpi=110)
+        logger.info(f"Drew {len(scored)} cases, best to worst, in {self.path}.")

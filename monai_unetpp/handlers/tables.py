@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores in CSV files: by case and class, by lesion."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import monai.handlers
+from ignite.engine import Engine, Events
+from monai.utils import string_list_all_gather
+
+from monai_unetpp.files import whole_file
+from monai_unetpp.lesions import CaseLesions, froc, score_lesions, summarise_lesions
+
+__all__ = ["LesionSaver", "MetricsSaver"]
+
+logger = logging.getLogger(__name__)
+
+
+class MetricsSaver(monai.handlers.MetricsSaver):
+    """MONAI's handler, with the names of the classes in the CSV files.
+
+    Args:
+        class_labels: one name per column, as many as the metrics have classes.
+        **settings: of ``monai.handlers.MetricsSaver``.
+    """
+
+    def __init__(self, class_labels: Sequence[str], **settings: Any) -> None:
+        super().__init__(**settings)
+        self.class_labels = list(class_labels)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write ``metrics.csv`` and, for each metric, one row per case and one column per class."""
+        images = string_list_all_gather(self._filenames) if idist.get_world_size() > 1 else self._filenames
+        if idist.get_rank() != self.save_rank:
+            return
+        with warnings.catch_warnings():
+            # of a class that no case has, all scores are NaN, and so is their mean
+            warnings.simplefilter("ignore", RuntimeWarning)
+            monai.handlers.write_metrics_reports(
+                save_dir=self.save_dir,
+                images=images,
+                metrics={k: v for k, v in engine.state.metrics.items() if k in (self.metrics or ())},
+                metric_details={
+                    k: v
+                    for k, v in getattr(engine.state, "metric_details", {}).items()
+                    if k in (self.metric_details or ())
+                },
+                summary_ops=self.summary_ops,
+                class_labels=self.class_labels,
+            )
+        logger.info(f"Wrote the scores of {len(images)} cases to {self.save_dir}.")
+
+
+class LesionSaver:
+    """Score lesions one by one, and write a row for each, a summary by size, and the FROC curve.
+
+    ``lesions.csv``: one row per lesion of the reference, found or not. ``lesions_summary.csv``: one row per
+    class of size. ``froc.csv``: sensitivity at false positives per case; wants the probabilities, and means
+    something only where cases are whole scans.
+
+    Args:
+        save_dir: made if it does not exist.
+        label: name of the last class, that of the lesions.
+        probability_key: of the probabilities (C, *spatial) on the grid of the label, if they are kept.
+    """
+
+    def __init__(self, save_dir: str, label: str = "lesion", probability_key: str = "probability") -> None:
+        self.save_dir = Path(save_dir)
+        self.label = label
+        self.probability_key = probability_key
+        self.cases: list[CaseLesions] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator whose postprocessing gives ``pred`` and ``label`` one-hot on one grid."""
+        engine.add_event_handler(Events.STARTED, lambda: self.cases.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def __call__(self, engine: Engine) -> None:
+        """Score the cases of an iteration."""
+        for item in engine.state.output:  # type: ignore[union-attr]
+            name = str(item["image"].meta.get("filename_or_obj", ""))
+            probability = item.get(self.probability_key)
+            self.cases.append(
+                score_lesions(
+                    item["pred"][-1],
+                    item["label"][-1],
+                    item["label"].pixdim.tolist(),
+                    name,
+                    None if probability is None else probability[-1],
+                )
+            )
+
+    def write(self) -> None:
+        """Write the tables and log one line."""
+        lesions = [lesion for case in self.cases for lesion in case.lesions]
+        summary = summarise_lesions(self.cases)
+        self._write("lesions.csv", [lesion.row() for lesion in lesions])
+        self._write("lesions_summary.csv", summary)
+        curve = froc(self.cases)
+        self._write("froc.csv", curve)
+        found = sum(lesion.found for lesion in lesions)
+        false = sum(case.false_positives for case in self.cases) / max(len(self.cases), 1)
+        logger.info(
+            f"{self.label}: {found} of {len(lesions)} found, {false:.2f} false positives per case; "
+            f"by size in {self.save_dir / 'lesions_summary.csv'}."
+        )
+
+    def _write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        if rows:
+            with whole_file(self.save_dir / name) as path, path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
