@@ -13,6 +13,8 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, MapTransform
 
+from monai_unetpp.readers import SimpleITKReader
+
 __all__ = ["DeepestHeadd", "LoadCased"]
 
 
@@ -23,7 +25,7 @@ class LoadCased(MapTransform):
     ``ensure_channel_first`` gives. Every error names the file.
 
     Args:
-        keys: of the files to load.
+        keys: of the files to load: NIfTI, or what :class:`~monai_unetpp.readers.SimpleITKReader` knows.
         image_key: the volume.
         label_key: its label map.
         out_channels: labels must be whole numbers below it.
@@ -47,6 +49,7 @@ class LoadCased(MapTransform):
         self.label_key = label_key
         self.out_channels = out_channels
         self.load = LoadImage(image_only=True, ensure_channel_first=True)
+        self.load.register(SimpleITKReader())  # for what is no NIfTI
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace the paths in ``data`` by what they hold."""

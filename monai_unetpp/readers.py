@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CT as it comes: MetaImage (.mhd with its .raw, .mha), NRRD, and folders with a DICOM series."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813  its own documentation's name
+from monai.data import ImageReader
+from monai.data.utils import orientation_ras_lps
+from monai.utils import ensure_tuple
+from numpy.typing import NDArray
+
+__all__ = ["SUFFIXES", "SimpleITKReader"]
+
+SUFFIXES = (".mhd", ".mha", ".nrrd", ".nhdr")
+SLACK = 0.02  # of the distance between slices by which it may vary, and 1 mm at most
+MODALITY, POSITION, ORIENTATION, INTERCEPT = "0008|0060", "0020|0032", "0020|0037", "0028|1052"
+
+
+class SimpleITKReader(ImageReader):
+    """Read one volume by SimpleITK, with spacing, origin and direction, into MONAI's RAS+.
+
+    ``LoadImage`` takes it for ``.mhd``, ``.mha``, ``.nrrd``, ``.nhdr`` and for folders, once it is
+    registered. What a DICOM series lacks or has too much is an error, not a distorted volume.
+
+    Args:
+        series: the UID of the DICOM series to read from a folder that holds several.
+        modality: that the DICOM series must have; ``None`` for any.
+
+    Raises:
+        FileNotFoundError: if a folder holds no DICOM series, or a header names a file that is not there.
+        ValueError: if a file is damaged; if a folder holds several series and ``series`` names none of them;
+            if the series is of another modality, lacks a slice, or its slices differ in spacing or direction.
+
+    Example:
+        >>> from monai.transforms import LoadImage
+        >>> load = LoadImage(image_only=True, ensure_channel_first=True)
+        >>> load.register(SimpleITKReader())
+    """
+
+    def __init__(self, series: str | None = None, modality: str | None = "CT") -> None:
+        self.series = series
+        self.modality = modality
+
+    def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
+        """Whether every file is of a kind that this reader knows, or a folder."""
+        paths = [Path(name) for name in ensure_tuple(filename)]
+        return all(path.is_dir() or path.suffix.lower() in SUFFIXES for path in paths)
+
+    def read(self, data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], **_: Any) -> Any:
+        """Return a SimpleITK image, or a list of them for several files."""
+        images = [self._read(Path(name)) for name in ensure_tuple(data)]
+        return images if len(images) > 1 else images[0]
+
+    def get_data(self, img: Any) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Return the array (X, Y, Z), channels last if there are several, and where it lies."""
+        images = [img] if isinstance(img, sitk.Image) else list(img)  # an image is a sequence, too
+        arrays = [_array(image) for image in images]
+        meta = _meta(images[0])
+        if len(arrays) == 1:
+            return arrays[0], meta
+        meta["original_channel_dim"] = 0
+        return np.stack(arrays), meta
+
+    def _read(self, path: Path) -> sitk.Image:
+        if path.is_dir():
+            return self._read_series(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist.")
+        _check_data_file(path)
+        try:
+            return sitk.ReadImage(str(path))
+        except RuntimeError as error:
+            raise ValueError(f"{path} cannot be read, it may be damaged: {_reason(error)}") from error
+
+    def _read_series(self, folder: Path) -> sitk.Image:
+        found = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+        if not found:
+            raise FileNotFoundError(f"{folder} holds no DICOM series.")
+        if self.series is None and len(found) > 1:
+            sizes = [len(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)) for uid in found]
+            listed = ", ".join(f"{uid} ({n} slices)" for uid, n in zip(found, sizes, strict=True))
+            raise ValueError(f"{folder} holds {len(found)} DICOM series; name one as series: {listed}.")
+        if self.series is not None and self.series not in found:
+            raise ValueError(f"{folder} has no series {self.series}, only {', '.join(found)}.")
+        names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), self.series or found[0])
+        _check_slices(folder, [_header(name) for name in names], self.modality)
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames(names)
+        try:
+            return reader.Execute()
+        except RuntimeError as error:
+            raise ValueError(f"{folder} cannot be read, a slice may be damaged: {_reason(error)}") from error
+
+
+def _array(image: sitk.Image) -> NDArray[Any]:
+    array = sitk.GetArrayFromImage(image)  # (Z, Y, X), channels last
+    axes = list(range(image.GetDimension()))[::-1]
+    return array.transpose(axes if image.GetNumberOfComponentsPerPixel() == 1 else [*axes, array.ndim - 1])
+
+
+def _meta(image: sitk.Image) -> dict[str, Any]:
+    axes = image.GetDimension()
+    affine = np.eye(axes + 1)
+    direction = np.array(image.GetDirection()).reshape(axes, axes)
+    affine[:axes, :axes] = direction @ np.diag(image.GetSpacing())
+    affine[:axes, axes] = image.GetOrigin()
+    affine = orientation_ras_lps(affine)
+    several = image.GetNumberOfComponentsPerPixel() > 1
+    return {
+        "affine": affine,
+        "original_affine": affine.copy(),
+        "space": "RAS",
+        "spacing": np.array(image.GetSpacing()),
+        "spatial_shape": np.array(image.GetSize()),
+        "original_channel_dim": -1 if several else float("nan"),
+    }
+
+
+def _check_data_file(path: Path) -> None:
+    """Raise if a text header names a file of voxels that is not there; ITK would only say that it failed."""
+    if path.suffix.lower() not in (".mhd", ".nhdr"):
+        return
+    keys = ("elementdatafile", "data file", "datafile")
+    for line in path.read_bytes()[:100_000].decode("latin-1").splitlines():
+        key, _, name = line.replace("=", ":", 1).partition(":")
+        name = name.strip()
+        if key.strip().lower() in keys and name and name.split()[0].upper() not in ("LOCAL", "LIST"):
+            if "%" not in name and not (path.parent / name).is_file():
+                raise FileNotFoundError(f"{path} names its voxels {name}, which is not beside it.")
+            return
+
+
+def _header(name: str) -> Mapping[str, str]:
+    """The tags of one slice that its place depends on."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(name)
+    reader.ReadImageInformation()
+    tags = {
+        tag: reader.GetMetaData(tag).strip()
+        for tag in (MODALITY, POSITION, ORIENTATION)
+        if reader.HasMetaDataKey(tag)
+    }
+    return {
+        **tags,
+        "spacing": str(tuple(round(s, 4) for s in reader.GetSpacing()[:2])),
+        "name": Path(name).name,
+    }
+
+
+def _check_slices(folder: Path, headers: Sequence[Mapping[str, str]], modality: str | None) -> None:
+    """Raise if the slices of a series are not evenly spaced sections of one volume."""
+    got = headers[0].get(MODALITY, "unknown")
+    if modality is not None and got != modality:
+        raise ValueError(f"{folder} must be {modality}, got modality {got}.")
+    for tag, what in ((ORIENTATION, "direction"), ("spacing", "pixel spacing")):
+        kinds = {header.get(tag, "") for header in headers}
+        if len(kinds) > 1:
+            raise ValueError(f"{folder} mixes slices of different {what}: {'; '.join(sorted(kinds))}.")
+    if len(headers) < 2 or any(POSITION not in header for header in headers):
+        return
+    row, column = np.array(headers[0][ORIENTATION].split("\\"), dtype=float).reshape(2, 3)
+    normal = np.cross(row, column)
+    heights = np.array([np.array(h[POSITION].split("\\"), dtype=float) @ normal for h in headers])
+    gaps = np.abs(np.diff(heights))
+    usual = float(np.median(gaps))
+    wrong = np.flatnonzero(np.abs(gaps - usual) > min(SLACK * usual + 0.01, 1.0))
+    if len(wrong):
+        n = int(wrong[0])
+        between = f"{headers[n]['name']} and {headers[n + 1]['name']}"
+        raise ValueError(
+            f"{folder} lacks a slice or is unevenly spaced: {gaps[n]:.2f} mm between {between}, "
+            f"{usual:.2f} mm elsewhere."
+        )
+
+
+def _reason(error: Exception) -> str:
+    """The last line of what ITK says, which holds the reason."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else repr(error)

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes as they come: read by SimpleITK, at the same place as by nibabel and by ITK."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+import torch
+from monai.transforms import LoadImage
+
+from bundles import affine
+from monai_unetpp.readers import SimpleITKReader
+from monai_unetpp.transforms import LoadCased
+
+SHAPE = (11, 9, 7)
+PLACES = {
+    "RAS": affine("RAS", (1, 1, 1)),
+    "LPS": affine("LPS", (0.7, 0.7, 2.5)),
+    "PSR": affine("PSR", (3, 1, 2)),
+    "oblique": affine("LPS", (0.8, 0.9, 3), 20),
+}
+
+
+def voxels(dtype=np.int16):
+    return np.random.default_rng(0).integers(-1000, 400, SHAPE).astype(dtype)
+
+
+def image(matrix, array=None):
+    """A SimpleITK image of an array (X, Y, Z) that lies where an RAS+ affine says."""
+    array = voxels() if array is None else array
+    result = sitk.GetImageFromArray(array.transpose())
+    lps = np.diag([-1.0, -1, 1, 1]) @ matrix
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    result.SetSpacing(spacing.tolist())
+    result.SetDirection((lps[:3, :3] / spacing).flatten().tolist())
+    result.SetOrigin(lps[:3, 3].tolist())
+    return result
+
+
+def load(path, **settings):
+    loader = LoadImage(image_only=True, ensure_channel_first=True)
+    loader.register(SimpleITKReader(**settings))
+    return loader(path)
+
+
+def write_dicom(folder, heights=range(5), series="1.2.3", modality="CT", tilt=None, pixel=0.7, offset=-1024):
+    """A series of slices, 12 x 10 pixels, written tag by tag: HU from -24, stored with an offset."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for n, z in enumerate(heights):
+        plane = sitk.GetImageFromArray((np.arange(120).reshape(10, 12) - 24 + n).astype(np.int16))
+        plane.SetSpacing((pixel, pixel))
+        direction = "1\\0\\0\\0\\1\\0" if tilt is None or n != tilt else "1\\0\\0\\0\\0.98\\0.199"
+        for tag, value in {
+            "0008|0060": modality,
+            "0008|0018": f"{series}.{n + 1}",
+            "0020|000d": "1.2",
+            "0020|000e": series,
+            "0020|0013": str(n + 1),
+            "0020|0032": f"-20\\-30\\{z}",
+            "0020|0037": direction,
+            "0028|1052": str(offset),
+            "0028|1053": "1",
+        }.items():
+            plane.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{series}_{n:02d}.dcm"))
+        writer.Execute(plane)
+    return folder
+
+
+# Where a voxel lies
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".mha", ".nrrd", ".nhdr"])
+@pytest.mark.parametrize("place", PLACES)
+def test_volume_lies_where_nibabel_says(tmp_path, suffix, place):
+    nib.save(nib.Nifti1Image(voxels(), PLACES[place]), tmp_path / "ct.nii.gz")
+    sitk.WriteImage(image(PLACES[place]), str(tmp_path / f"ct{suffix}"))
+    found, reference = load(tmp_path / f"ct{suffix}"), LoadImage(image_only=True)(tmp_path / "ct.nii.gz")
+    assert found.shape == (1, *SHAPE)
+    assert torch.equal(found[0].as_tensor(), reference.as_tensor())
+    np.testing.assert_allclose(found.affine, PLACES[place], atol=1e-4)
+    np.testing.assert_allclose(found.affine, reference.affine, atol=1e-4)
+    np.testing.assert_allclose(found.pixdim, reference.pixdim, atol=1e-4)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_volume_lies_where_monais_reader_of_itk_says(tmp_path, place):
+    pytest.importorskip("itk")
+    sitk.WriteImage(image(PLACES[place]), str(tmp_path / "ct.mhd"))
+    found = load(tmp_path / "ct.mhd")
+    reference = LoadImage("ITKReader", image_only=True, ensure_channel_first=True)(tmp_path / "ct.mhd")
+    assert torch.equal(found.as_tensor(), reference.as_tensor())
+    np.testing.assert_allclose(found.affine, reference.affine, atol=1e-5)
+
+
+def test_dicom_series_is_in_order_in_hounsfield_units_and_in_place(tmp_path):
+    found = load(write_dicom(tmp_path / "series", heights=[-40.0, -37.5, -35.0, -32.5]))
+    assert found.shape == (1, 12, 10, 4)
+    assert [float(found[0, 0, 0, n]) for n in range(4)] == [-24, -23, -22, -21]
+    assert float(found[0, 3, 2, 0]) == 2 * 12 + 3 - 24
+    stored = sitk.ReadImage(str(next((tmp_path / "series").iterdir())))
+    assert stored.GetMetaData("0028|1052").strip() == "-1024"
+    np.testing.assert_allclose(found.pixdim, (0.7, 0.7, 2.5), atol=1e-5)
+    np.testing.assert_allclose(found.affine[:3, 3], (20, 30, -40), atol=1e-5)  # from LPS to RAS
+
+
+def test_dicom_slices_are_sorted_by_place_not_by_name(tmp_path):
+    up = load(write_dicom(tmp_path / "up", heights=[0, 2, 4]))
+    down = load(write_dicom(tmp_path / "down", heights=[4, 2, 0]))
+    np.testing.assert_allclose(up.affine, down.affine)
+    assert torch.equal(up[..., 0] + 2, down[..., 0])  # the lowest slice was written first, or last
+
+
+def test_channels_come_first(tmp_path):
+    rgb = sitk.GetImageFromArray(np.random.default_rng(1).random((5, 4, 3, 2)), isVector=True)
+    sitk.WriteImage(rgb, str(tmp_path / "two.nrrd"))
+    assert load(tmp_path / "two.nrrd").shape == (2, 3, 4, 5)
+
+
+def test_cases_of_any_kind_are_loaded_by_the_bundles(tmp_path):
+    sitk.WriteImage(image(PLACES["LPS"]), str(tmp_path / "ct.mhd"))
+    label = (voxels() > 0).astype(np.uint8)
+    nib.save(nib.Nifti1Image(label, PLACES["LPS"]), tmp_path / "label.nii.gz")
+    case = LoadCased()({"image": str(tmp_path / "ct.mhd"), "label": str(tmp_path / "label.nii.gz")})
+    assert torch.equal(case["image"] > 0, case["label"] > 0)
+
+
+# What cannot be read
+
+
+def test_header_without_its_voxels_is_named(tmp_path):
+    for suffix, data in ((".mhd", "ct.raw"), (".nhdr", "ct.raw")):
+        sitk.WriteImage(image(PLACES["RAS"]), str(tmp_path / f"ct{suffix}"))
+        (tmp_path / data).unlink()
+        message = rf"ct\{suffix} names its voxels {data}, which is not beside it"
+        with pytest.raises(FileNotFoundError, match=message):
+            SimpleITKReader().read(tmp_path / f"ct{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".mha", ".nrrd"])
+def test_damaged_file_is_named(tmp_path, suffix):
+    path = tmp_path / f"ct{suffix}"
+    path.write_bytes(b"\x00\x01 no header")
+    with pytest.raises(ValueError, match=rf"ct\{suffix} cannot be read, it may be damaged"):
+        SimpleITKReader().read(path)
+
+
+def _two_series(folder):
+    write_dicom(folder, series="1.2.3")
+    write_dicom(folder, heights=range(3), series="1.2.4")
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "error", "message"),
+    [
+        (lambda f: f.mkdir(), {}, FileNotFoundError, "holds no DICOM series"),
+        (_two_series, {}, ValueError, r"holds 2 DICOM series; name one as series: 1\.2\.3 \(5 slices\), "),
+        (_two_series, {"series": "1.9"}, ValueError, r"has no series 1\.9, only 1\.2\.3, 1\.2\.4"),
+        (
+            lambda f: write_dicom(f, heights=[0, 2, 4, 8, 10]),
+            {},
+            ValueError,
+            r"lacks a slice .*: 4\.00 mm between 1\.2\.3_02\.dcm and 1\.2\.3_03\.dcm, 2\.00 mm elsewhere",
+        ),
+        (lambda f: write_dicom(f, modality="MR"), {}, ValueError, "must be CT, got modality MR"),
+        (
+            lambda f: (write_dicom(f), write_dicom(f, heights=[5, 6], pixel=0.9, series="1.2.3")),
+            {},
+            ValueError,
+            "mixes slices of different pixel spacing",
+        ),
+    ],
+    ids=["empty", "two-series", "unknown-series", "missing-slice", "modality", "mixed-spacing"],
+)
+def test_series_that_is_no_volume_is_named(tmp_path, make, settings, error, message):
+    make(tmp_path / "scan")
+    with pytest.raises(error, match=rf"scan.*{message}"):
+        SimpleITKReader(**settings).read(tmp_path / "scan")
+
+
+def test_series_is_chosen_by_its_uid(tmp_path):
+    _two_series(tmp_path / "scan")
+    assert load(tmp_path / "scan", series="1.2.4").shape == (1, 12, 10, 3)
+
+
+def test_other_modality_is_read_on_request(tmp_path):
+    assert load(write_dicom(tmp_path / "scan", modality="MR"), modality=None).shape == (1, 12, 10, 5)
+
+
+def test_reader_leaves_nifti_to_others():
+    reader = SimpleITKReader()
+    assert not reader.verify_suffix("ct.nii.gz")
+    assert reader.verify_suffix(["ct.mhd", Path("ct.NRRD")])
