@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for every bundle: MONAI's own checks, one truth in its JSONs, and one for all bundles."""
+
+import ast
+import configparser
+import importlib.metadata
+import json
+import logging
+import logging.handlers
+
+import monai.bundle
+import pytest
+from monai.bundle import ConfigParser
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from bundles import BUNDLES, TINY, TINY_TRAINING, config, workflow
+from monai_unetpp import __version__
+from monai_unetpp.data import phantom
+
+NAMES = sorted(path.name for path in BUNDLES.iterdir() if (path / "train.json").is_file())
+RECIPES = {"liver": "msd", "lung_nodule": "lidc"}  # overlays for real data
+WORKFLOWS = pytest.mark.parametrize(
+    "names", ["train", "train evaluate", "train levels", "train RECIPE", "inference"]
+)
+SELF_CONTAINED = pytest.mark.parametrize("name", ["train", "inference"])
+
+
+@pytest.fixture(params=NAMES)
+def bundle(request):
+    return request.param
+
+
+# MONAI's own checks
+
+
+@pytest.mark.parametrize("path", sorted(BUNDLES.glob("*/*.json")), ids=lambda p: f"{p.parent.name}-{p.name}")
+def test_json_parses_and_says_what_it_is_for(path):
+    content = json.loads(path.read_text())
+    assert content.get("_desc_") or path.name == "metadata.json"
+
+
+def test_every_bundle_has_what_a_bundle_has(bundle):
+    files = {path.name for path in (BUNDLES / bundle).iterdir() if path.is_file()}
+    assert files >= {
+        *("train.json", "evaluate.json", "inference.json", "levels.json", "metadata.json", "logging.conf"),
+        *("README.md", "LICENSE", "data_license.txt", f"{RECIPES[bundle]}.json"),
+    }
+
+
+@WORKFLOWS
+def test_no_property_is_missing(bundle, names, balls, tmp_path):
+    names = names.replace("RECIPE", RECIPES[bundle])
+    source = {"input": str(balls / "imagesTr")} if names == "inference" else {"dataset_dir": str(balls)}
+    settings = {**(TINY if names == "inference" else TINY_TRAINING), "out_channels": 3, **source}
+    flow = workflow(bundle, names, tmp_path, **settings)
+    flow.initialize()
+    assert flow.check_properties() == []
+
+
+def schema():
+    """The mandatory keys of the MONAI Bundle Specification, and those of its schema of 2024-07-25."""
+    text, words = (
+        {"type": "string", "minLength": 1},
+        {"type": "object", "additionalProperties": {"type": "string"}},
+    )
+    size = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]}
+    tensor = {
+        "type": {"enum": ["image", "series", "tuples", "probabilities"]},
+        "format": text,
+        "num_channels": {"type": "integer", "minimum": 1},
+        "spatial_shape": {"type": "array", "items": size, "minItems": 1, "maxItems": 3},
+        "dtype": text,
+        "value_range": {"type": "array", "items": {"type": "number"}, "maxItems": 2},
+        "is_patch_data": {"type": "boolean"},
+        "channel_def": words,
+    }
+    tensors = {
+        "type": "object",
+        "minProperties": 1,
+        "additionalProperties": {
+            "type": "object",
+            "properties": {**tensor, "modality": text},
+            "required": list(tensor),
+        },
+    }
+    data_format = {"inputs": tensors, "outputs": tensors}
+    version = {"type": "string", "pattern": r"^\d+\.\d+\.\d+"}
+    top = {
+        **dict.fromkeys(["name", "schema", "task", "description", "authors", "copyright"], text),
+        **dict.fromkeys(["version", "monai_version", "pytorch_version", "numpy_version"], version),
+        **dict.fromkeys(["changelog", "required_packages_version"], words),
+        "network_data_format": {"type": "object", "properties": data_format, "required": list(data_format)},
+    }
+    return {"type": "object", "properties": top, "required": list(top)}
+
+
+# MONAI warns that a schema without a checksum is not verified: ours was written a line before
+VERIFIES = pytest.mark.filterwarnings("ignore:No hash value provided for .*schema.json:UserWarning")
+
+
+def verify(metadata, folder):
+    """MONAI's verification, which finds the schema on the disk and does not download it."""
+    (folder / "schema.json").write_text(json.dumps(schema()))
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    monai.bundle.verify_metadata(str(folder / "metadata.json"), filepath=str(folder / "schema.json"))
+
+
+@VERIFIES
+def test_metadata_is_as_specified(bundle, tmp_path):
+    verify(config(bundle, "metadata"), tmp_path)
+
+
+@VERIFIES
+@pytest.mark.parametrize("key", [key for key in schema()["required"] if key != "schema"])
+def test_metadata_without_a_key_would_not_pass(bundle, key, tmp_path):
+    metadata = config(bundle, "metadata")
+    del metadata[key]
+    with pytest.raises(ValueError, match=f"'{key}' is a required property"):
+        verify(metadata, tmp_path)
+
+
+@VERIFIES
+def test_metadata_without_a_key_of_a_tensor_would_not_pass(bundle, tmp_path):
+    metadata = config(bundle, "metadata")
+    del metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+    with pytest.raises(ValueError, match="'channel_def' is a required property"):
+        verify(metadata, tmp_path)
+
+
+@SELF_CONTAINED
+def test_network_takes_and_gives_what_the_metadata_say(bundle, name):
+    monai.bundle.verify_net_in_out(
+        "network_def",
+        meta_file=str(BUNDLES / bundle / "metadata.json"),
+        config_file=str(BUNDLES / bundle / f"{name}.json"),
+        device="cpu",
+    )
+
+
+# One truth
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("spatial_dims", "in_channels", "out_channels", "channels", "network_def"),
+        *("pixdim", "hu_range", "roi_size", "device", "amp", "amp_kwargs"),
+    ],
+)
+def test_inference_repeats_what_training_says(bundle, key):
+    assert config(bundle, "inference")[key] == config(bundle, "train")[key]
+
+
+def test_inference_preprocesses_as_training_does(bundle):
+    there, here = (
+        [{**transform, "_desc_": ""} for transform in config(bundle, name)["preprocessing_transforms"]]
+        for name in ("train", "inference")
+    )
+    assert here == there
+
+
+@pytest.mark.parametrize("name", ["evaluate", "levels", "inference"])
+def test_labels_are_not_resampled_where_they_are_scored(bundle, name):
+    assert config(bundle, name)["resampled"] == ["image"]
+
+
+@pytest.mark.parametrize("key", ["ckpt_path", "eval_cases", "validate#dataset"])
+def test_levels_are_scored_on_what_evaluation_scores(bundle, key):
+    assert config(bundle, "levels")[key] == config(bundle, "evaluate")[key]
+
+
+@pytest.mark.parametrize("name", ["evaluate", "levels", "RECIPE"])
+def test_overlay_changes_only_what_there_is_to_change(bundle, name):
+    name = name.replace("RECIPE", RECIPES[bundle])
+    parser = ConfigParser(config(bundle, "train"))
+    scored = {"ckpt_path", "eval_cases", "level"}
+    new = {
+        "evaluate": {*scored, "output_dir", "validate#additional_metrics#val_mean_iou"},
+        "levels": {*scored, "levels_dir", "tolerance", "surface_tolerance", "formats", "overwrite"}
+        | {"trained", "scores", "report", "export"},
+    }
+    unknown = {key for key in config(bundle, name) if key.lstrip("+") not in parser} - {"_desc_"}
+    assert unknown == new.get(name, set())
+
+
+def test_metadata_describe_the_network(bundle):
+    train, metadata = config(bundle, "train"), config(bundle, "metadata")
+    image = metadata["network_data_format"]["inputs"]["image"]
+    pred = metadata["network_data_format"]["outputs"]["pred"]
+    assert image["num_channels"] == len(image["channel_def"]) == train["in_channels"]
+    assert pred["num_channels"] == len(pred["channel_def"]) == train["out_channels"]
+    assert image["spatial_shape"] == pred["spatial_shape"] == train["roi_size"]
+    assert len(train["roi_size"]) == len(train["pixdim"]) == train["spatial_dims"]
+    low, high = train["hu_range"]
+    assert f"{low}..{high} HU" in metadata["image_classes"]
+
+
+def test_metadata_name_the_classes_of_the_phantoms(bundle):
+    pred = config(bundle, "metadata")["network_data_format"]["outputs"]["pred"]
+    kind = config(bundle, "train")["dataset"]["phantom"]
+    assert pred["channel_def"] == phantom.PHANTOMS[kind].labels
+
+
+def test_metadata_name_versions_that_the_package_supports(bundle):
+    metadata = config(bundle, "metadata")
+    versions = {canonicalize_name(name): v for name, v in metadata["required_packages_version"].items()}
+    assert versions.pop("monai-unetpp") == __version__
+    versions |= {
+        name: metadata[f"{key}_version"]
+        for name, key in zip(("monai", "torch", "numpy"), ("monai", "pytorch", "numpy"), strict=True)
+    }
+    required = [Requirement(line) for line in importlib.metadata.requires("monai-unetpp")]
+    ranges = {canonicalize_name(r.name): r.specifier for r in required if r.marker is None}
+    assert versions.keys() <= ranges.keys()
+    assert [name for name, version in versions.items() if version not in ranges[name]] == []
+
+
+def test_newest_version_is_in_the_changelog(bundle):
+    metadata = config(bundle, "metadata")
+    assert next(iter(metadata["changelog"])) == metadata["version"]
+
+
+@WORKFLOWS
+def test_default_paths_are_those_of_the_repository(bundle, names):
+    names = names.replace("RECIPE", RECIPES[bundle]).split()
+    flow = ConfigParser(
+        ConfigParser.load_config_files([str(BUNDLES / bundle / f"{name}.json") for name in names])
+    )
+    assert flow["bundle_root"] == f"bundles/{bundle}"
+    assert BUNDLES.parent / flow["bundle_root"] == BUNDLES / bundle
+
+
+# One truth for all bundles
+
+
+def leaves(tree, at=""):
+    """Every value in a JSON by its path; what only describes is left out."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    if not items:
+        return {at: tree}
+    return {
+        path: value
+        for key, child in items
+        if key != "_desc_"
+        for path, value in leaves(child, f"{at}#{key}" if at else str(key)).items()
+    }
+
+
+@pytest.mark.parametrize("name", ["evaluate.json", "levels.json", "logging.conf", "LICENSE"])
+def test_file_that_knows_nothing_of_its_bundle_is_the_same_in_all(name):
+    assert len({(BUNDLES / bundle / name).read_text() for bundle in NAMES}) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        (
+            "train",
+            {"bundle_root", "out_channels", "pixdim", "hu_range", "dataset#phantom", "max_epochs"}
+            | {"patches_per_case", "shifted_size", "train#random_transforms"},
+        ),
+        ("inference", {"bundle_root", "out_channels", "pixdim", "hu_range"}),
+    ],
+)
+def test_bundles_differ_in_what_they_are_for_and_in_nothing_else(name, own):
+    first, *others = (leaves(config(bundle, name)) for bundle in NAMES)
+    for other in others:
+        differ = {path for path in first.keys() | other.keys() if first.get(path) != other.get(path)}
+        assert {path for path in differ if not path.startswith(tuple(own))} == set()
+
+
+# Logging
+
+
+def test_logging_names_classes_of_the_standard_library_and_literals_only(bundle):
+    parser = configparser.RawConfigParser()
+    parser.read(BUNDLES / bundle / "logging.conf")
+    names = []
+    for section in parser.values():
+        if "class" in section:
+            assert issubclass(getattr(logging, section["class"]), (logging.Handler, logging.Formatter))
+        for argument in ast.walk(ast.parse(section.get("args", "()"), mode="eval")):
+            assert not isinstance(argument, ast.Call)
+            names += [argument.id] if isinstance(argument, ast.Name) else []
+    assert names == ["sys"]
