@@ -6,7 +6,6 @@ from monai_unetpp.data.phantom import (
     Phantom,
     chest_phantom,
     liver_phantom,
-    write_chest_phantoms,
     write_liver_phantoms,
     write_phantoms,
 )
@@ -18,7 +17,6 @@ __all__ = [
     "list_volumes",
     "liver_phantom",
     "read_dataset",
-    "write_chest_phantoms",
     "write_liver_phantoms",
     "write_phantoms",
 ]

@@ -30,7 +30,6 @@ __all__ = [
     "Phantom",
     "chest_phantom",
     "liver_phantom",
-    "write_chest_phantoms",
     "write_liver_phantoms",
     "write_phantoms",
 ]
@@ -138,17 +137,6 @@ def write_liver_phantoms(
 ) -> Path:
     """Write abdomens: :func:`write_phantoms` of kind ``"liver"``."""
     return write_phantoms(directory, "liver", cases, seed, overwrite, progress)
-
-
-def write_chest_phantoms(
-    directory: str | os.PathLike[str],
-    cases: int = 12,
-    seed: int = 0,
-    overwrite: bool = False,
-    progress: bool = False,
-) -> Path:
-    """Write chests: :func:`write_phantoms` of kind ``"chest"``."""
-    return write_phantoms(directory, "chest", cases, seed, overwrite, progress)
 
 
 def write_phantoms(
