@@ -125,43 +125,52 @@ def score_levels(
     device = next(network.parameters()).device
     autocast = partial(torch.autocast, device.type, enabled=amp, **(amp_kwargs or {}))
     postprocessing = postprocessing or _discrete(out_channels)
-    rows: dict[int, list[Tensor]] = {
-        k: [] for k in range(1, network.depth + 1)
-    }  # (metrics, classes) per case
+    levels = range(1, network.depth + 1)
+    cases: dict[int, list[Tensor]] = {k: [] for k in levels}  # (metrics, classes) each
     with _evaluating(network), torch.no_grad():
         for batch in _with_progress(data, progress):
             with autocast():
                 heads = inferer(batch["image"].to(device), network.all_heads)
             heads = [heads] if isinstance(heads, Tensor) else heads  # what MONAI makes of a single head
-            for k, head in zip(rows, reversed(heads), strict=True):
+            for k, head in zip(levels, reversed(heads), strict=True):
                 for item in decollate_batch({**batch, "pred": head.float()}):
-                    rows[k].append(_score(postprocessing(item), surface_tolerance, warn=k == 1))
-        _check_scored(rows[1])
-        x = torch.rand(shape, device=device)
-        jobs = {k: partial(_forward, network, k, x, autocast) for k in rows}
-        seconds = interleaved(jobs, rounds)
-        memory = {k: peak_memory(job, device) for k, job in jobs.items()}
-    scores = []
-    for k, cases in rows.items():
+                    cases[k].append(_score(postprocessing(item), surface_tolerance, warn=k == 1))
+        _check_scored(cases[1])
+        costs = _costs(network, shape, autocast, rounds)
+    return [LevelScore(level=k, **_means(cases[k], names), **costs[k]) for k in levels]
+
+
+def _means(cases: Sequence[Tensor], names: Sequence[str]) -> dict[str, Any]:
+    """The scores of a :class:`LevelScore`, from (metrics, classes) of each case."""
+    found: dict[str, Any] = {}
+    for metric, values in zip(METRICS, torch.stack(list(cases), dim=1), strict=True):  # (cases, classes) each
+        # a copy: it writes into what it is given
+        found[metric] = float(do_metric_reduction(values.clone(), "mean")[0])
+        by_class = values.nanmean(dim=0).tolist()
+        found[f"{metric}_per_class"] = dict(zip(names, by_class, strict=True))
+        if metric == "dice":
+            found["dice_per_case"] = tuple(values.nanmean(dim=1).tolist())
+    return found
+
+
+def _costs(
+    network: UNetPlusPlus, shape: tuple[int, ...], autocast: Callable[[], Any], rounds: int
+) -> dict[int, dict[str, Any]]:
+    """The costs of a :class:`LevelScore` for each level, on a window of ``shape``."""
+    device = next(network.parameters()).device
+    x = torch.rand(shape, device=device)
+    jobs = {k: partial(_forward, network, k, x, autocast) for k in range(1, network.depth + 1)}
+    seconds = interleaved(jobs, rounds)
+    costs = {}
+    for k, job in jobs.items():
         pruned = prune(network, k)
-        dice, iou, surface_dice = torch.stack(cases, dim=1)  # (cases, classes) each
-        scores.append(
-            LevelScore(
-                level=k,
-                dice=_mean(dice),
-                iou=_mean(iou),
-                surface_dice=_mean(surface_dice),
-                dice_per_class=_by_class(dice, names),
-                iou_per_class=_by_class(iou, names),
-                surface_dice_per_class=_by_class(surface_dice, names),
-                dice_per_case=tuple(dice.nanmean(dim=1).tolist()),
-                parameters=sum(p.numel() for p in pruned.parameters()),
-                multiply_adds=multiply_adds(pruned, shape),
-                seconds=statistics.median(seconds[k]),
-                peak_mib=memory[k],
-            )
-        )
-    return scores
+        costs[k] = {
+            "parameters": sum(p.numel() for p in pruned.parameters()),
+            "multiply_adds": multiply_adds(pruned, shape),
+            "seconds": statistics.median(seconds[k]),
+            "peak_mib": peak_memory(job, device),
+        }
+    return costs
 
 
 def _window_shape(
@@ -207,7 +216,8 @@ def _with_progress(data: Iterable[Mapping[str, Any]], progress: bool) -> Iterabl
 
 def _score(item: Mapping[str, Any], surface_tolerance: float, warn: bool) -> Tensor:
     """Dice, IoU and surface Dice of one case, (3, classes); NaN for a class that its label does not have."""
-    pred, label = item["pred"], item["label"]
+    label = item["label"]
+    pred = item["pred"].to(label.device)
     if pred.shape != label.shape:
         raise ValueError(
             f"the label of {_name(item)} must be one-hot on the grid of the prediction, {list(pred.shape)}, "
@@ -255,12 +265,3 @@ def _forward(network: UNetPlusPlus, level: int, x: Tensor, autocast: Callable[[]
     network.level = level
     with torch.inference_mode(), autocast():
         network(x)
-
-
-def _mean(values: Tensor) -> float:
-    """Mean over cases of the mean over classes of (cases, classes), NaN left out."""
-    return float(do_metric_reduction(values.clone(), "mean")[0])  # it writes into what it is given
-
-
-def _by_class(values: Tensor, names: Sequence[str]) -> dict[str, float]:
-    return dict(zip(names, values.nanmean(dim=0).tolist(), strict=True))
