@@ -44,7 +44,7 @@ def test_every_bundle_has_what_a_bundle_has(bundle):
     files = {path.name for path in (BUNDLES / bundle).iterdir() if path.is_file()}
     assert files >= {
         *("train.json", "evaluate.json", "inference.json", "levels.json", "metadata.json", "logging.conf"),
-        *("README.md", "LICENSE", "data_license.txt", f"{RECIPES[bundle]}.json"),
+        *("multi_gpu_train.json", "README.md", "LICENSE", "data_license.txt", f"{RECIPES[bundle]}.json"),
     }
 
 
@@ -170,13 +170,15 @@ def test_levels_are_scored_on_what_evaluation_scores(bundle, key):
     assert config(bundle, "levels")[key] == config(bundle, "evaluate")[key]
 
 
-@pytest.mark.parametrize("name", ["evaluate", "levels", "RECIPE"])
+@pytest.mark.parametrize("name", ["evaluate", "levels", "multi_gpu_train", "RECIPE"])
 def test_overlay_changes_only_what_there_is_to_change(bundle, name):
     name = name.replace("RECIPE", RECIPES[bundle])
     parser = ConfigParser(config(bundle, "train"))
     scored = {"ckpt_path", "eval_cases", "level"}
     new = {
         "evaluate": {*scored, "output_dir", "validate#additional_metrics#val_mean_iou"},
+        "multi_gpu_train": {"backend", "finalize", "train#sampler", "validate#sampler"}
+        | {"train#dataloader#sampler", "validate#dataloader#sampler"},
         "levels": {*scored, "levels_dir", "tolerance", "surface_tolerance", "formats", "overwrite"}
         | {"trained", "scores", "report", "export"},
     }
@@ -247,7 +249,9 @@ def leaves(tree, at=""):
     }
 
 
-@pytest.mark.parametrize("name", ["evaluate.json", "levels.json", "logging.conf", "LICENSE"])
+@pytest.mark.parametrize(
+    "name", ["evaluate.json", "levels.json", "multi_gpu_train.json", "logging.conf", "LICENSE"]
+)
 def test_file_that_knows_nothing_of_its_bundle_is_the_same_in_all(name):
     assert len({(BUNDLES / bundle / name).read_text() for bundle in NAMES}) == 1
 

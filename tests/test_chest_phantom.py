@@ -60,13 +60,13 @@ def test_nodules_are_alone_at_the_wall_and_at_vessels(phantoms):
 
 def test_no_window_of_densities_finds_the_nodules(phantoms):
     """Vessels and the wall are as dense as nodules: even the best window, in the lung's own hull, fails."""
+    smooth = [ndimage.uniform_filter(phantom.image.astype(np.float32), 3) for phantom in phantoms]
+    lungs = [ndimage.binary_closing(phantom.parts == Part.LUNG, iterations=4) for phantom in phantoms]
     best = 0.0
     for low in range(-700, 100, 100):
         for high in range(low + 100, 500, 100):
             scores = []
-            for phantom in phantoms:
-                image = ndimage.uniform_filter(phantom.image.astype(float), 3)
-                lung = ndimage.binary_closing(phantom.parts == Part.LUNG, iterations=4)
+            for phantom, image, lung in zip(phantoms, smooth, lungs, strict=True):
                 found = (image > low) & (image < high) & lung
                 scores.append(2 * (found & (phantom.label > 0)).sum() / (found.sum() + phantom.label.sum()))
             best = max(best, np.mean(scores))

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch.distributed as dist
 from monai.data import load_decathlon_datalist
 
 from monai_unetpp.data.memory import check_cache
@@ -74,8 +76,7 @@ def read_dataset(
                 f"dataset_dir has no dataset.json: {index.parent.absolute()}. {_LAYOUT} To try things on "
                 f"synthetic CT: python -m monai_unetpp phantom --kind {phantom} --out {index.parent}"
             )
-        logger.info(f"No data set given: making {PHANTOMS} synthetic CTs (phantoms) in {index.parent}.")
-        write_phantoms(index.parent, phantom, cases=PHANTOMS, progress=True)
+        _make_phantoms(index, phantom)
     try:
         labels = json.loads(index.read_text())["labels"]
         cases = load_decathlon_datalist(index, is_segmentation=True)
@@ -98,6 +99,16 @@ def read_dataset(
     if pixdim is not None:
         check_cache(cases, pixdim, cache_rate)
     return DataSet(cases, names)
+
+
+def _make_phantoms(index: Path, phantom: str) -> None:
+    """Make the default data set; of several processes one does, and the others wait."""
+    together = dist.is_available() and dist.is_initialized()
+    if not together or dist.get_rank() == 0:
+        logger.info(f"No data set given: making {PHANTOMS} synthetic CTs (phantoms) in {index.parent}.")
+        write_phantoms(index.parent, phantom, cases=PHANTOMS, progress=True)
+    while not index.is_file():  # no barrier: a process that starts late finds them made
+        time.sleep(0.5)
 
 
 def list_volumes(source: PathLike | Sequence[PathLike]) -> list[dict[str, str]]:

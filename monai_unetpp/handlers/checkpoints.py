@@ -11,6 +11,7 @@ import monai.handlers
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from monai_unetpp.checkpoints import check_fit, load_network, read_checkpoint
@@ -73,6 +74,7 @@ class CheckpointLoader(monai.handlers.CheckpointLoader):
         for name, target in self.load_dict.items():
             if not single and name not in checkpoint:
                 raise ValueError(f"{path} has no {name!r}, only {', '.join(map(repr, checkpoint))}.")
+            target = target.module if isinstance(target, DistributedDataParallel) else target
             if isinstance(target, nn.Module):
                 check_fit(path, checkpoint if single else checkpoint[name], target)
         super().__call__(engine)

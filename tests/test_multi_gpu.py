@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundles in two processes: gloo here, NCCL where there are GPUs."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from bundles import BUNDLES, TINY_TRAINING, affine, ball, run, write_cases
+
+SETTINGS = {**TINY_TRAINING, "out_channels": 3, "max_epochs": 2, "val_fraction": 0.6, "batch_size": 1}
+
+
+def torchrun(bundle, root, data, **override):
+    """Run ``multi_gpu_train.json`` over ``train.json`` in two processes; returns what they print."""
+    files = [str(BUNDLES / bundle / f"{name}.json") for name in ("train", "multi_gpu_train")]
+    settings = {**SETTINGS, "bundle_root": root, "dataset_dir": data, **override}
+    del settings["device"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    command += ["monai.bundle", "run", "--config_file", str(files)]
+    command += [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory):
+    """Two cases to train on, three to validate: more than one for one of the processes."""
+    folder = tmp_path_factory.mktemp("five") / "data"
+    return write_cases(folder, (ball(name, affine()) for name in "abcde"))
+
+
+@pytest.fixture(scope="module")
+def trained(five, tmp_path_factory):
+    root = tmp_path_factory.mktemp("two")
+    return root, torchrun("liver", root, five)
+
+
+def test_one_process_writes_and_prints(trained):
+    root, output = trained
+    assert sorted(path.name for path in (root / "models").iterdir()) == [
+        "checkpoint_epoch=1.pt", "checkpoint_epoch=2.pt", "model.pt",
+    ]  # fmt: skip
+    lines = re.findall(r"Epoch\[(\d)\] Metrics -- train_loss", output)
+    assert lines == ["1", "2"]
+    assert len({path.name.split(".")[-2] for path in (root / "runs").iterdir()}) == 1  # its number
+
+
+def test_weights_are_those_of_one_network_and_load_in_one_process(trained, five, tmp_path):
+    root, _ = trained
+    weights = torch.load(root / "models" / "model.pt", weights_only=True)
+    assert not any(key.startswith("module.") for key in weights)
+    ckpt_path = str(root / "models" / "model.pt")
+    settings = {"dataset_dir": str(five), "ckpt_path": ckpt_path, "eval_cases": "$@dataset.cases"}
+    run("liver", "train evaluate", tmp_path, **settings)
+    table = list(csv.DictReader((tmp_path / "eval" / "val_mean_dice_raw.csv").read_text().splitlines()))
+    assert len(table) == 5
+
+
+def test_uneven_validation_is_that_of_one_process(trained, five, tmp_path):
+    """What two processes say of the best weights is what one finds on the same cases."""
+    root, output = trained
+    found = [float(v) for v in re.findall(r"val_mean_dice: ([0-9.]+)", output)]
+    settings = {"dataset_dir": str(five), "ckpt_path": str(root / "models" / "model.pt"), "val_fraction": 0.6}
+    flow = run("liver", "train evaluate", tmp_path, resampled=["image", "label"], **settings)
+    alone = flow.parser.get_parsed_content("validate#evaluator").state.metrics["val_mean_dice"]
+    assert alone == pytest.approx(max(found), abs=1e-4)
+
+
+def test_two_processes_resume(trained, five, tmp_path):
+    root, _ = trained
+    output = torchrun("liver", tmp_path, five, ckpt_dir=root / "models", resume=True, max_epochs=3)
+    assert re.findall(r"Epoch\[(\d)\] Metrics -- train_loss", output) == ["3"]
