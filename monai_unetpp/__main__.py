@@ -82,6 +82,8 @@ def lidc(parser: argparse.ArgumentParser) -> Run:
         line = (
             f"{kept} nodules in {cases} cases from {len(scans)} scans, listed in {args.out / 'nodules.csv'}"
         )
+        if not kept:
+            raise ValueError(f"no nodule was kept: {rows[0].reason if rows else 'no scan has one'}. {line}.")
         if failed:
             raise ValueError(f"{len(failed)} scans could not be used, first {failed[0].reason[7:]} {line}.")
         return line

@@ -48,7 +48,9 @@ def load_network(
         _need_file(path)
         if level is not None:
             raise ValueError(f"level must be left out with {path}: an exported network has one level.")
-        return OnnxNetwork(path, runtime)
+        exported = OnnxNetwork(path, runtime)
+        _check_shapes(path, exported, network)
+        return exported
     if runtime is not None:
         raise ValueError(f"runtime must be left out with {path}: {runtime} runs .onnx files.")
     weights = _weights(path)
@@ -134,6 +136,17 @@ def check_fit(path: PathLike, weights: Mapping[str, Tensor], network: nn.Module)
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
             f"{path} does not fit the network{_channels(weights, wanted)}: {'; '.join(wrong[:3])}{more}."
+        )
+
+
+def _check_shapes(path: Path, exported: OnnxNetwork, network: UNetPlusPlus) -> None:
+    """Raise a ValueError if an exported network takes or gives other channels or axes than this one."""
+    axes, wanted = network.spatial_dims + 2, (network.in_channels, network.arguments["out_channels"])
+    got = (exported.takes[1], exported.gives[1])
+    if len(exported.takes) != axes or any(g not in (w, None) for g, w in zip(got, wanted, strict=True)):
+        raise ValueError(
+            f"{path} does not fit the network: it has {got[0]} in_channels, {got[1]} out_channels and "
+            f"{len(exported.takes) - 2} spatial_dims, the network {wanted[0]}, {wanted[1]} and {axes - 2}."
         )
 
 

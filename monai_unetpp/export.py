@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,8 @@ def example_window(data: Iterable[Mapping[str, Any]], size: Sequence[int]) -> Te
 class OnnxNetwork(nn.Module):
     """An exported network on the CPU, in place of a ``UNetPlusPlus`` in evaluation.
 
+    Its ``takes`` and ``gives`` are the shapes of input and output, ``None`` for sizes that are left open.
+
     Args:
         path: of an ``.onnx`` file.
         runtime: ``"openvino"`` or ``"onnxruntime"``; ``None`` for the first of them that is installed.
@@ -132,7 +136,7 @@ class OnnxNetwork(nn.Module):
         _need("openvino" if runtime == "openvino" else "export", runtime)
         self.runtime = runtime
         try:
-            self._run = _START[runtime](str(path))
+            self._run, self.takes, self.gives = _START[runtime](str(path))
         except Exception as error:  # each runtime has exceptions of its own
             raise ValueError(f"{path} cannot be read by {runtime}: {error}") from error
 
@@ -142,17 +146,22 @@ class OnnxNetwork(nn.Module):
         return torch.from_numpy(y).to(x.device)
 
 
-def _start_onnxruntime(path: str) -> Callable[[Any], Any]:
+Shape = tuple[int | None, ...]  # None for a size that is left open
+Start = Callable[[str], tuple[Callable[[Any], Any], Shape, Shape]]
+
+
+def _start_onnxruntime(path: str) -> tuple[Callable[[Any], Any], Shape, Shape]:
     import onnxruntime  # type: ignore[import-untyped]
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda x: session.run(None, {name: x})[0]
+    entry, end = session.get_inputs()[0], session.get_outputs()[0]
+    takes, gives = (tuple(n if isinstance(n, int) else None for n in e.shape) for e in (entry, end))
+    return lambda x: session.run(None, {entry.name: x})[0], takes, gives
 
 
-def _start_openvino(path: str) -> Callable[[Any], Any]:
+def _start_openvino(path: str) -> tuple[Callable[[Any], Any], Shape, Shape]:
     import openvino  # type: ignore[import-untyped]
 
     settings = {
@@ -161,10 +170,14 @@ def _start_openvino(path: str) -> Callable[[Any], Any]:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     model = openvino.Core().compile_model(path, "CPU", settings)
-    return lambda x: model(x)[0].copy()  # of a buffer that the next window is written to
+    takes, gives = (
+        tuple(n.get_length() if n.is_static else None for n in e.get_partial_shape())
+        for e in (model.input(0), model.output(0))
+    )
+    return lambda x: model(x)[0].copy(), takes, gives  # of a buffer that the next window is written to
 
 
-_START = {"onnxruntime": _start_onnxruntime, "openvino": _start_openvino}
+_START: dict[str, Start] = {"onnxruntime": _start_onnxruntime, "openvino": _start_openvino}
 
 
 def _sizes_left_open(example: Tensor) -> tuple[dict[int, Any]]:
@@ -192,15 +205,22 @@ def _quiet(*loggers: str) -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
+def _write_bytes(path: Path, save: Callable[[io.BytesIO], object]) -> None:
+    """Save in memory first: where the disk is full, torch's own writer ends the process."""
+    buffer = io.BytesIO()
+    save(buffer)
+    path.write_bytes(buffer.getvalue())
+
+
 def _write_script(net: UNetPlusPlus, _: Tensor, path: Path) -> None:
     with _quiet():
-        torch.jit.save(torch.jit.script(net), path)
+        _write_bytes(path, partial(torch.jit.save, torch.jit.script(net)))
 
 
 def _write_program(net: UNetPlusPlus, example: Tensor, path: Path) -> None:
     example = _two(example)
     program = torch.export.export(net, (example,), dynamic_shapes=_sizes_left_open(example))
-    torch.export.save(program, path)
+    _write_bytes(path, partial(torch.export.save, program))
 
 
 def _write_onnx(net: UNetPlusPlus, example: Tensor, path: Path) -> None:
@@ -220,7 +240,7 @@ def _write_onnx(net: UNetPlusPlus, example: Tensor, path: Path) -> None:
 
 
 _WRITE: dict[str, Callable[[UNetPlusPlus, Tensor, Path], None]] = {
-    "pt": lambda net, _, path: torch.save(net.state_dict(), path),
+    "pt": lambda net, _, path: _write_bytes(path, partial(torch.save, net.state_dict())),
     "ts": _write_script,
     "pt2": _write_program,
     "onnx": _write_onnx,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.metrics import compute_average_surface_distance
-from monai.metrics.froc import compute_fp_tp_probs_nd, compute_froc_curve_data
+from monai.metrics.froc import compute_froc_curve_data
 from numpy.typing import NDArray
 from scipy import ndimage  # type: ignore[import-untyped]
 from torch import Tensor
@@ -145,6 +145,8 @@ def froc(cases: Sequence[CaseLesions]) -> list[dict[str, float]]:
     true, false = (
         np.array([p for case in scored for p in (case.probabilities or ([], []))[k]]) for k in (0, 1)
     )
+    # MONAI takes the lowest probability for that of missed lesions, 0, and leaves it out
+    false = np.append(false, 0.0)
     false_per_case, sensitivity = compute_froc_curve_data(false, true, targets, len(scored))
     rows = [
         {
@@ -195,15 +197,17 @@ def _score(
 def _probabilities(
     probability: Tensor | None, references: NDArray[np.int32]
 ) -> tuple[list[float], list[float]] | None:
-    """Of each lesion the best candidate on it, and of each other candidate its own highest probability."""
+    """Of each lesion the highest candidate that touches it, 0 if none does; and of each other candidate."""
     if probability is None:
         return None
     values = np.asarray(torch.as_tensor(probability).cpu())
     candidates, count = _components(values > CANDIDATE)
-    peaks = ndimage.maximum_position(values, candidates, range(1, count + 1)) if count else []
-    heights = np.array([values[peak] for peak in peaks])
-    coords = np.array(peaks, dtype=int).reshape(count, references.ndim)
-    if not count:
-        return [0.0] * int(references.max()), []
-    false, true, _ = compute_fp_tp_probs_nd(heights, coords, references)
-    return [float(p) for p in true], [float(p) for p in false]
+    heights = ndimage.maximum(values, candidates, range(1, count + 1)) if count else []
+    true, false = [0.0] * int(references.max()), []
+    for n, height in enumerate(heights, start=1):
+        touched = set(np.unique(references[candidates == n])) - {0}
+        for lesion in touched:
+            true[lesion - 1] = max(true[lesion - 1], float(height))
+        if not touched:
+            false.append(float(height))
+    return true, false

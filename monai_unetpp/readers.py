@@ -15,7 +15,7 @@ from monai.data.utils import orientation_ras_lps
 from monai.utils import ensure_tuple
 from numpy.typing import NDArray
 
-__all__ = ["SUFFIXES", "SimpleITKReader"]
+__all__ = ["SUFFIXES", "SimpleITKReader", "read_geometry"]
 
 SUFFIXES = (".mhd", ".mha", ".nrrd", ".nhdr")
 SLACK = 0.02  # of the distance between slices by which it may vary, and 1 mm at most
@@ -98,6 +98,23 @@ class SimpleITKReader(ImageReader):
             raise ValueError(f"{folder} cannot be read, a slice may be damaged: {_reason(error)}") from error
 
 
+def read_geometry(path: str | os.PathLike[str]) -> tuple[Sequence[int], Sequence[float]]:
+    """Return size and spacing (mm) of a volume that :class:`SimpleITKReader` can read, without its voxels.
+
+    Of a DICOM series the distance between slices is taken for their thickness: an estimate.
+    """
+    path, slices = Path(path), 1
+    if path.is_dir():
+        names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path))
+        path, slices = Path(names[0]), len(names)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    size, spacing = list(reader.GetSize()), list(reader.GetSpacing())
+    size[2] *= slices
+    return size, spacing
+
+
 def _array(image: sitk.Image) -> NDArray[Any]:
     array = sitk.GetArrayFromImage(image)  # (Z, Y, X), channels last
     axes = list(range(image.GetDimension()))[::-1]
@@ -162,11 +179,20 @@ def _check_slices(folder: Path, headers: Sequence[Mapping[str, str]], modality: 
         kinds = {header.get(tag, "") for header in headers}
         if len(kinds) > 1:
             raise ValueError(f"{folder} mixes slices of different {what}: {'; '.join(sorted(kinds))}.")
-    if len(headers) < 2 or any(POSITION not in header for header in headers):
+    if len(headers) < 2:
         return
+    without = [h["name"] for h in headers if POSITION not in h or ORIENTATION not in h]
+    if without:
+        raise ValueError(f"{folder} has slices without a position or a direction, first {without[0]}.")
     row, column = np.array(headers[0][ORIENTATION].split("\\"), dtype=float).reshape(2, 3)
     normal = np.cross(row, column)
-    heights = np.array([np.array(h[POSITION].split("\\"), dtype=float) @ normal for h in headers])
+    places = np.array([h[POSITION].split("\\") for h in headers], dtype=float)
+    heights = places @ normal
+    aside = np.linalg.norm(places - places[0] - np.outer(heights - heights[0], normal), axis=1)
+    if aside.max() > 0.5:
+        raise ValueError(
+            f"{folder} was scanned with a tilted gantry: slices are shifted by up to {aside.max():.1f} mm."
+        )
     gaps = np.abs(np.diff(heights))
     usual = float(np.median(gaps))
     wrong = np.flatnonzero(np.abs(gaps - usual) > min(SLACK * usual + 0.01, 1.0))
@@ -182,4 +208,5 @@ def _check_slices(folder: Path, headers: Sequence[Mapping[str, str]], modality: 
 def _reason(error: Exception) -> str:
     """The last line of what ITK says, which holds the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("Reason:")]  # of something before, as a rule
     return lines[-1] if lines else repr(error)

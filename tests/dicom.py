@@ -16,13 +16,14 @@ def write_series(
     origin: tuple[float, float] = (-20.0, -30.0),
     pixel: float = 0.7,
     modality: str = "CT",
+    first: int = 0,
 ) -> Path:
-    """Write slices, (z in mm, int16 (X, Y) in HU) each; returns ``folder``."""
+    """Write slices, (z in mm, int16 (X, Y) in HU) each, numbered from ``first``; returns ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     before = locale.setlocale(locale.LC_ALL)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
-    for n, (z, plane) in enumerate(planes, start=1):
+    for n, (z, plane) in enumerate(planes, start=first + 1):
         image = sitk.GetImageFromArray(plane.T)
         image.SetSpacing((pixel, pixel))
         for tag, value in {

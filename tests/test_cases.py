@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bundles import AFFINES, write_balls
-from monai_unetpp.data import cases, list_volumes, memory, read_dataset
+from monai_unetpp.data import cases, list_volumes, memory, read_dataset, split_cases
 
 
 @pytest.fixture
@@ -59,6 +59,22 @@ def test_phantoms_are_made_where_the_default_is_empty(tmp_path, monkeypatch, cap
     assert read_dataset(folder, 3, phantom_dir=folder) == dataset
     assert (folder / "imagesTr" / "liver_000.nii.gz").stat().st_mtime_ns == before
     assert len(caplog.records) == 1
+
+
+def test_cubes_of_one_scan_stay_together():
+    cases = [{"image": f"{scan}_{n}", "label": "", "scan": scan} for scan in "abcdefgh" for n in range(3)]
+    for seed in range(5):
+        train, held_back = split_cases(cases, 0.25, seed)
+        assert len(train) == 18
+        assert not {case["scan"] for case in train} & {case["scan"] for case in held_back}
+        assert sorted(case["image"] for case in train + held_back) == [case["image"] for case in cases]
+    assert split_cases(cases, 0.25, 1) == split_cases(cases, 0.25, 1) != split_cases(cases, 0.25, 2)
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.5])
+def test_fraction_that_leaves_nothing_is_refused(fraction):
+    with pytest.raises(ValueError, match=f"val_fraction must be between 0 and 1, got {fraction}"):
+        split_cases([{"image": "a", "label": "b"}], fraction, 0)
 
 
 @pytest.mark.parametrize("exists", [True, False], ids=["empty-folder", "no-folder"])

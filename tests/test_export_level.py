@@ -81,11 +81,13 @@ def test_file_that_is_there_is_overwritten_on_request_only(net, window, tmp_path
 
 FULL_DISK = """
 import resource, signal, sys, torch
-from monai_unetpp import UNetPlusPlus
+from monai_unetpp import UNetPlusPlus, export
 from monai_unetpp.export import export_level
 net = UNetPlusPlus(2, 1, 2, channels=(4, 6, 8), strides=2)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (25000, 25000))  # enough for the weights
+resource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000))  # enough for the weights alone
+write = export._WRITE["ts"]
+export._WRITE["ts"] = lambda *a: (print("TorchScript"), write(*a))
 try:
     export_level(net, 2, sys.argv[1], torch.rand(1, 1, 16, 16), formats=["pt", "ts"])
 except Exception as error:
@@ -98,7 +100,7 @@ def test_full_disk_leaves_no_file_of_any_form(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, tmp_path / "L2"], capture_output=True, text=True, check=False
     )
-    assert done.stdout.strip() in ("OSError", "RuntimeError"), done.stderr
+    assert done.stdout.split() in (["TorchScript", "OSError"], ["TorchScript", "RuntimeError"]), done.stderr
     assert list((tmp_path / "L2").iterdir()) == []
 
 
@@ -161,10 +163,21 @@ def test_damaged_file_is_named(tmp_path, tiny, runtime):
         load_network(tiny(), tmp_path / "model.onnx", runtime=runtime)
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("arguments", [{"out_channels": 3}, {"in_channels": 2}, {"spatial_dims": 2}])
+def test_exported_network_of_another_task_is_named(exported, tiny, runtime, arguments):
+    pytest.importorskip(runtime)
+    other = tiny(**{"spatial_dims": 3, "channels": (4, 6, 8), **arguments})
+    with pytest.raises(
+        ValueError, match=r"model\.onnx does not fit the network: it has 1 in_channels, 2 out"
+    ):
+        load_network(other, exported["onnx"], runtime=runtime)
+
+
 def test_exported_network_has_one_level_and_a_known_runtime(exported, tiny, tmp_path):
     with pytest.raises(ValueError, match=r"level must be left out with .*model\.onnx"):
         load_network(tiny(), exported["onnx"], level=1)
     with pytest.raises(ValueError, match="runtime must be one of openvino, onnxruntime, got 'tensorrt'"):
-        load_network(tiny(), exported["onnx"], runtime="tensorrt")
+        load_network(tiny(3), exported["onnx"], runtime="tensorrt")
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         load_network(tiny(), tmp_path / "gone.onnx")

@@ -113,6 +113,17 @@ def test_froc_is_what_counting_gives():
     assert next(v for x, v in curve.items() if math.isnan(x)) == pytest.approx(np.mean(values), abs=1e-3)
 
 
+@pytest.mark.parametrize("heights", [(0.99,), (1.0, 1.0), (1.0, 0.98)])
+def test_froc_of_perfect_detection_is_perfect(heights):
+    corners = [(2 + 12 * n, 2, 2, 4) for n in range(len(heights))]
+    label, probability = boxes(*corners), torch.zeros(40, 30, 20)
+    for (x, *_), height in zip(corners, heights, strict=True):
+        probability[x - 1 : x + 5, 1:7, 1:7] = height  # its peak may lie outside the lesion
+    case = score_lesions(probability > 0.5, label, (1, 1, 1), probability=probability)
+    assert case.probabilities == (pytest.approx(list(heights)), [])
+    assert {row["sensitivity"] for row in froc([case])} == {1.0}
+
+
 def test_froc_wants_probabilities():
     label = boxes((2, 2, 2, 4))
     assert froc([score_lesions(label, label, SPACING)]) == []

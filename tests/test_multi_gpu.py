@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bundles in two processes: gloo here, NCCL where there are GPUs."""
+"""The bundles in two processes, with gloo on CPUs."""
 
 import csv
 import os

@@ -15,7 +15,7 @@ from dicom import write_series
 from monai.transforms import LoadImage
 
 from bundles import affine
-from monai_unetpp.readers import SimpleITKReader
+from monai_unetpp.readers import SimpleITKReader, read_geometry
 from monai_unetpp.transforms import LoadCased
 
 SHAPE = (11, 9, 7)
@@ -189,3 +189,24 @@ def test_reader_leaves_nifti_to_others():
     reader = SimpleITKReader()
     assert not reader.verify_suffix("ct.nii.gz")
     assert reader.verify_suffix(["ct.mhd", Path("ct.NRRD")])
+
+
+def test_size_and_spacing_are_known_without_the_voxels(tmp_path):
+    sitk.WriteImage(image(PLACES["oblique"]), str(tmp_path / "ct.mhd"))
+    (tmp_path / "ct.raw").unlink()
+    size, spacing = read_geometry(tmp_path / "ct.mhd")
+    assert tuple(size) == SHAPE
+    np.testing.assert_allclose(spacing, (0.8, 0.9, 3), atol=1e-5)
+    size, spacing = read_geometry(write_dicom(tmp_path / "series", heights=[0, 2, 4, 6]))
+    assert tuple(size) == (12, 10, 4)
+    np.testing.assert_allclose(spacing[:2], 0.7)
+
+
+def test_tilted_gantry_is_named(tmp_path):
+    planes = [(z, np.zeros((12, 10), np.int16)) for z in range(5)]
+    for n, plane in enumerate(planes):
+        write_series(tmp_path / "scan", [plane], origin=(-20.0, -30.0 + 0.4 * n), first=n)
+    with pytest.raises(
+        ValueError, match=r"scan was scanned with a tilted gantry: slices are shifted by up to 1\.6"
+    ):
+        SimpleITKReader().read(tmp_path / "scan")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data to try things on: synthetic CT in the layout of the Medical Segmentation Decathlon."""
 
-from monai_unetpp.data.cases import DataSet, list_volumes, read_dataset
+from monai_unetpp.data.cases import DataSet, list_volumes, read_dataset, split_cases
 from monai_unetpp.data.phantom import (
     Phantom,
     chest_phantom,
@@ -17,6 +17,7 @@ __all__ = [
     "list_volumes",
     "liver_phantom",
     "read_dataset",
+    "split_cases",
     "write_liver_phantoms",
     "write_phantoms",
 ]

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
-from monai.data import load_decathlon_datalist
+from monai.data import load_decathlon_datalist, partition_dataset
 
 from monai_unetpp.data.memory import check_cache
 from monai_unetpp.data.phantom import write_phantoms
 
-__all__ = ["DataSet", "list_volumes", "read_dataset"]
+__all__ = ["DataSet", "list_volumes", "read_dataset", "split_cases"]
 
 PathLike = str | os.PathLike[str]
 VOLUMES = (".nii", ".nii.gz")
@@ -35,7 +35,8 @@ class DataSet:
     """A data set to learn from.
 
     Args:
-        cases: one dictionary per case, with the paths of ``"image"`` and ``"label"``.
+        cases: one dictionary per case, with the paths of ``"image"`` and ``"label"``; where several are of
+            one scan, its name as ``"scan"``.
         labels: the names of the classes, in the order of their values; the background first.
     """
 
@@ -88,7 +89,7 @@ def read_dataset(
     lacking = [case for case in cases if not case.keys() >= {"image", "label"}]
     if lacking:
         raise ValueError(f"{index} must name an image and a label for every training case, got {lacking[0]}.")
-    missing = [path for case in cases for path in case.values() if not Path(path).is_file()]
+    missing = [case[k] for case in cases for k in ("image", "label") if not Path(case[k]).exists()]
     if missing:
         raise FileNotFoundError(f"{index} names {len(missing)} files that do not exist, first {missing[0]}.")
     if len(names) != out_channels:
@@ -99,6 +100,31 @@ def read_dataset(
     if pixdim is not None:
         check_cache(cases, pixdim, cache_rate)
     return DataSet(cases, names)
+
+
+def split_cases(
+    cases: Sequence[dict[str, str]], val_fraction: float, seed: int
+) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Split cases into those to train on and those held back.
+
+    Cases of one ``"scan"``, such as cubes cut out of it, stay together.
+
+    Args:
+        cases: as :func:`read_dataset` returns them.
+        val_fraction: share that is held back, of the scans.
+        seed: that alone decides which.
+
+    Raises:
+        ValueError: if ``val_fraction`` is not between 0 and 1.
+    """
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"val_fraction must be between 0 and 1, got {val_fraction!r}.")
+    scans: dict[str, list[dict[str, str]]] = {}
+    for case in cases:
+        scans.setdefault(case.get("scan", case["image"]), []).append(case)
+    ratios = [1 - val_fraction, val_fraction]
+    train, held_back = partition_dataset(list(scans.values()), ratios, shuffle=True, seed=seed)
+    return [case for scan in train for case in scan], [case for scan in held_back for case in scan]
 
 
 def _make_phantoms(index: Path, phantom: str) -> None:

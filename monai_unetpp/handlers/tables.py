@@ -46,16 +46,19 @@ class MetricsSaver(monai.handlers.MetricsSaver):
             monai.handlers.write_metrics_reports(
                 save_dir=self.save_dir,
                 images=images,
-                metrics={k: v for k, v in engine.state.metrics.items() if k in (self.metrics or ())},
-                metric_details={
-                    k: v
-                    for k, v in getattr(engine.state, "metric_details", {}).items()
-                    if k in (self.metric_details or ())
-                },
+                metrics=_chosen(engine.state.metrics, self.metrics),
+                metric_details=_chosen(getattr(engine.state, "metric_details", {}), self.metric_details),
                 summary_ops=self.summary_ops,
+                deli=self.deli,
+                output_type=self.output_type,
                 class_labels=self.class_labels,
             )
         logger.info(f"Wrote the scores of {len(images)} cases to {self.save_dir}.")
+
+
+def _chosen(found: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
+    """Of what was measured, what is asked for: ``"*"`` for all of it."""
+    return {key: value for key, value in found.items() if names and ("*" in names or key in names)}
 
 
 class LesionSaver:
@@ -114,6 +117,7 @@ class LesionSaver:
         )
 
     def _write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        (self.save_dir / name).unlink(missing_ok=True)  # of a run before, which may have had some
         if rows:
             with whole_file(self.save_dir / name) as path, path.open("w", newline="") as file:
                 writer = csv.DictWriter(file, fieldnames=list(rows[0]))

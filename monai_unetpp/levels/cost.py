@@ -33,18 +33,20 @@ def multiply_adds(net: nn.Module, shape: Sequence[int]) -> int:
     return counter.get_total_flops() // 2
 
 
-def interleaved(jobs: Mapping[Any, Callable[[], object]], rounds: int) -> dict[Any, list[float]]:
-    """Return the seconds of each job, one per round; a first round only warms up.
+def interleaved(
+    jobs: Mapping[Any, Callable[[], object]], rounds: int, device: torch.device | str = "cpu"
+) -> dict[Any, list[float]]:
+    """Return the seconds of each job on ``device``, one per round; a first round only warms up.
 
     The jobs take turns, so that a slow moment of the machine meets all of them.
     """
     seconds: dict[Any, list[float]] = {name: [] for name in jobs}
     for n in range(rounds + 1):
         for name, job in jobs.items():
-            _wait()
+            _wait(device)
             start = time.perf_counter()
             job()
-            _wait()
+            _wait(device)
             if n:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
@@ -57,20 +59,20 @@ def peak_memory(job: Callable[[], object], device: torch.device | str) -> float:
     """
     job()
     if torch.device(device).type == "cuda":
-        _wait()
+        _wait(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         job()
-        _wait()
+        _wait(device)
         return (torch.cuda.max_memory_allocated(device) - before) / MIB
     with _Alive() as alive:
         job()
     return alive.peak / MIB
 
 
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def _wait(device: torch.device | str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -12,6 +12,7 @@ from typing import Any
 
 from monai_unetpp.files import refuse_existing, whole_file
 from monai_unetpp.levels.score import METRICS, LevelScore
+from monai_unetpp.levels.select import within
 
 __all__ = ["check_report", "draw_levels", "write_levels"]
 
@@ -55,10 +56,13 @@ def write_levels(
         The directory.
 
     Raises:
+        ValueError: if ``scores`` has no such level.
         FileExistsError: if one of the files exists and ``overwrite`` is false.
         ModuleNotFoundError: if matplotlib is not installed.
     """
     directory = Path(directory)
+    if level not in [score.level for score in scores]:
+        raise ValueError(f"level must be one of those in scores, 1..{len(scores)}, got {level!r}.")
     figure = draw_levels(scores, level, tolerance, title)
     rows = [_row(score, scores) for score in scores]
     table, text, picture = (directory / name for name in _FILES)
@@ -158,9 +162,18 @@ def _markdown(scores: Sequence[LevelScore], level: int, tolerance: float, title:
     cases = len(scores[0].dice_per_case)
     note = (
         f"Means over {cases} cases. Costs are of one window, in brackets their share of the deepest level's. "
-        f"Chosen: L{level}, the shallowest within {tolerance:g} Dice of the best."
+        + _reason(scores, level, tolerance)
     )
     return f"# {title or 'Levels of UNet++'}\n\n{table}\n\n{note}\n"
+
+
+def _reason(scores: Sequence[LevelScore], level: int, tolerance: float) -> str:
+    best = max(score.dice for score in scores)
+    chosen = next(score for score in scores if score.level == level)
+    shallower = [score for score in scores if score.level < level]
+    if within(chosen, best, tolerance) and not any(within(score, best, tolerance) for score in shallower):
+        return f"Chosen: L{level}, the shallowest within {tolerance:g} Dice of the best."
+    return f"Given: L{level}, {best - chosen.dice:.3f} Dice below the best."
 
 
 def _short(parameters: int) -> str:

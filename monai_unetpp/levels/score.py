@@ -78,8 +78,8 @@ def score_levels(
 ) -> list[LevelScore]:
     """Score every level of a trained network in one pass over a validation set, and measure what each costs.
 
-    One sliding window stitches the volumes of all levels at once, so that scoring L of them takes as
-    long as scoring the deepest.
+    One sliding window stitches the volumes of all levels at once, so that the network computes no more than
+    for the deepest. Postprocessing and metrics run for each level.
 
     Args:
         network: with deep supervision, on the device to compute on.
@@ -160,7 +160,7 @@ def _costs(
     device = next(network.parameters()).device
     x = torch.rand(shape, device=device)
     jobs = {k: partial(_forward, network, k, x, autocast) for k in range(1, network.depth + 1)}
-    seconds = interleaved(jobs, rounds)
+    seconds = interleaved(jobs, rounds, device)
     costs = {}
     for k, job in jobs.items():
         pruned = prune(network, k)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from monai_unetpp.levels.score import LevelScore
 
-__all__ = ["select_level"]
+__all__ = ["select_level", "within"]
 
 ROUNDING = 1e-9  # 0.91 is within 0.01 of 0.92, though not in binary
 
@@ -40,13 +40,18 @@ def select_level(scores: Sequence[LevelScore], tolerance: float = 0.01) -> int:
     if any(math.isnan(score.dice) for score in scores):
         raise ValueError("scores must have a Dice for every level, got NaN: no case has a class to score.")
     best = max(scores, key=lambda score: (score.dice, -score.level))
-    good = [score for score in scores if best.dice - score.dice <= tolerance + ROUNDING]
+    good = [score for score in scores if within(score, best.dice, tolerance)]
     chosen = min(good, key=lambda score: score.level)
     deepest = max(scores, key=lambda score: score.level)
     reason = f"L{chosen.level}: Dice {chosen.dice:.3f}, best L{best.level} {best.dice:.3f}"
     gain = "no shallower level is good enough" if chosen is deepest else _gain(chosen, deepest)
     logger.info(f"{reason}, tolerance {tolerance:.3f}; {gain}")
     return chosen.level
+
+
+def within(score: LevelScore, best: float, tolerance: float) -> bool:
+    """Whether a level's Dice is within ``tolerance`` of the best."""
+    return best - score.dice <= tolerance + ROUNDING
 
 
 def _gain(chosen: LevelScore, deepest: LevelScore) -> str:
