@@ -13,10 +13,10 @@ import monai_unetpp
 HOUSE = Path(monai_unetpp.__file__).parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(HOUSE)], "monai_unetpp."))
 ONE_WAY = (
-    *("files", "lesions", "kernels", "blocks", "network"),
+    *("files", "readers", "lesions", "kernels", "blocks", "network"),
     *("pruning", "levels", "export", "checkpoints", "handlers"),
 )
-ALONE = ("losses", "transforms", "readers", "data")
+ALONE = ("losses", "transforms", "data")  # but for files and readers
 
 
 def imports(name, *, when_loaded=False):
