@@ -88,6 +88,7 @@ class SimpleITKReader(ImageReader):
             raise ValueError(f"{folder} holds {len(found)} DICOM series; name one as series: {listed}.")
         if self.series is not None and self.series not in found:
             raise ValueError(f"{folder} has no series {self.series}, only {', '.join(found)}.")
+        _check_no_file_is_left_out(folder, found)
         names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), self.series or found[0])
         _check_slices(folder, [_header(name) for name in names], self.modality)
         reader = sitk.ImageSeriesReader()
@@ -168,6 +169,18 @@ def _header(name: str) -> Mapping[str, str]:
         "spacing": str(tuple(round(s, 4) for s in reader.GetSpacing()[:2])),
         "name": Path(name).name,
     }
+
+
+def _check_no_file_is_left_out(folder: Path, series: Sequence[str]) -> None:
+    """Raise if a ``.dcm`` file is in no series: GDCM passes over what it cannot read."""
+    read = {
+        Path(name).name
+        for uid in series
+        for name in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)
+    }
+    lost = sorted(path.name for path in folder.glob("*.dcm") if path.name not in read)
+    if lost:
+        raise ValueError(f"{folder / lost[0]} cannot be read as a slice, it may be damaged.")
 
 
 def _check_slices(folder: Path, headers: Sequence[Mapping[str, str]], modality: str | None) -> None:

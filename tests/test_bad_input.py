@@ -74,7 +74,10 @@ def test_folder_without_an_index_is_named_and_left_alone(tmp_path, root, names, 
     monkeypatch.setattr(cases, "write_phantoms", lambda *_, **__: pytest.fail("phantoms"))
     folder = tmp_path / "my-data"
     folder.mkdir()
-    message = rf"^dataset_dir has no dataset\.json: {re.escape(str(folder))}\..*medicaldecathlon.*phantom --kind liver --out"
+    message = (
+        rf"^dataset_dir has no dataset\.json: {re.escape(str(folder))}\..*medicaldecathlon"
+        ".*phantom --kind liver --out"
+    )
     with raises_within(FileNotFoundError, message):
         run("liver", names, root, dataset_dir=str(folder))
     assert files(folder) == files(root) == []

