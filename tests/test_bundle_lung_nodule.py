@@ -2,11 +2,15 @@
 """What is the lung nodule bundle's own: how it samples, that it does not learn the middle, what it writes."""
 
 import csv
+import json
 import math
 
+import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 import torch
+from dicom import write_series
 
 from bundles import TINY_TRAINING, affine, run, workflow, write_cases
 from monai_unetpp import DeepSupervisionDiceLoss, UNetPlusPlus
@@ -143,3 +147,32 @@ def test_evaluation_writes_every_nodule_and_a_picture(trained, cubes, tmp_path):
     assert [float(row["false positives per case"]) for row in curve[:3]] == [0.125, 0.25, 0.5]
     assert float(curve[-2]["sensitivity"]) == 1
     assert (tmp_path / "eval" / "cases.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_volumes_of_every_kind_train_and_are_scored(tmp_path):
+    """DICOM folders and .mhd files in a dataset.json, with labels as NIfTI."""
+    data = write_cases(tmp_path / "data", [chest(f"c{k}", [(25, 25, 25)], seed=k) for k in range(4)], LABELS)
+    index = json.loads((data / "dataset.json").read_text())
+    for n, case in enumerate(index["training"]):
+        nifti = nib.load(data / case["image"])
+        array = np.asarray(nifti.dataobj)[::-1, ::-1]  # from RAS to the LPS that the others are stored in
+        label = nib.load(data / case["label"])
+        turned = nib.Nifti1Image(np.asarray(label.dataobj)[::-1, ::-1], np.diag([-1.0, -1, 1, 1]))
+        nib.save(turned, data / case["label"])
+        case["image"] = f"./{n}" if n % 2 else f"./{n}.mhd"
+        if n % 2:
+            planes = ((float(z), array[:, :, z]) for z in range(array.shape[2]))
+            write_series(data / str(n), planes, uid=f"1.2.{n}", origin=(0.0, 0.0), pixel=1.0)
+        else:
+            sitk.WriteImage(sitk.GetImageFromArray(array.transpose()), str(data / f"{n}.mhd"))
+    (data / "dataset.json").write_text(json.dumps(index))
+    settings = {
+        **TINY_TRAINING,
+        **{"pixdim": [1.0, 1.0, 1.0], "hu_range": [-1000, 400], "roi_size": [16, 16, 16], "max_epochs": 1},
+        **{"out_channels": 2, "dataset_dir": str(data)},
+    }
+    run("lung_nodule", "train", tmp_path, **settings)
+    run("lung_nodule", "train evaluate", tmp_path, **settings, eval_cases="$@dataset.cases")
+    rows = list(csv.DictReader((tmp_path / "eval" / "val_mean_dice_raw.csv").read_text().splitlines()))
+    assert len(rows) == 4
+    assert (tmp_path / "eval" / "cases.png").is_file()
