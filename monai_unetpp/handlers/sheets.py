@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
@@ -20,6 +21,8 @@ from monai_unetpp.readers import SimpleITKReader
 __all__ = ["ContactSheetSaver"]
 
 logger = logging.getLogger(__name__)
+
+orientations: Any = nib.orientations  # untyped
 
 REFERENCE, PREDICTION = "#3ddc84", "#ff5252"
 
@@ -34,6 +37,12 @@ class _Slice:
     label: np.ndarray[Any, Any]
     pred: np.ndarray[Any, Any]
     aspect: float
+
+
+def _turn(affine: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """How to turn a volume for a slice as radiologists look at it: the patient's left on the right."""
+    here = orientations.io_orientation(affine)
+    return orientations.ornt_transform(here, orientations.axcodes2ornt("LAS"))
 
 
 class ContactSheetSaver:
@@ -69,13 +78,20 @@ class ContactSheetSaver:
             name = str(item["image"].meta["filename_or_obj"])
             pred, label = (torch.as_tensor(item[key])[-1].cpu() for key in ("pred", "label"))
             dice = float(compute_dice(pred[None, None], label[None, None], ignore_empty=False))
+            turn = _turn(item["label"].affine.numpy())
+            image, label, pred = (
+                orientations.apply_orientation(np.asarray(volume), turn)
+                for volume in (self.load(name)[0], label, pred)
+            )
+            all_spacing = [0.0] * 3
+            for axis, size in zip(turn[:, 0], item["label"].pixdim.tolist(), strict=True):
+                all_spacing[int(axis)] = round(size, 3)
+            across = max(range(3), key=lambda axis: (all_spacing[axis], axis))
             mass = label if label.any() else pred
-            all_spacing = item["label"].pixdim.tolist()
-            across = max(range(3), key=lambda axis: (round(all_spacing[axis], 3), axis))
-            n = int(mass.sum(dim=[axis for axis in range(3) if axis != across]).argmax())
+            n = int(mass.sum(axis=tuple(axis for axis in range(3) if axis != across)).argmax())
             spacing = [s for axis, s in enumerate(all_spacing) if axis != across]
-            volumes = {"image": torch.as_tensor(self.load(name))[0], "label": label, "pred": pred}
-            planes = {key: volume.select(across, n).T.numpy() for key, volume in volumes.items()}
+            volumes = {"image": image, "label": label, "pred": pred}
+            planes = {key: np.take(volume, n, axis=across).T for key, volume in volumes.items()}
             self.slices.append(
                 _Slice(name=Path(name).name, dice=dice, aspect=spacing[1] / spacing[0], **planes)
             )

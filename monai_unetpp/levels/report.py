@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_unetpp.extras import need
 from monai_unetpp.files import refuse_existing, whole_file
 from monai_unetpp.levels.score import METRICS, LevelScore
 from monai_unetpp.levels.select import within
@@ -31,7 +32,7 @@ def check_report(directory: str | os.PathLike[str], overwrite: bool = False) -> 
     directory = Path(directory)
     if not overwrite:
         refuse_existing(*(directory / name for name in _FILES), *sorted(directory.glob("L[0-9]*")))
-    import matplotlib.figure  # noqa: F401
+    need("figures", "matplotlib")
 
 
 def write_levels(
@@ -90,6 +91,7 @@ def draw_levels(scores: Sequence[LevelScore], level: int, tolerance: float, titl
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
     """
+    need("figures", "matplotlib")
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")

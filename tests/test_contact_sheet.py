@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The picture of cases: in order, and the right way up however a volume is stored."""
+
+import logging
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from bundles import affine
+from monai_unetpp.handlers import ContactSheetSaver
+
+RAS = (20, 16, 6)  # right, front, head
+
+
+def case(folder, name, axcodes="RAS", shift=0):
+    """A bright corner at the patient's left, front and head; a prediction ``shift`` voxels off; one-hot."""
+    image = np.zeros(RAS, np.int16)
+    image[:5, -4:, -2:] = 300
+    label, pred = np.zeros(RAS, bool), np.zeros(RAS, bool)
+    label[8:12, 6:10, 4] = True
+    pred[8 + shift : 12 + shift, 6:10, 4] = shift < 99
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(axcodes)
+    )
+    image, label, pred = (
+        nib.orientations.apply_orientation(a.astype(np.int16), turn) for a in (image, label, pred)
+    )
+    spacing = np.array([1.0, 1.5, 4.0])[
+        [("LR", "PA", "IS").index(pair) for c in axcodes for pair in ("LR", "PA", "IS") if c in pair]
+    ]
+    matrix = affine(axcodes, spacing)
+    nib.save(nib.Nifti1Image(image, matrix), folder / f"{name}.nii.gz")
+    meta = MetaTensor(torch.zeros(1), affine=torch.eye(4))
+    meta.meta["filename_or_obj"] = str(folder / f"{name}.nii.gz")
+    one_hot = [torch.tensor(np.stack([1 - a, a])) for a in (label, pred)]
+    return {"image": meta, "label": MetaTensor(one_hot[0], affine=torch.tensor(matrix)), "pred": one_hot[1]}
+
+
+def sheet(folder, *items):
+    saver = ContactSheetSaver(str(folder / "new" / "cases.png"), window=(0, 300), count=2)
+    saver(SimpleNamespace(state=SimpleNamespace(output=list(items))))
+    return saver
+
+
+@pytest.mark.parametrize("axcodes", ["RAS", "LPS", "PSR", "SAL"])
+def test_slice_lies_as_radiologists_look_at_it(tmp_path, axcodes):
+    (kept,) = sheet(tmp_path, case(tmp_path, "a", axcodes, shift=1)).slices
+    assert (
+        kept.image.shape == kept.label.shape == (16, 20)
+    )  # rows from back to front, across from right to left
+    assert (kept.image[-4:, -5:] == 300).all()  # the patient's left is on the right, the front above
+    assert kept.image.sum() == 300 * 20
+    assert kept.label[6:10, 8:12].all()
+    assert kept.pred[6:10, 7:11].all()
+    assert kept.dice == pytest.approx(0.75)
+    assert kept.aspect == pytest.approx(1.5)
+
+
+def test_cases_are_drawn_from_the_best_to_the_worst(tmp_path, caplog):
+    saver = sheet(tmp_path, *(case(tmp_path, f"c{shift}", shift=shift) for shift in (3, 0, 99, 2, 1)))
+    with caplog.at_level(logging.INFO, logger="monai_unetpp"):
+        saver.write()
+    assert (tmp_path / "new" / "cases.png").read_bytes()[:4] == b"\x89PNG"
+    assert "Drew 5 cases" in caplog.text
+    assert {kept.name: kept.dice for kept in saver.slices} == pytest.approx(
+        {f"c{n}.nii.gz": d for n, d in {3: 0.25, 0: 1, 99: 0, 2: 0.5, 1: 0.75}.items()}
+    )
+
+
+def test_case_without_a_lesion_is_perfect_or_worst(tmp_path):
+    clean, false = case(tmp_path, "clean", shift=99), case(tmp_path, "false")
+    for item in (clean, false):
+        item["label"][:] = 0
+    kept = sheet(tmp_path, clean, false).slices
+    assert [k.dice for k in kept] == [1, 0]
+    assert kept[1].pred.any()
