@@ -78,3 +78,12 @@ def test_case_without_a_lesion_is_perfect_or_worst(tmp_path):
     kept = sheet(tmp_path, clean, false).slices
     assert [k.dice for k in kept] == [1, 0]
     assert kept[1].pred.any()
+
+
+@pytest.mark.parametrize(
+    ("cases", "rows"),
+    [(1, [[0]]), (5, [[0, 1], [2, 3], [4]]), (6, [[0, 1], [2, 3], [4, 5]]), (9, [[0, 1], [3, 4], [7, 8]])],
+)
+def test_every_case_is_drawn_once(tmp_path, cases, rows):
+    saver = ContactSheetSaver(str(tmp_path / "cases.png"), count=2)
+    assert [slices for _, slices in saver._rows(list(range(cases)))] == rows

@@ -103,23 +103,34 @@ class ContactSheetSaver:
         scored = sorted(self.slices, key=lambda s: -s.dice)
         if not scored:
             return
-        count = min(self.count, len(scored))
-        middle = max((len(scored) - count) // 2, 0)
-        rows = {"best": scored[:count], "median": scored[middle : middle + count], "worst": scored[-count:]}
-        figure = Figure(figsize=(2.6 * count, 8.4), layout="constrained")
+        rows = self._rows(scored)
+        count = max(len(slices) for _, slices in rows)
+        figure = Figure(figsize=(2.6 * count, 2.8 * len(rows)), layout="constrained")
         grid = figure.subplots(len(rows), count, squeeze=False)
-        for axes_of_row, (title, slices) in zip(grid, rows.items(), strict=True):
-            for n, (axes, kept) in enumerate(zip(axes_of_row, slices, strict=True)):
+        for axes in grid.flat:
+            axes.axis("off")
+        for axes_of_row, (title, slices) in zip(grid, rows, strict=True):
+            for axes, kept in zip(axes_of_row, slices, strict=False):
                 low, high = self.window
                 axes.imshow(kept.image, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=kept.aspect)
                 for mask, colour in ((kept.label, REFERENCE), (kept.pred, PREDICTION)):
                     if mask.any():
                         axes.contour(mask, levels=[0.5], colors=colour, linewidths=1)
-                axes.set_title(
-                    f"{title + ': ' if n == 0 else ''}{kept.name}\nDice {kept.dice:.2f}", fontsize="x-small"
-                )
-                axes.axis("off")
+                axes.set_title(f"{title}{kept.name}\nDice {kept.dice:.2f}", fontsize="x-small")
+                title = ""
         figure.suptitle("reference green, prediction red", fontsize="small")
         with whole_file(self.path) as path:
             figure.savefig(path, dpi=110)
         logger.info(f"Drew {len(scored)} cases, best to worst, in {self.path}.")
+
+    def _rows(self, scored: list[_Slice]) -> list[tuple[str, list[_Slice]]]:
+        """Best, median and worst; where there are few cases, all of them, best first."""
+        if len(scored) <= 3 * self.count:
+            chunks = [scored[n : n + self.count] for n in range(0, len(scored), self.count)]
+            return [("best: " if n == 0 else "", chunk) for n, chunk in enumerate(chunks)]
+        middle = (len(scored) - self.count) // 2
+        return [
+            ("best: ", scored[: self.count]),
+            ("median: ", scored[middle : middle + self.count]),
+            ("worst: ", scored[-self.count :]),
+        ]
