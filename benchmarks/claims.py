@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from measure import machine, write_csv
+from measure import machine
 from monai.data import DataLoader, Dataset, partition_dataset
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import (
@@ -54,7 +54,7 @@ from torch import Tensor
 
 from monai_unetpp import DeepSupervisionDiceLoss, LevelScore, UNetPlusPlus, score_levels, select_level
 from monai_unetpp.data import read_dataset
-from monai_unetpp.files import whole_file
+from monai_unetpp.files import whole_file, write_csv
 
 KEYS = ("image", "label")
 PAPER = (32, 64, 128, 256, 512)

@@ -19,11 +19,13 @@ from tempfile import TemporaryDirectory
 
 import onnxruntime
 import torch
-from measure import inference, interleaved, machine, ratio, write_csv
+from measure import inference, machine, ratio
 from monai.networks.nets import BasicUNetPlusPlus
 from versus import REFERENCE, WIDTHS
 
 from monai_unetpp import from_basic_unet_plus_plus
+from monai_unetpp.files import write_csv
+from monai_unetpp.levels.cost import interleaved
 
 
 def main() -> None:

@@ -13,9 +13,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from measure import inference, interleaved, machine, multiply_adds, peak_memory, train_step, write_csv
+from measure import inference, machine, peak_memory, train_step
 
 from monai_unetpp import UNetPlusPlus
+from monai_unetpp.files import write_csv
+from monai_unetpp.levels.cost import interleaved, multiply_adds
 
 WIDTHS = (32, 64, 128, 256, 512)
 SERIES: dict[str, list[dict[str, Any]]] = {
@@ -57,7 +59,7 @@ def main() -> None:
                         "task": task.__name__,
                         "setting": name,
                         "parameters": sum(p.numel() for p in net.parameters()),
-                        "Gmultiply-adds": round(_work(net, x) / 1e9, 2),
+                        "Gmultiply-adds": round(multiply_adds(net, x.shape) / 1e9, 2),
                         "seconds": round(statistics.median(seconds[name]), 4),
                         "peak MiB": round(peak_memory(jobs[name], "cpu"), 1),
                         "machine": machine(),
@@ -65,13 +67,6 @@ def main() -> None:
                 )
                 sys.stdout.write("  ".join(str(value) for value in list(rows[-1].values())[:-1]) + "\n")
     write_csv(args.out, rows)
-
-
-def _work(net: UNetPlusPlus, x: torch.Tensor) -> int:
-    """Multiply-adds of one forward pass in evaluation."""
-    twin = UNetPlusPlus(**net.arguments)
-    twin.level = net.level
-    return multiply_adds(twin.eval(), x.shape, lambda module, y: module(y))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ import sys
 import time
 
 import torch
-from measure import machine, write_csv
+from measure import machine
 from monai.bundle import ConfigParser
+
+from monai_unetpp.files import write_csv
 
 
 def main() -> None:

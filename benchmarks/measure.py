@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every benchmark here measures with: interleaved medians, peak memory, multiply-adds.
+"""What the benchmarks here measure with, beside ``monai_unetpp.levels.cost``: tasks, ratios, peak memory.
 
 Networks are timed in turn, round after round, so that a slow moment of the machine meets all of them; ratios
 are medians over rounds of the ratio within a round.
@@ -7,18 +7,15 @@ are medians over rounds of the ratio within a round.
 
 from __future__ import annotations
 
-import csv
 import platform
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+
+from monai_unetpp.levels.cost import interleaved
 
 MIB = 2**20
 
@@ -36,20 +33,6 @@ def inference(net: nn.Module, x: Tensor) -> None:
     net.eval()
     with torch.inference_mode():
         net(x)
-
-
-def interleaved(jobs: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Return seconds of each job, one per round; a first round only warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for n in range(rounds + 1):
-        for name, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if n:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def ratio(seconds: Mapping[str, Sequence[float]], name: str, reference: str) -> float:
@@ -75,18 +58,10 @@ def peak_memory(job: Callable[[], None], device: str) -> float:
     return top / MIB
 
 
-def multiply_adds(net: nn.Module, shape: Sequence[int], forward: Callable[[nn.Module, Tensor], Any]) -> int:
-    """Return the multiply-adds of a forward pass, counted on the meta device."""
-    net = net.to("meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        forward(net, torch.empty(*shape, device="meta"))
-    return counter.get_total_flops() // 2
-
-
 def matmul_peak(device: str, size: int = 2048) -> float:
     """Return the multiply-adds per second of a large float32 matrix product, the best of five."""
     a = torch.rand(size, size, device=device)
-    return size**3 / min(interleaved({"": lambda: a @ a}, 5)[""])
+    return size**3 / min(interleaved({"": lambda: a @ a}, 5, device)[""])
 
 
 def machine() -> str:
@@ -95,13 +70,3 @@ def machine() -> str:
         torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
     )
     return f"{platform.machine()} {device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of equal keys."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

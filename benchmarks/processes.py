@@ -15,10 +15,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from measure import interleaved, machine, train_step, write_csv
+from measure import machine, train_step
 from torch.nn.parallel import DistributedDataParallel
 
 from monai_unetpp import UNetPlusPlus
+from monai_unetpp.files import write_csv
+from monai_unetpp.levels.cost import interleaved
 
 
 def work(rank: int, processes: int, folder: str, size: int, rounds: int) -> None:

@@ -16,11 +16,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from measure import machine, write_csv
+from measure import machine
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from monai_unetpp import UNetPlusPlus
+from monai_unetpp.files import write_csv
 
 
 class Clock:

@@ -15,21 +15,13 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from measure import (
-    inference,
-    interleaved,
-    machine,
-    matmul_peak,
-    multiply_adds,
-    peak_memory,
-    ratio,
-    train_step,
-    write_csv,
-)
+from measure import inference, machine, matmul_peak, peak_memory, ratio, train_step
 from monai.networks.nets import BasicUNet, BasicUNetPlusPlus, DynUNet
 from torch import nn
 
 from monai_unetpp import UNetPlusPlus, from_basic_unet_plus_plus
+from monai_unetpp.files import write_csv
+from monai_unetpp.levels.cost import interleaved, multiply_adds
 
 WIDTHS = (32, 32, 64, 128, 256)  # the defaults of MONAI's BasicUNetPlusPlus
 REFERENCE = "BasicUNetPlusPlus"
@@ -79,11 +71,13 @@ def main() -> None:
     x = torch.rand(shape, device=args.device)
     peak = matmul_peak(args.device)
     nets = {name: make().to(args.device) for name, make in makers.items()}
-    work = {name: multiply_adds(make(), shape, _forward_all) for name, make in makers.items()}
+    work = {name: multiply_adds(make(), shape) for name, make in makers.items()}
     rows = []
     for task, passes in ((inference, 1), (train_step, 3)):  # backward: twice the forward
         chosen = {n: net for n, net in nets.items() if task is train_step or "checkpoint" not in n}
-        seconds = interleaved({name: partial(task, net, x) for name, net in chosen.items()}, args.rounds)
+        seconds = interleaved(
+            {name: partial(task, net, x) for name, net in chosen.items()}, args.rounds, args.device
+        )
         memory = {name: peak_memory(partial(task, net, x), args.device) for name, net in chosen.items()}
         for name in chosen:
             median = statistics.median(seconds[name])
@@ -105,11 +99,6 @@ def main() -> None:
             )
             sys.stdout.write("  ".join(str(value) for value in list(rows[-1].values())[:-1]) + "\n")
     write_csv(args.out, rows)
-
-
-def _forward_all(net: nn.Module, x: torch.Tensor) -> None:
-    net.eval()
-    net(x)
 
 
 if __name__ == "__main__":

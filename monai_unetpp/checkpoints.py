@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_unetpp.export import OnnxNetwork
-from monai_unetpp.files import refuse_existing, whole_file
+from monai_unetpp.files import refuse_existing, save_by_memory, whole_file
 from monai_unetpp.network import UNetPlusPlus
 from monai_unetpp.pruning import levels_in, prune, prune_state_dict
 
@@ -95,7 +96,7 @@ def prune_checkpoint(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     with whole_file(out) as part:
-        torch.save(kept, part)
+        save_by_memory(part, partial(torch.save, kept))
     return sum(w.numel() for w in kept.values()), sum(w.numel() for w in weights.values())
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import io
 import logging
 import os
 import warnings
@@ -32,7 +31,7 @@ from monai.transforms import CenterSpatialCrop, SpatialPad
 from torch import Tensor, nn
 
 from monai_unetpp.extras import need
-from monai_unetpp.files import refuse_existing, whole_file
+from monai_unetpp.files import refuse_existing, save_by_memory, whole_file
 from monai_unetpp.network import UNetPlusPlus
 from monai_unetpp.pruning import prune
 
@@ -205,22 +204,15 @@ def _quiet(*loggers: str) -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _write_bytes(path: Path, save: Callable[[io.BytesIO], object]) -> None:
-    """Save in memory first: where the disk is full, torch's own writer ends the process."""
-    buffer = io.BytesIO()
-    save(buffer)
-    path.write_bytes(buffer.getvalue())
-
-
 def _write_script(net: UNetPlusPlus, _: Tensor, path: Path) -> None:
     with _quiet():
-        _write_bytes(path, partial(torch.jit.save, torch.jit.script(net)))
+        save_by_memory(path, partial(torch.jit.save, torch.jit.script(net)))
 
 
 def _write_program(net: UNetPlusPlus, example: Tensor, path: Path) -> None:
     example = _two(example)
     program = torch.export.export(net, (example,), dynamic_shapes=_sizes_left_open(example))
-    _write_bytes(path, partial(torch.export.save, program))
+    save_by_memory(path, partial(torch.export.save, program))
 
 
 def _write_onnx(net: UNetPlusPlus, example: Tensor, path: Path) -> None:
@@ -240,7 +232,7 @@ def _write_onnx(net: UNetPlusPlus, example: Tensor, path: Path) -> None:
 
 
 _WRITE: dict[str, Callable[[UNetPlusPlus, Tensor, Path], None]] = {
-    "pt": lambda net, _, path: _write_bytes(path, partial(torch.save, net.state_dict())),
+    "pt": lambda net, _, path: save_by_memory(path, partial(torch.save, net.state_dict())),
     "ts": _write_script,
     "pt2": _write_program,
     "onnx": _write_onnx,

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-__all__ = ["refuse_existing", "whole_file"]
+__all__ = ["refuse_existing", "save_by_memory", "whole_file", "write_csv"]
 
 
 @contextmanager
@@ -41,6 +44,23 @@ def whole_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator
         part = Path(folder) / path.name
         yield part
         part.replace(path)
+
+
+def write_csv(
+    path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], overwrite: bool = True
+) -> None:
+    """Write rows of equal keys, at least one; ``path`` and ``overwrite`` as in :func:`whole_file`."""
+    with whole_file(path, overwrite) as part, part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def save_by_memory(path: Path, save: Callable[[io.BytesIO], object]) -> None:
+    """Let torch save into memory, and write that: where the disk is full, its own writer ends the process."""
+    buffer = io.BytesIO()
+    save(buffer)
+    path.write_bytes(buffer.getvalue())
 
 
 def refuse_existing(*paths: str | os.PathLike[str]) -> None:

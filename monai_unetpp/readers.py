@@ -12,14 +12,15 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813  its own documentation's name
 from monai.data import ImageReader
 from monai.data.utils import orientation_ras_lps
+from monai.transforms import LoadImage
 from monai.utils import ensure_tuple
 from numpy.typing import NDArray
 
-__all__ = ["SUFFIXES", "SimpleITKReader", "read_geometry"]
+__all__ = ["SUFFIXES", "SimpleITKReader", "read_geometry", "volume_loader"]
 
 SUFFIXES = (".mhd", ".mha", ".nrrd", ".nhdr")
 SLACK = 0.02  # of the distance between slices by which it may vary, and 1 mm at most
-MODALITY, POSITION, ORIENTATION, INTERCEPT = "0008|0060", "0020|0032", "0020|0037", "0028|1052"
+MODALITY, POSITION, ORIENTATION = "0008|0060", "0020|0032", "0020|0037"
 
 
 class SimpleITKReader(ImageReader):
@@ -97,6 +98,13 @@ class SimpleITKReader(ImageReader):
             return reader.Execute()
         except RuntimeError as error:
             raise ValueError(f"{folder} cannot be read, a slice may be damaged: {_reason(error)}") from error
+
+
+def volume_loader() -> LoadImage:
+    """Return MONAI's ``LoadImage``, channel first, for NIfTI and for what :class:`SimpleITKReader` knows."""
+    load = LoadImage(image_only=True, ensure_channel_first=True)
+    load.register(SimpleITKReader())
+    return load
 
 
 def read_geometry(path: str | os.PathLike[str]) -> tuple[Sequence[int], Sequence[float]]:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import LoadImage, MapTransform
+from monai.transforms import MapTransform
 
-from monai_unetpp.readers import SimpleITKReader
+from monai_unetpp.readers import volume_loader
 
 __all__ = ["DeepestHeadd", "LoadCased"]
 
@@ -48,8 +48,7 @@ class LoadCased(MapTransform):
         self.image_key = image_key
         self.label_key = label_key
         self.out_channels = out_channels
-        self.load = LoadImage(image_only=True, ensure_channel_first=True)
-        self.load.register(SimpleITKReader())  # for what is no NIfTI
+        self.load = volume_loader()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace the paths in ``data`` by what they hold."""

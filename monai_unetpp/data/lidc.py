@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import logging
 import math
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_unetpp.data.decathlon import Case, write_case, write_index
 from monai_unetpp.extras import need
-from monai_unetpp.files import refuse_existing, whole_file
+from monai_unetpp.files import refuse_existing, write_csv
 from monai_unetpp.readers import SimpleITKReader
 
 __all__ = ["Nodule", "Scan", "ball_labels", "consensus_labels", "find_scans", "read_scan", "write_lidc"]
@@ -39,8 +38,6 @@ __all__ = ["Nodule", "Scan", "ball_labels", "consensus_labels", "find_scans", "r
 THICKEST = 5.0  # mm between slices; beyond it a nodule is a slice or two
 SMALLEST = 3.0  # mm; LIDC outlines nothing smaller
 LABELS = {"0": "background", "1": "nodule"}
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -140,7 +137,7 @@ def write_lidc(
     rows = [row for row in rows if row.scan in done]
     for uid in tqdm(sorted(scans.keys() - done), desc="LIDC", unit="scan", disable=not progress):
         rows += _write_scan(uid, scans[uid], label, out, cube)
-        _write_rows(table, rows)
+        write_csv(table, [{**asdict(row), "diameter": round(row.diameter, 2)} for row in rows])
     names = sorted({row.case for row in rows if row.case})
     if names:
         write_index(
@@ -405,10 +402,3 @@ def _read_rows(path: Path) -> list[Nodule]:
             )
             for row in csv.DictReader(file)
         ]
-
-
-def _write_rows(path: Path, rows: Sequence[Nodule]) -> None:
-    with whole_file(path) as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=[f.name for f in fields(Nodule)])
-        writer.writeheader()
-        writer.writerows({**asdict(row), "diameter": round(row.diameter, 2)} for row in rows)

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.metrics import compute_dice
-from monai.transforms import LoadImage
 
 from monai_unetpp.files import whole_file
-from monai_unetpp.readers import SimpleITKReader
+from monai_unetpp.readers import volume_loader
 
 __all__ = ["ContactSheetSaver"]
 
@@ -62,8 +61,7 @@ class ContactSheetSaver:
         self.path = Path(path)
         self.window = tuple(window)
         self.count = count
-        self.load = LoadImage(image_only=True, ensure_channel_first=True)
-        self.load.register(SimpleITKReader())
+        self.load = volume_loader()
         self.slices: list[_Slice] = []
 
     def attach(self, engine: Engine) -> None:

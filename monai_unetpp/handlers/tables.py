@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ import monai.handlers
 from ignite.engine import Engine, Events
 from monai.utils import string_list_all_gather
 
-from monai_unetpp.files import whole_file
+from monai_unetpp.files import write_csv
 from monai_unetpp.lesions import CaseLesions, froc, score_lesions, summarise_lesions
 
 __all__ = ["LesionSaver", "MetricsSaver"]
@@ -104,11 +103,9 @@ class LesionSaver:
     def write(self) -> None:
         """Write the tables and log one line."""
         lesions = [lesion for case in self.cases for lesion in case.lesions]
-        summary = summarise_lesions(self.cases)
         self._write("lesions.csv", [lesion.row() for lesion in lesions])
-        self._write("lesions_summary.csv", summary)
-        curve = froc(self.cases)
-        self._write("froc.csv", curve)
+        self._write("lesions_summary.csv", summarise_lesions(self.cases))
+        self._write("froc.csv", froc(self.cases))
         found = sum(lesion.found for lesion in lesions)
         false = sum(case.false_positives for case in self.cases) / max(len(self.cases), 1)
         logger.info(
@@ -119,7 +116,4 @@ class LesionSaver:
     def _write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         (self.save_dir / name).unlink(missing_ok=True)  # of a run before, which may have had some
         if rows:
-            with whole_file(self.save_dir / name) as path, path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
+            write_csv(self.save_dir / name, rows)

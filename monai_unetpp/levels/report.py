@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_unetpp.extras import need
-from monai_unetpp.files import refuse_existing, whole_file
+from monai_unetpp.files import refuse_existing, whole_file, write_csv
 from monai_unetpp.levels.score import METRICS, LevelScore
 from monai_unetpp.levels.select import within
 
@@ -67,10 +66,7 @@ def write_levels(
     figure = draw_levels(scores, level, tolerance, title)
     rows = [_row(score, scores) for score in scores]
     table, text, picture = (directory / name for name in _FILES)
-    with whole_file(table, overwrite) as path, path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(table, rows, overwrite)
     with whole_file(text, overwrite) as path:
         path.write_text(_markdown(scores, level, tolerance, title), encoding="utf-8")
     with whole_file(picture, overwrite) as path:
