@@ -3,6 +3,7 @@
 
 from monai_unetpp._version import __version__
 from monai_unetpp.checkpoints import load_network
+from monai_unetpp.inferers import EarlyExitInferer, VolumeInferer
 from monai_unetpp.levels import LevelScore, score_levels, select_level
 from monai_unetpp.losses import DeepSupervisionDiceLoss
 from monai_unetpp.network import UNetPlusPlus
@@ -10,8 +11,10 @@ from monai_unetpp.pruning import from_basic_unet_plus_plus, prune, prune_state_d
 
 __all__ = [
     "DeepSupervisionDiceLoss",
+    "EarlyExitInferer",
     "LevelScore",
     "UNetPlusPlus",
+    "VolumeInferer",
     "__version__",
     "from_basic_unet_plus_plus",
     "load_network",

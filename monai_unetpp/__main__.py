@@ -9,6 +9,7 @@ our mistake and keeps its traceback.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -113,6 +114,71 @@ def prune(parser: argparse.ArgumentParser) -> Run:
         return f"L{args.level}: {kept:,} of {of:,} weights, in {args.out.resolve()}"
 
     return run
+
+
+@command
+def segment(parser: argparse.ArgumentParser) -> Run:
+    """Segment scans, each into a NIfTI mask on its own grid, by a bundle's inference configuration."""
+    parser.add_argument(
+        "-i",
+        "--input",
+        type=Path,
+        required=True,
+        help="NIfTI, NRRD or MetaImage file, folder with a DICOM series, or folder of such",
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the masks")
+    parser.add_argument("--bundle", type=Path, required=True, help="its folder, such as bundles/lung_nodule")
+    parser.add_argument("--checkpoint", type=Path, help="weights; default those of the bundle")
+    parser.add_argument(
+        "--level",
+        default="auto",
+        help="k of L^k; auto: as calibrated, else the deepest; early-exit: as deep as each window needs "
+        "(%(default)s)",
+    )
+    parser.add_argument("--device", help="such as cpu, cuda:1; default a GPU where there is one")
+    parser.add_argument("--probability", type=int, metavar="CLASS", help="write its probability, too")
+    parser.add_argument("--uncertainty", action="store_true", help="write how far the heads disagree, too")
+    parser.add_argument("--sheets", action="store_true", help="draw slices with outlines, too")
+    parser.add_argument("--overwrite", action="store_true", help="do again what is done")
+    parser.add_argument(
+        "--set",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("KEY", "VALUE"),
+        help="another value for a key of inference.json",
+    )
+
+    def run(args: argparse.Namespace) -> str:
+        from monai_unetpp.segment import segment_shared
+
+        settings = {key: _value(value) for key, value in args.set}
+        if args.checkpoint is not None:
+            settings["ckpt_path"] = str(args.checkpoint)
+        if args.device is not None:
+            settings["device"] = f"$torch.device({args.device!r})"
+        return segment_shared(
+            args.input,
+            args.output,
+            args.bundle,
+            level=int(args.level) if args.level.isdecimal() else args.level,
+            probability=args.probability,
+            uncertainty=args.uncertainty,
+            sheets=args.sheets,
+            overwrite=args.overwrite,
+            progress=True,
+            **settings,
+        )
+
+    return run
+
+
+def _value(text: str) -> object:
+    """A value of a configuration, as JSON where it is, else as text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-__all__ = ["refuse_existing", "save_by_memory", "whole_file", "write_csv"]
+__all__ = ["refuse_existing", "result_path", "save_by_memory", "whole_file", "write_csv"]
 
 
 @contextmanager
@@ -44,6 +44,37 @@ def whole_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator
         part = Path(folder) / path.name
         yield part
         part.replace(path)
+
+
+def result_path(
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    what: str = "seg",
+    suffix: str = ".nii.gz",
+) -> Path:
+    """Return where a result for the volume ``source`` is written.
+
+    Args:
+        source: a file, or a folder with a DICOM series.
+        folder: of the results.
+        root: a folder of volumes; what lies deeper in it lies as deep in ``folder``.
+        what: kind of the result.
+        suffix: of the file.
+
+    Example:
+        >>> result_path("scans/ward/1.2.3", "out", "scans").as_posix()  # a DICOM series
+        'out/ward/1.2.3_seg.nii.gz'
+        >>> result_path("scans/ct.nii.gz", "out", "scans", "probability").as_posix()
+        'out/ct_probability.nii.gz'
+    """
+    source = Path(source)
+    inside = root is not None and Path(root) in source.parents
+    place = source.parent.relative_to(root) if inside and root is not None else Path()
+    name = source.name
+    for known in (".gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr"):
+        name = name.removesuffix(known)
+    return Path(folder) / place / f"{name}_{what}{suffix}"
 
 
 def write_csv(

@@ -11,7 +11,7 @@ X^{4,0}
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
@@ -232,6 +232,42 @@ class UNetPlusPlus(nn.Module):
     def all_heads(self, x: Tensor) -> list[Tensor]:
         """Return the logits of every head, deepest first, in any mode; ``x`` and shapes as in ``forward``."""
         return self._heads(x, self._first_level, self.depth)
+
+    @torch.jit.unused
+    def diagonals(self, x: Tensor) -> Generator[Tensor, Tensor | None, None]:
+        """Yield the logits of L^1, then of L^2, and so on: each costs one more diagonal of nodes.
+
+        What is sent into the generator, indices of samples of the batch, goes on without the others; a
+        sample that is dropped costs nothing from there on, and nothing is computed twice.
+
+        Args:
+            x: (B, in_channels, *spatial), as for ``forward``.
+
+        Yields:
+            Logits (B', out_channels, *spatial) of the samples that went on, equal to those of ``forward``.
+
+        Raises:
+            ValueError: if ``deep_supervision`` is off: there are no heads to stop at; or as ``forward``.
+
+        Example:
+            >>> net = UNetPlusPlus(2, in_channels=1, out_channels=2, channels=(4, 8, 16), strides=2)
+            >>> diagonals = net.diagonals(torch.zeros(3, 1, 16, 16))
+            >>> tuple(next(diagonals).shape), tuple(diagonals.send(torch.tensor([0, 2])).shape)
+            ((3, 2, 16, 16), (2, 2, 16, 16))
+        """
+        if self._first_level > 1:
+            raise ValueError("deep_supervision is off: there are no heads above the deepest to stop at.")
+        self._check_input(x, self.depth)
+        rows = [[self.encoder[0](kernels.enter(x))]]
+        for k in range(1, self.depth + 1):
+            y = self.encoder[k](rows[-1][0])
+            rows.append([y])
+            for j in range(1, k + 1):
+                y = self.nodes[f"x_{k - j}_{j}"](rows[k - j], y)
+                rows[k - j].append(y)
+            kept = yield kernels.leave(self._head(k, y), x)
+            if kept is not None:
+                rows = [[y[kept] for y in row] for row in rows]
 
     def _heads(self, x: Tensor, lowest: int, level: int) -> list[Tensor]:
         """Return the logits of levels ``lowest`` .. ``level``, deepest first."""

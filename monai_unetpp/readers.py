@@ -16,7 +16,7 @@ from monai.transforms import LoadImage
 from monai.utils import ensure_tuple
 from numpy.typing import NDArray
 
-__all__ = ["SUFFIXES", "SimpleITKReader", "read_geometry", "volume_loader"]
+__all__ = ["SUFFIXES", "SimpleITKReader", "is_series", "read_geometry", "volume_loader"]
 
 SUFFIXES = (".mhd", ".mha", ".nrrd", ".nhdr")
 SLACK = 0.02  # of the distance between slices by which it may vary, and 1 mm at most
@@ -100,6 +100,17 @@ class SimpleITKReader(ImageReader):
             raise ValueError(f"{folder} cannot be read, a slice may be damaged: {_reason(error)}") from error
 
 
+def is_series(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds DICOM: by the first of its files that is called .dcm or begins as DICOM does."""
+    files = sorted(path for path in Path(folder).iterdir() if path.is_file() and path.name[0] != ".")
+    return any(path.suffix.lower() == ".dcm" or _begins_as_dicom(path) for path in files)
+
+
+def _begins_as_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
 def volume_loader() -> LoadImage:
     """Return MONAI's ``LoadImage``, channel first, for NIfTI and for what :class:`SimpleITKReader` knows."""
     load = LoadImage(image_only=True, ensure_channel_first=True)
@@ -108,11 +119,16 @@ def volume_loader() -> LoadImage:
 
 
 def read_geometry(path: str | os.PathLike[str]) -> tuple[Sequence[int], Sequence[float]]:
-    """Return size and spacing (mm) of a volume that :class:`SimpleITKReader` can read, without its voxels.
+    """Return size and spacing (mm) of a volume, without reading its voxels.
 
     Of a DICOM series the distance between slices is taken for their thickness: an estimate.
     """
     path, slices = Path(path), 1
+    if not SimpleITKReader().verify_suffix(path):
+        import nibabel as nib
+
+        header: Any = nib.load(path).header
+        return header.get_data_shape()[:3], header.get_zooms()[:3]
     if path.is_dir():
         names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path))
         path, slices = Path(names[0]), len(names)

@@ -4,18 +4,27 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Mapping
+import logging
+import os
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from torch import Tensor
 
+from monai_unetpp.files import result_path, whole_file
 from monai_unetpp.readers import volume_loader
 
-__all__ = ["DeepestHeadd", "LoadCased"]
+__all__ = ["DeepestHeadd", "LoadCased", "SaveVolumed"]
+
+PathLike = str | os.PathLike[str]
+
+logger = logging.getLogger(__name__)
 
 
 class LoadCased(MapTransform):
@@ -29,6 +38,8 @@ class LoadCased(MapTransform):
         image_key: the volume.
         label_key: its label map.
         out_channels: labels must be whole numbers below it.
+        hounsfield: whether the volume is CT in HU, and one without a voxel below 0 worth a warning: MR, an
+            offset that was left in, or 8 bits.
         allow_missing_keys: whether a case may lack some of the keys, such as the label.
 
     Raises:
@@ -43,8 +54,10 @@ class LoadCased(MapTransform):
         label_key: str = "label",
         out_channels: int = 2,
         allow_missing_keys: bool = False,
+        hounsfield: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.hounsfield = hounsfield
         self.image_key = image_key
         self.label_key = label_key
         self.out_channels = out_channels
@@ -60,6 +73,8 @@ class LoadCased(MapTransform):
             except Exception as error:
                 raise ValueError(f"{path} cannot be read, it may be damaged: {error!r}.") from error
             self._check_voxels(path, case[key])
+            if key == self.image_key:
+                self._warn(path, case[key])
         if self.label_key in case and self.label_key in self.keys:
             self._check_label(data, case[self.image_key], case[self.label_key])
         return case
@@ -67,9 +82,23 @@ class LoadCased(MapTransform):
     def _check_voxels(self, path: str, volume: MetaTensor) -> None:
         if volume.shape[0] != 1:
             raise ValueError(f"{path} must have one channel, got {volume.shape[0]}.")
+        if volume.dim() != 4:
+            raise ValueError(
+                f"{path} must be a volume of three axes, got {volume.dim() - 1}: {list(volume.shape[1:])}."
+            )
         wrong = (~torch.isfinite(volume.as_tensor())).sum().item()
         if wrong:
             raise ValueError(f"{path} has {wrong} voxels that are NaN or infinite; repair or leave it out.")
+
+    def _warn(self, path: str, volume: MetaTensor) -> None:
+        if int(volume.meta.get("qform_code", 1)) == int(volume.meta.get("sform_code", 1)) == 0:
+            logger.warning(f"{path} does not say where it lies (no affine): its axes are taken for RAS.")
+        low = float(volume.min())
+        if self.hounsfield and low >= 0:
+            logger.warning(
+                f"{path} has no voxel below 0, got {low:g}..{float(volume.max()):g}: CT in HU has air. "
+                "Is it MR, or stored with an offset?"
+            )
 
     def _check_label(self, paths: Mapping[Hashable, Any], image: MetaTensor, label: MetaTensor) -> None:
         names = f"{paths[self.label_key]} of {paths[self.image_key]}"
@@ -105,6 +134,55 @@ class DeepestHeadd(MapTransform):
             if isinstance(item[key], (list, tuple)):
                 item[key] = item[key][0]
         return item
+
+
+class SaveVolumed(MapTransform):
+    """Write each volume as NIfTI, whole or not at all, named after the file that it was made from.
+
+    MONAI's ``SaveImaged`` writes under the final name from the start, and takes what follows a dot in the
+    name of a DICOM folder for a suffix.
+
+    Args:
+        keys: of the volumes to write, ``MetaTensor`` (1, *spatial) with ``affine``.
+        output_dir: folder to write to, made if it does not exist.
+        input_dir: folder that the files come from; what lies deeper in it is written as deep.
+        what: kind of the result, in its name: ``ct.nii.gz`` becomes ``ct_seg.nii.gz``.
+        dtype: of the voxels in the file.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: PathLike,
+        input_dir: PathLike | Sequence[PathLike] | None = None,
+        what: str = "seg",
+        dtype: str = "uint8",
+    ) -> None:
+        super().__init__(keys)
+        self.output_dir = output_dir
+        self.input_dir = input_dir if isinstance(input_dir, (str, os.PathLike)) else None
+        self.what = what
+        self.dtype = dtype
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write, and return the data as they came."""
+        for key in self.key_iterator(dict(data)):
+            volume = data[key]
+            source = volume.meta["filename_or_obj"]
+            path = result_path(source, self.output_dir, self.input_dir, self.what)
+            write_nifti(path, volume[0], volume.affine, self.dtype)
+            logger.info(f"Wrote {path}.")
+        return dict(data)
+
+
+def write_nifti(path: PathLike, volume: Tensor, affine: Tensor, dtype: str) -> None:
+    """Write a volume (*spatial) with its affine, voxels to mm in RAS+, whole or not at all."""
+    image: Any = nib.Nifti1Image(  # type: ignore[no-untyped-call]
+        volume.cpu().numpy().astype(dtype, copy=False), affine.cpu().numpy()
+    )
+    image.header.set_xyzt_units("mm")
+    with whole_file(path) as part:
+        nib.save(image, part)
 
 
 def _greatest_distance(a: MetaTensor, b: MetaTensor) -> float:

@@ -394,7 +394,7 @@ def test_checkpoint_of_an_epoch_can_be_used_as_well(trained, balls, tmp_path):
 def test_scores_are_those_of_the_files_that_inference_writes(trained, balls, tmp_path):
     settings = {"ckpt_path": str(trained / "models" / "model.pt"), "pixdim": [5.0, 5.0, 5.0]}
     overlap = config("liver", "train")["validate"]["inferer"]["overlap"]
-    liver("inference", tmp_path, input=str(balls / "imagesTr"), **{**settings, "inferer#overlap": overlap})
+    liver("inference", tmp_path, input=str(balls / "imagesTr"), **{**settings, "windows#overlap": overlap})
     liver("train evaluate", tmp_path, dataset_dir=str(balls), eval_cases="$@dataset.cases", **settings)
     tables = {name: rows(tmp_path / "eval" / f"val_mean_{name}_raw.csv") for name in ("dice", "iou")}
     assert sorted(row["filename"] for row in tables["dice"]) == sorted(

@@ -193,7 +193,7 @@ def test_volumes_are_listed(folder, names, expected, kind):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("nowhere.nii", "nowhere.nii does not exist"), ("empty", r"empty holds no volume \(\.nii, \.nii\.gz\)")],
+    [("nowhere.nii", "nowhere.nii does not exist"), ("empty", r"empty holds no volume: .* or a DICOM")],
     ids=["no-file", "empty-folder"],
 )
 def test_nothing_to_segment_is_an_error_with_the_path(folder, name, message):

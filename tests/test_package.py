@@ -13,8 +13,8 @@ import monai_unetpp
 HOUSE = Path(monai_unetpp.__file__).parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(HOUSE)], "monai_unetpp."))
 ONE_WAY = (
-    *("files", "extras", "readers", "lesions", "kernels", "blocks", "network"),
-    *("pruning", "levels", "export", "checkpoints", "handlers"),
+    *("files", "extras", "readers", "pictures", "lesions", "kernels", "blocks", "network", "inferers"),
+    *("pruning", "levels", "export", "checkpoints", "handlers", "losses", "transforms", "data", "segment"),
 )
 ALONE = ("losses", "transforms", "data")  # but for files, extras, readers
 

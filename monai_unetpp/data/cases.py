@@ -20,11 +20,13 @@ from monai.data import load_decathlon_datalist, partition_dataset
 
 from monai_unetpp.data.memory import check_cache
 from monai_unetpp.data.phantom import write_phantoms
+from monai_unetpp.files import result_path
+from monai_unetpp.readers import SUFFIXES, is_series
 
 __all__ = ["DataSet", "list_volumes", "read_dataset", "split_cases"]
 
 PathLike = str | os.PathLike[str]
-VOLUMES = (".nii", ".nii.gz")
+VOLUMES = (".nii", ".nii.gz", *SUFFIXES)
 PHANTOMS = 12
 
 logger = logging.getLogger(__name__)
@@ -138,40 +140,53 @@ def _make_phantoms(index: Path, phantom: str) -> None:
 
 
 def list_volumes(source: PathLike | Sequence[PathLike]) -> list[dict[str, str]]:
-    """List the NIfTI files to segment.
+    """List the volumes to segment.
 
     Args:
-        source: a file, a folder (its ``.nii`` and ``.nii.gz`` files, sorted, hidden ones left out), or a
-            sequence of files.
+        source: a file (NIfTI, NRRD, MetaImage), a folder with a DICOM series, a folder of such files, and of
+            DICOM series in it at any depth (sorted, hidden ones left out), or a sequence of such.
 
     Returns:
         One dictionary per volume, with its path as ``"image"``.
 
     Raises:
         FileNotFoundError: if a file does not exist, or a folder holds no volume.
-        ValueError: if two files have the same name, so that their segmentations would be one file.
+        ValueError: if a file is no volume, or the segmentations of two would be one file.
     """
-    sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    several = not isinstance(source, (str, os.PathLike))
     found: list[Path] = []
-    for path in map(Path, sources):
+    for path in map(Path, source if several else [source]):  # type: ignore[arg-type]
         if path.is_dir():
-            inside = [p for p in sorted(path.iterdir()) if p.name.endswith(VOLUMES) and p.name[0] != "."]
+            inside = [path] if is_series(path) else _volumes_in(path)
             if not inside:
-                raise FileNotFoundError(f"{path.absolute()} holds no volume ({', '.join(VOLUMES)}).")
+                raise FileNotFoundError(
+                    f"{path.absolute()} holds no volume: {', '.join(VOLUMES)}, or a DICOM series."
+                )
             found += inside
-        elif path.is_file():
-            found.append(path)
+        elif not path.is_file():
+            raise FileNotFoundError(f"{path.absolute()} does not exist; give a volume or a folder of them.")
+        elif not path.name.lower().endswith(VOLUMES):
+            raise ValueError(f"{path} is no volume: {', '.join(VOLUMES)}, or a folder with a DICOM series.")
         else:
-            raise FileNotFoundError(
-                f"{path.absolute()} does not exist; give a NIfTI file or a folder of them."
-            )
-    first: dict[str, Path] = {}
+            found.append(path)
+    first: dict[Path, Path] = {}
     for path in found:
-        name = path.name.removesuffix(".gz").removesuffix(".nii")
+        name = result_path(path, "", None if several else source)  # type: ignore[arg-type]
         if name in first:
             raise ValueError(f"{first[name]} and {path} would both be written as {name}: segment them apart.")
         first[name] = path
     return [{"image": str(path)} for path in found]
+
+
+def _volumes_in(folder: Path) -> list[Path]:
+    """The volumes in a folder, and the DICOM series in it at any depth."""
+    found = []
+    for path in sorted(path for path in folder.iterdir() if path.name[0] != "."):
+        if path.is_dir():
+            found += [path] if is_series(path) else [p for p in _volumes_in(path) if p.is_dir()]
+        elif path.name.lower().endswith(VOLUMES):
+            found.append(path)
+    return found
 
 
 _LAYOUT = (

@@ -7,13 +7,10 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import nibabel as nib
+from monai_unetpp.readers import read_geometry
 
-from monai_unetpp.readers import SimpleITKReader, read_geometry
-
-__all__ = ["available_memory", "cached_bytes", "check_cache"]
+__all__ = ["available_memory", "cached_bytes", "check_cache", "check_volume"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,16 +44,31 @@ def cached_bytes(case: Mapping[str, str], pixdim: Sequence[float]) -> float:
     total = 0.0
     for path in (case[key] for key in ("image", "label") if key in case):
         try:
-            if SimpleITKReader().verify_suffix(path):
-                shape, spacing = read_geometry(path)
-            else:
-                header: Any = nib.load(path).header
-                shape, spacing = header.get_data_shape()[:3], header.get_zooms()[:3]
+            shape, spacing = read_geometry(path)
         except Exception:  # said better, and with the file's name, where the case is loaded
             logger.debug(f"{path} has no header to read.")
             continue
         total += 4 * math.prod(n * a / b for n, a, b in zip(shape, spacing, pixdim, strict=True))
     return total
+
+
+def check_volume(path: str) -> None:
+    """Stop before a volume is loaded that does not fit in memory.
+
+    Raises:
+        ValueError: if it takes more memory than is available: three times its voxels in float32, which
+            reading and turning it take at most.
+    """
+    try:
+        size, _ = read_geometry(path)
+    except Exception:  # said better where it is loaded
+        return
+    needed, available = 3 * 4 * math.prod(size), available_memory()
+    if available is not None and needed > available:
+        raise ValueError(
+            f"{path} has {math.prod(size) / 1e6:,.0f} million voxels, which take {needed / _GIB:.1f} GiB; "
+            f"{available / _GIB:.1f} GiB of memory are available."
+        )
 
 
 def available_memory() -> int | None:

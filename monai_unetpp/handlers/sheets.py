@@ -8,20 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.metrics import compute_dice
 
 from monai_unetpp.files import whole_file
+from monai_unetpp.pictures import View, draw_plane
 from monai_unetpp.readers import volume_loader
 
 __all__ = ["ContactSheetSaver"]
 
 logger = logging.getLogger(__name__)
-
-orientations: Any = nib.orientations  # untyped
 
 REFERENCE, PREDICTION = "#3ddc84", "#ff5252"
 
@@ -36,12 +34,6 @@ class _Slice:
     label: np.ndarray[Any, Any]
     pred: np.ndarray[Any, Any]
     aspect: float
-
-
-def _turn(affine: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """How to turn a volume for a slice as radiologists look at it: the patient's left on the right."""
-    here = orientations.io_orientation(affine)
-    return orientations.ornt_transform(here, orientations.axcodes2ornt("LAS"))
 
 
 class ContactSheetSaver:
@@ -59,7 +51,7 @@ class ContactSheetSaver:
 
     def __init__(self, path: str, window: tuple[float, float] = (-1000, 400), count: int = 4) -> None:
         self.path = Path(path)
-        self.window = tuple(window)
+        self.window = (window[0], window[1])
         self.count = count
         self.load = volume_loader()
         self.slices: list[_Slice] = []
@@ -76,23 +68,15 @@ class ContactSheetSaver:
             name = str(item["image"].meta["filename_or_obj"])
             pred, label = (torch.as_tensor(item[key])[-1].cpu() for key in ("pred", "label"))
             dice = float(compute_dice(pred[None, None], label[None, None], ignore_empty=False))
-            turn = _turn(item["label"].affine.numpy())
-            image, label, pred = (
-                orientations.apply_orientation(np.asarray(volume), turn)
-                for volume in (self.load(name)[0], label, pred)
-            )
-            all_spacing = [0.0] * 3
-            for axis, size in zip(turn[:, 0], item["label"].pixdim.tolist(), strict=True):
-                all_spacing[int(axis)] = round(size, 3)
-            across = max(range(3), key=lambda axis: (all_spacing[axis], axis))
-            mass = label if label.any() else pred
-            n = int(mass.sum(axis=tuple(axis for axis in range(3) if axis != across)).argmax())
-            spacing = [s for axis, s in enumerate(all_spacing) if axis != across]
-            volumes = {"image": image, "label": label, "pred": pred}
-            planes = {key: np.take(volume, n, axis=across).T for key, volume in volumes.items()}
-            self.slices.append(
-                _Slice(name=Path(name).name, dice=dice, aspect=spacing[1] / spacing[0], **planes)
-            )
+            view = View(item["label"].affine, item["label"].pixdim.tolist())
+            turned = {
+                key: view.turn(volume)
+                for key, volume in {"image": self.load(name)[0], "label": label, "pred": pred}.items()
+            }
+            mass = turned["label"] if turned["label"].any() else turned["pred"]
+            n = int(view.profile(mass).argmax())
+            planes = {key: view.plane(volume, n) for key, volume in turned.items()}
+            self.slices.append(_Slice(name=Path(name).name, dice=dice, aspect=view.aspect, **planes))
 
     def write(self) -> None:
         """Draw the sheet."""
@@ -109,11 +93,8 @@ class ContactSheetSaver:
             axes.axis("off")
         for axes_of_row, (title, slices) in zip(grid, rows, strict=True):
             for axes, kept in zip(axes_of_row, slices, strict=False):
-                low, high = self.window
-                axes.imshow(kept.image, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=kept.aspect)
-                for mask, colour in ((kept.label, REFERENCE), (kept.pred, PREDICTION)):
-                    if mask.any():
-                        axes.contour(mask, levels=[0.5], colors=colour, linewidths=1)
+                outlines = {REFERENCE: kept.label, PREDICTION: kept.pred}
+                draw_plane(axes, kept.image, outlines, self.window, kept.aspect)
                 axes.set_title(f"{title}{kept.name}\nDice {kept.dice:.2f}", fontsize="x-small")
                 title = ""
         figure.suptitle("reference green, prediction red", fontsize="small")

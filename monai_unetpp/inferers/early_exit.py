@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Early exit: a window is computed as deep as it needs, and no deeper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from monai.inferers import SlidingWindowInferer
+from torch import Tensor
+
+from monai_unetpp.inferers.heads import probabilities
+from monai_unetpp.network import UNetPlusPlus
+
+__all__ = ["EarlyExitInferer", "doubt"]
+
+
+def doubt(logits: Tensor) -> Tensor:
+    """Return the doubt of each window: of its least certain voxel, how far the likeliest class is from 1.
+
+    Args:
+        logits: (B, K, *spatial).
+
+    Returns:
+        (B,), between 0, certain everywhere, and ``1 - 1 / K``.
+    """
+    p = probabilities(logits)
+    most = torch.maximum(p, 1 - p) if p.shape[1] == 1 else p.amax(dim=1, keepdim=True)
+    return 1 - most.flatten(start_dim=1).amin(dim=1)
+
+
+class EarlyExitInferer(SlidingWindowInferer):
+    """MONAI's sliding window over a UNet++, in which a window stops at the first level that is sure of it.
+
+    A batch of windows is computed diagonal by diagonal of the triangle. After each, windows whose
+    :func:`doubt` is at most ``threshold`` keep the segmentation that they have; the others go on, and what
+    they have computed so far is used, not computed again.
+
+    Args:
+        threshold: doubt up to which a window stops; 0 stops none, and gives what the deepest level gives.
+        **settings: of ``monai.inferers.SlidingWindowInferer``: ``roi_size``, ``sw_batch_size``, ...
+
+    Attributes:
+        exits: how many windows have stopped at each level, shallowest first, since :meth:`reset`.
+
+    Raises:
+        ValueError: if ``threshold`` is not in [0, 1).
+
+    Reference:
+        Zhou et al., UNet++ (IEEE TMI 2020, arXiv:1912.05074): each level is a segmentation of its own.
+    """
+
+    def __init__(self, threshold: float, **settings: Any) -> None:
+        if not 0 <= threshold < 1:
+            raise ValueError(f"threshold must be at least 0 and below 1, got {threshold!r}.")
+        super().__init__(**settings)
+        self.threshold = threshold
+        self.exits: list[int] = []
+
+    def reset(self) -> None:
+        """Forget how many windows have stopped where."""
+        self.exits = []
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Segment ``inputs`` (B, C, *spatial).
+
+        Args:
+            inputs: as for MONAI's inferers.
+            network: a :class:`~monai_unetpp.UNetPlusPlus` with deep supervision, in evaluation.
+            args: for the network.
+            kwargs: for the network, and ``device``, ``buffer_steps``, ``buffer_dim`` as MONAI takes them.
+
+        Raises:
+            ValueError: if ``network`` has no levels to stop at.
+        """
+        if not isinstance(network, UNetPlusPlus) or not network.deep_supervision:
+            got = "one head" if isinstance(network, UNetPlusPlus) else type(network).__name__
+            raise ValueError(
+                f"network must be a UNetPlusPlus with deep_supervision: levels to stop at, got {got}."
+            )
+        return super().__call__(inputs, lambda windows: self._stop_early(windows, network), *args, **kwargs)
+
+    def _stop_early(self, windows: Tensor, network: UNetPlusPlus) -> Tensor:
+        """Map windows (B, C, *window) to logits (B, K, *window), each of the level at which it stopped."""
+        diagonals = network.diagonals(windows)
+        logits = next(diagonals)
+        result = torch.empty_like(logits)
+        going = torch.arange(len(windows), device=windows.device)
+        self.exits += [0] * (network.level - len(self.exits))
+        for k in range(1, network.level):
+            unsure = doubt(logits) > self.threshold
+            sure = ~unsure
+            result[going[sure]] = logits[sure]
+            self.exits[k - 1] += int(sure.sum())
+            if not unsure.any():
+                return result
+            going = going[unsure]
+            logits = diagonals.send(unsure.nonzero()[:, 0] if sure.any() else None)
+        result[going] = logits
+        self.exits[network.level - 1] += len(going)
+        return result

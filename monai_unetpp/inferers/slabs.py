@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sliding window whose result comes slab by slab, so that memory holds a slab of it and not the volume.
+
+The volume is cut along its last axis into groups of rows of windows. A window inferer of MONAI blends the
+windows inside a group; groups that overlap are blended here by the sums of their windows' weights. The
+result is that of one call for the whole volume, up to rounding, and no window is computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
+
+import torch
+from monai.data.utils import compute_importance_map, dense_patch_slices
+from monai.inferers import SliceInferer, SlidingWindowInferer
+from monai.utils import ensure_tuple_rep, fall_back_tuple
+from torch import Tensor
+
+__all__ = ["THICKNESS", "slabs"]
+
+THICKNESS = 16  # planes of a slab, where a window is not thicker
+
+
+def slabs(
+    inferer: SlidingWindowInferer,
+    image: Tensor,
+    network: Callable[[Tensor], Tensor],
+    progress: Callable[[Sequence[list[int]]], Sequence[list[int]]] | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield what ``inferer(image, network)`` returns, from the first plane of the last axis to the last.
+
+    Args:
+        inferer: a sliding window of MONAI, over volumes or over slices.
+        image: (1, C, X, Y, Z).
+        network: windows (B, C, *window) -> logits (B, K, *window).
+        progress: wraps the list of groups of rows of windows, such as ``tqdm``.
+
+    Yields:
+        The first plane of a slab and its logits (1, K, X, Y, planes).
+    """
+    size = list(image.shape[2:])
+    window = _window_of(inferer, size)
+    starts = _starts(size[2], window[2], ensure_tuple_rep(inferer.overlap, 3)[2])
+    groups = _groups(starts, window[2])
+    rest: tuple[Tensor, Tensor] | None = None  # sums of what later groups still add to
+    for n, group in enumerate(groups if progress is None else progress(groups)):
+        start, stop = group[0], min(group[-1] + window[2], size[2])
+        logits = cast(Tensor, inferer(image[..., start:stop], network))
+        weight = _weights(inferer, [*size[:2], stop - start], window).to(logits)
+        total = logits * weight
+        if rest is not None:
+            planes = rest[1].shape[-1]
+            total[..., :planes] += rest[0]
+            weight[..., :planes] += rest[1]
+        done = (groups[n + 1][0] if n + 1 < len(groups) else stop) - start
+        rest = total[..., done:].clone(), weight[..., done:].clone()
+        yield start, total[..., :done] / weight[..., :done]
+
+
+def _window_of(inferer: SlidingWindowInferer, size: Sequence[int]) -> list[int]:
+    """The window on a volume of ``size``, 1 on the axis across which slices lie."""
+    window = inferer.roi_size
+    if isinstance(inferer, SliceInferer):
+        window = list(inferer.orig_roi_size)
+        window.insert(inferer.spatial_dim, 1)
+    return list(fall_back_tuple(window, size))
+
+
+def _starts(size: int, window: int, overlap: float) -> list[int]:
+    """The first plane of every row of windows, as MONAI lays them."""
+    if window >= size:
+        return [0]
+    interval = max(int(window * (1 - overlap)), 1)
+    return [row.start for (row,) in dense_patch_slices((size,), (window,), (interval,))]
+
+
+def _groups(starts: Sequence[int], window: int) -> list[list[int]]:
+    """Join evenly spaced rows until a group is :data:`THICKNESS` planes thick: windows fill a batch."""
+    groups = [[starts[0]]]
+    interval = starts[1] - starts[0] if len(starts) > 1 else 0
+    for start in starts[1:]:
+        last = groups[-1]
+        if start - last[-1] == interval and start + window - last[0] <= max(THICKNESS, window):
+            last.append(start)
+        else:
+            groups.append([start])
+    return groups
+
+
+def _weights(inferer: SlidingWindowInferer, size: Sequence[int], window: Sequence[int]) -> Tensor:
+    """The sum of the weights of all windows on a slab of ``size``, (1, 1, *size)."""
+    padded = [max(n, w) for n, w in zip(size, window, strict=True)]
+    interval = [
+        w if w == n else max(int(w * (1 - overlap)), 1)
+        for n, w, overlap in zip(padded, window, ensure_tuple_rep(inferer.overlap, 3), strict=True)
+    ]
+    importance = compute_importance_map(
+        tuple(window), mode=inferer.mode, sigma_scale=inferer.sigma_scale, device="cpu"
+    )
+    total = torch.zeros(padded)
+    for place in dense_patch_slices(padded, window, interval):
+        total[place] += importance
+    middle = tuple(slice((p - n) // 2, (p - n) // 2 + n) for p, n in zip(padded, size, strict=True))
+    return total[middle][None, None]

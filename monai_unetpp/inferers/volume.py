@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole volume: from windows on the network's grid to labels on the grid of the file, slab by slab."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer, SlidingWindowInferer
+from torch import Tensor
+
+from monai_unetpp.inferers.grids import Axis, interpolate, match_axes
+from monai_unetpp.inferers.heads import disagreement, probabilities
+from monai_unetpp.inferers.slabs import slabs
+from monai_unetpp.network import UNetPlusPlus
+
+__all__ = ["Segmentation", "VolumeInferer"]
+
+PLANES = 8  # of the file, that are interpolated at once
+
+
+class Segmentation(NamedTuple):
+    """What was found in a volume, each (1, 1, *spatial) on the grid of the file.
+
+    Args:
+        labels: the likeliest class, uint8; for a network of one channel, whether it is likelier than not.
+        probability: of the class asked for, float32.
+        uncertainty: of the heads' :func:`~monai_unetpp.inferers.disagreement`, float32.
+    """
+
+    labels: MetaTensor
+    probability: MetaTensor | None = None
+    uncertainty: MetaTensor | None = None
+
+
+class VolumeInferer(Inferer):
+    """Segment a whole volume by a window inferer, on the grid of its file.
+
+    Instead of a sliding window, softmax, ``Invertd`` and argmax, which each hold the volume once or more for
+    every class: all of them are done for a slab of it at a time, and what is kept are the labels, a byte a
+    voxel. Probabilities are interpolated, not classes: outlines are smooth.
+
+    Args:
+        inferer: that blends windows: ``SlidingWindowInferer``, ``EarlyExitInferer``, or ``SliceInferer`` for
+            a network of two dimensions.
+        progress: whether to show a progress bar over groups of rows of windows.
+    """
+
+    def __init__(self, inferer: SlidingWindowInferer, progress: bool = False) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.progress = progress
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> MetaTensor:
+        """Return the labels of :meth:`segment`; further arguments are for the network."""
+        if args or kwargs:
+            network = partial(network, *args, **kwargs)
+        return self.segment(inputs, network).labels
+
+    @torch.no_grad()
+    def segment(
+        self,
+        image: Tensor,
+        network: Callable[..., Any],
+        probability: int | None = None,
+        uncertainty: bool = False,
+    ) -> Segmentation:
+        """Segment a volume.
+
+        Args:
+            image: ``MetaTensor`` (1, C, X, Y, Z) as the network wants it, with ``original_affine`` and
+                ``spatial_shape`` of the file in its ``meta``, as ``LoadImage`` gives them.
+            network: windows (B, C, *window) -> logits (B, K, *window).
+            probability: a class whose probability to return, too.
+            uncertainty: whether to return how far the heads disagree; wants a network with ``all_heads``.
+
+        Raises:
+            ValueError: if several volumes are given at once, the meta lack where the file lies, the
+                preprocessing rotated the volume, the class is not one of the network's, or the network has
+                one head and its uncertainty is asked for.
+        """
+        classes: int | None = None
+        if uncertainty:
+            if not isinstance(network, UNetPlusPlus) or len(network.heads) < 2:
+                raise ValueError(
+                    "uncertainty must be left out: the network has no heads that could disagree."
+                )
+            classes = int(network.arguments["out_channels"])
+            network = partial(_all_heads, network)
+        image = _checked(image)
+        axes, size, affine = _where(image)
+        results: dict[str, Tensor] = {}
+        known = torch.empty(0)  # maps (K, X, Y, planes) that planes of the file can be interpolated from
+        order, done = axes[2].places.argsort(), 0
+        bar = _bar if self.progress else None
+        for start, logits in slabs(self.inferer, image.as_subclass(Tensor), network, bar):
+            maps = _maps(logits, classes)[0]
+            known = torch.cat([known[..., -1:], maps], dim=-1) if start else maps
+            stop = start + maps.shape[-1]
+            first = stop - known.shape[-1]
+            ready = len(order) if stop == axes[2].size else int((axes[2].places <= stop - 1).sum())
+            for planes in torch.split(order[done:ready], PLANES):
+                part = interpolate(known, 3, axes[2].places[planes] - first)
+                part = interpolate(interpolate(part, 2, axes[1].places), 1, axes[0].places)
+                for name, values in _results(part, classes, probability, _unseen(axes, planes)).items():
+                    if name not in results:
+                        results[name] = torch.zeros(size, dtype=values.dtype)
+                    in_order = results[name].permute([axis.of_file for axis in axes])
+                    in_order.index_copy_(2, planes, values.cpu())
+            done = ready
+        found = {name: _on_file(values, image, affine) for name, values in results.items()}
+        return Segmentation(**found)
+
+
+def _bar(groups: Sequence[list[int]]) -> Sequence[list[int]]:
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    return cast(Sequence[list[int]], tqdm(groups, desc="Windows", leave=False))
+
+
+def _all_heads(network: UNetPlusPlus, windows: Tensor) -> Tensor:
+    """The logits of all heads, deepest first, joined along the channels."""
+    return torch.cat(network.all_heads(windows), dim=1)
+
+
+def _maps(logits: Tensor, classes: int | None) -> Tensor:
+    """Probabilities of one head's logits; of all heads' those of the deepest, and how far they disagree."""
+    if classes is None:
+        return probabilities(logits)
+    heads = torch.split(logits, classes, dim=1)
+    return torch.cat([probabilities(heads[0]), disagreement(heads)], dim=1)
+
+
+def _results(
+    maps: Tensor, classes: int | None, probability: int | None, unseen: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Labels, and what else was asked for, of a part (K, X, Y, planes) of the file."""
+    p = maps[:classes]
+    results = {"labels": (p[0] > 0.5 if len(p) == 1 else p.argmax(dim=0)).to(torch.uint8)}
+    if probability is not None:
+        last = max(len(p) - 1, 1)
+        if not 0 <= probability <= last:
+            raise ValueError(f"probability must be a class of the network, 0..{last}, got {probability}.")
+        results["probability"] = p[probability] if len(p) > 1 else (p[0] if probability else 1 - p[0])
+    for name, values in results.items():
+        background = float(name == "probability" and probability == 0)
+        for axis, planes in enumerate(unseen):
+            values.index_fill_(axis, planes.to(values.device), background)
+    if classes is not None:
+        results["uncertainty"] = maps[-1]
+    return results
+
+
+def _unseen(axes: Sequence[Axis], planes: Tensor) -> list[Tensor]:
+    """Numbers of planes, along each axis of a part of the file, that the network saw nothing of."""
+    of_part = torch.nonzero(torch.isin(planes, axes[2].unseen))[:, 0]
+    return [axes[0].unseen, axes[1].unseen, of_part]
+
+
+def _checked(image: Tensor) -> MetaTensor:
+    """Return one volume that says where its file lies."""
+    if image.dim() != 5 or image.shape[0] != 1:
+        raise ValueError(f"inputs must be one volume (1, C, X, Y, Z), of any size, got {list(image.shape)}.")
+    lacking = {"original_affine", "spatial_shape"} - set(getattr(image, "meta", {}))
+    if not isinstance(image, MetaTensor) or lacking:
+        raise ValueError(f"inputs must say where their file lies: meta lack {', '.join(sorted(lacking))}.")
+    return image
+
+
+def _where(image: MetaTensor) -> tuple[list[Axis], list[int], Tensor]:
+    """How the volume lies in its file, and the size and affine of the file."""
+    affine = torch.as_tensor(image.meta["original_affine"]).reshape(4, 4)
+    size = torch.as_tensor(image.meta["spatial_shape"]).flatten().tolist()
+    return match_axes(image.affine.reshape(4, 4), image.shape[2:], affine, size), size, affine
+
+
+def _on_file(values: Tensor, image: MetaTensor, affine: Tensor) -> MetaTensor:
+    """A result as (1, 1, *spatial) with the meta of the image, on the grid of its file."""
+    meta = {**image.meta, "affine": affine.expand_as(image.affine)}
+    result = MetaTensor(values[None, None], meta=meta)
+    result.is_batch = image.is_batch
+    return result

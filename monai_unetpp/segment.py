@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a folder of scans to a folder of masks, by a bundle's own inference configuration.
+
+A bad scan stops no other; what is done is not done again; several processes, of this machine or of others,
+share one folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from filelock import FileLock, Timeout
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor, ThreadBuffer, partition_dataset
+from torch import nn
+
+from monai_unetpp.checkpoints import load_network
+from monai_unetpp.data import list_volumes
+from monai_unetpp.data.memory import check_volume
+from monai_unetpp.files import result_path
+from monai_unetpp.inferers import EarlyExitInferer, VolumeInferer
+from monai_unetpp.pictures import draw_volume
+from monai_unetpp.transforms import write_nifti
+
+__all__ = ["Outcome", "Pipeline", "load_pipeline", "segment", "segment_shared"]
+
+PathLike = str | os.PathLike[str]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one scan.
+
+    Args:
+        image: its path.
+        state: ``"done"``; ``"kept"``, it had been done before; ``"elsewhere"``, another process is at it; or
+            ``"failed"``.
+        reason: why it failed.
+        seconds: from the loaded volume to the written mask.
+        exits: of early exit: how many windows stopped at each level, shallowest first.
+    """
+
+    image: str
+    state: str
+    reason: str = ""
+    seconds: float = 0.0
+    exits: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What a bundle's inference configuration does with one scan, its parts made and its weights loaded."""
+
+    preprocessing: Any
+    network: nn.Module
+    inferer: VolumeInferer
+    postprocessing: Any
+    device: torch.device
+    autocast: Any
+    window: tuple[float, float]
+
+
+def load_pipeline(
+    bundle: PathLike,
+    source: PathLike,
+    output_dir: PathLike,
+    overlays: Sequence[str] = (),
+    **settings: Any,
+) -> Pipeline:
+    """Make the parts of a bundle's ``inference.json``.
+
+    Args:
+        bundle: its folder.
+        source: what is segmented.
+        output_dir: where masks go.
+        overlays: names of further JSONs of the bundle that lie over it.
+        **settings: keys of the configuration that take other values, such as ``ckpt_path``, ``level``.
+
+    Raises:
+        FileNotFoundError: if the folder has no ``inference.json``, or the bundle no weights.
+        ValueError: if the weights do not fit; see :func:`~monai_unetpp.load_network`.
+    """
+    files = [Path(bundle) / f"{name}.json" for name in ("inference", *overlays)]
+    for path in files:
+        if not path.is_file():
+            raise FileNotFoundError(f"bundle must be the folder of a bundle, with {path.name}: no {path}.")
+    parser = ConfigParser()
+    parser.read_config([str(path) for path in files])
+    places = {"bundle_root": str(bundle), "dataset_dir": str(source), "output_dir": str(output_dir)}
+    parser.update({**places, **settings})
+    get = parser.get_parsed_content
+    get("imports")
+    device = get("device")
+    network = load_network(get("network"), get("ckpt_path"), get("level"), device, get("runtime"))
+    return Pipeline(
+        preprocessing=get("preprocessing"),
+        network=network,
+        inferer=get("inferer"),
+        postprocessing=get("postprocessing"),
+        device=device,
+        autocast=partial(torch.autocast, device.type, enabled=get("amp"), **get("amp_kwargs")),
+        window=tuple(get("hu_range")),
+    )
+
+
+def segment(
+    source: PathLike,
+    output_dir: PathLike,
+    bundle: PathLike,
+    probability: int | None = None,
+    uncertainty: bool = False,
+    sheets: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
+    share: tuple[int, int] = (0, 1),
+    overlays: Sequence[str] = (),
+    **settings: Any,
+) -> list[Outcome]:
+    """Segment scans, each into ``<name>_seg.nii.gz`` on its own grid.
+
+    Args:
+        source: a scan or a folder of scans, see :func:`~monai_unetpp.data.list_volumes`.
+        output_dir: folder of the masks, another than ``source``.
+        bundle: folder of a bundle.
+        probability: a class whose probability is written, too, as ``<name>_probability.nii.gz``.
+        uncertainty: whether to write how far the heads disagree, as ``<name>_uncertainty.nii.gz``.
+        sheets: whether to draw slices with the outlines of what was found, as ``<name>_sheet.png``.
+        overwrite: whether scans are segmented again whose results are there.
+        progress: whether to show progress over scans and over windows.
+        share: rank and number of the processes that share the scans out; those of one folder that were not
+            begun together share it as well: a scan is done by whoever is first.
+        overlays: as :func:`load_pipeline` takes them.
+        **settings: as :func:`load_pipeline` takes them.
+
+    Returns:
+        What became of each scan of this process.
+
+    Raises:
+        FileNotFoundError: if there is no scan, no bundle, or there are no weights.
+        OSError: if ``output_dir`` cannot be written to.
+        ValueError: if ``output_dir`` is the folder of the scans, or an argument does not fit the network.
+    """
+    cases = list_volumes(source)
+    if Path(source).resolve() in (Path(output_dir).resolve(), *Path(output_dir).resolve().parents):
+        raise ValueError(f"output must be outside of the folder of the scans, {source}, got {output_dir}.")
+    rank, number = share
+    mine = (
+        partition_dataset(cases, num_partitions=number, even_divisible=False)[rank] if number > 1 else cases
+    )
+    kinds = {
+        "probability": probability is not None,
+        "uncertainty": uncertainty,
+        "sheet": sheets,
+        "seg": True,
+    }
+    wanted = [kind for kind, on in kinds.items() if on]
+    locks = Path(output_dir) / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    pipeline = load_pipeline(bundle, source, output_dir, overlays, **settings)
+    pipeline.inferer.progress = progress
+    run = _Run(pipeline, Path(source), Path(output_dir), wanted, probability, overwrite, locks)
+    return list(_bar(run.outcomes(mine), len(mine), progress))
+
+
+def segment_shared(
+    source: PathLike, output_dir: PathLike, bundle: PathLike, level: int | str = "auto", **settings: Any
+) -> str:
+    """Segment scans in one process, or in each of those that ``torchrun`` began, and sum up.
+
+    Args:
+        source: see :func:`segment`, as for the next two.
+        output_dir: of the masks.
+        bundle: folder of a bundle.
+        level: ``k`` of L^k; ``"auto"``, as it was calibrated, else the deepest; ``"early-exit"``.
+        **settings: as :func:`segment` takes them.
+
+    Returns:
+        How many scans were segmented, kept, left to others.
+
+    Raises:
+        ValueError: if scans failed, with the reason of each; or see :func:`segment`.
+    """
+    number = int(os.environ.get("WORLD_SIZE", "1"))
+    if number == 1:
+        return _summary(segment(source, output_dir, bundle, **_at(level), **settings))
+    dist.init_process_group("gloo")
+    try:
+        rank = dist.get_rank()
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        settings["progress"] = settings.get("progress", False) and rank == 0
+        mine = segment(source, output_dir, bundle, share=(rank, number), **_at(level), **settings)
+        shares: list[list[Outcome]] = [[] for _ in range(number)]
+        dist.all_gather_object(shares, mine)
+        return _summary([outcome for share in shares for outcome in share])
+    finally:
+        dist.destroy_process_group()
+
+
+def _at(level: int | str) -> dict[str, Any]:
+    """The settings of a level."""
+    if level == "auto":
+        return {}
+    if level == "early-exit":
+        return {"overlays": ("early_exit",)}
+    if isinstance(level, int):
+        return {"level": level}
+    raise ValueError(f"level must be a number, auto or early-exit, got {level}.")
+
+
+def _summary(outcomes: Sequence[Outcome]) -> str:
+    counts = {
+        state: sum(o.state == state for o in outcomes) for state in ("done", "kept", "elsewhere", "failed")
+    }
+    words = {
+        "done": "segmented",
+        "kept": "had been done before",
+        "elsewhere": "are another process's",
+        "failed": "failed",
+    }
+    line = ", ".join(f"{counts[state]} {word}" for state, word in words.items() if counts[state]) + "."
+    exits = [o.exits for o in outcomes if o.exits]
+    if exits:
+        stopped = [sum(level) for level in zip(*exits, strict=True)]
+        line += " Windows that stopped at " + ", ".join(f"L{k}: {n}" for k, n in enumerate(stopped, 1)) + "."
+    if counts["failed"]:
+        reasons = "".join(f"\n  {o.reason}" for o in outcomes if o.state == "failed")
+        raise ValueError(f"{line}{reasons}")
+    return line
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One call of :func:`segment`."""
+
+    pipeline: Pipeline
+    source: Path
+    output_dir: Path
+    wanted: Sequence[str]
+    probability: int | None
+    overwrite: bool
+    locks: Path
+
+    def outcomes(self, cases: Sequence[Mapping[str, str]]) -> Iterator[Outcome]:
+        """Segment scans one by one; the next is read while one is computed."""
+        for outcome, scan, lock in ThreadBuffer(self._loaded(cases), buffer_size=1):
+            if scan is not None:
+                outcome = self._attempt(outcome, scan)
+            if lock is not None:
+                lock.release()
+            if outcome.state == "failed":
+                logger.error(outcome.reason)
+            yield outcome
+
+    def paths(self, image: str) -> dict[str, Path]:
+        """Where the results of a scan go, by kind."""
+        suffixes = {"sheet": ".png"}
+        return {
+            kind: result_path(image, self.output_dir, self.source, kind, suffixes.get(kind, ".nii.gz"))
+            for kind in self.wanted
+        }
+
+    def _loaded(self, cases: Sequence[Mapping[str, str]]) -> Iterator[tuple[Outcome, Any, Any]]:
+        """Claim and load the scans that are still to do."""
+        for case in cases:
+            image = case["image"]
+            seg = self.paths(image)["seg"]
+            name = seg.relative_to(self.output_dir).as_posix().replace("/", "%")
+            lock = FileLock(self.locks / f"{name}.lock", thread_local=False)  # released by another thread
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                yield Outcome(image, "elsewhere"), None, None
+                continue
+            if not self.overwrite and all(path.exists() for path in self.paths(image).values()):
+                yield Outcome(image, "kept"), None, lock
+                continue
+            try:
+                check_volume(image)
+                yield Outcome(image, "done"), self.pipeline.preprocessing(dict(case)), lock
+            except Exception as error:  # one bad scan stops no other
+                yield Outcome(image, "failed", _reason(image, error)), None, lock
+
+    def _attempt(self, outcome: Outcome, scan: Mapping[str, Any]) -> Outcome:
+        """Segment a loaded scan and write the results, the mask last: where it is, all are."""
+        started = time.perf_counter()
+        windows = self.pipeline.inferer.inferer
+        if isinstance(windows, EarlyExitInferer):
+            windows.reset()
+        try:
+            self._write(outcome.image, scan)
+        except Exception as error:  # one bad scan stops no other
+            return replace(outcome, state="failed", reason=_reason(outcome.image, error))
+        exits = tuple(windows.exits) if isinstance(windows, EarlyExitInferer) else ()
+        return replace(outcome, seconds=time.perf_counter() - started, exits=exits)
+
+    def _write(self, image: str, scan: Mapping[str, Any]) -> None:
+        pipeline, paths = self.pipeline, self.paths(image)
+        volume = scan["image"][None].to(pipeline.device)
+        with torch.inference_mode(), pipeline.autocast():
+            found = pipeline.inferer.segment(
+                volume, pipeline.network, self.probability, "uncertainty" in self.wanted
+            )
+        for kind in ("probability", "uncertainty"):
+            values: MetaTensor | None = getattr(found, kind)
+            if values is not None:
+                write_nifti(paths[kind], values[0, 0], values.affine, "float32")
+        if "sheet" in self.wanted:
+            draw_volume(paths["sheet"], image, found.labels[0, 0], pipeline.window)
+        pipeline.postprocessing({**scan, "pred": found.labels[0]})
+
+
+def _reason(image: str, error: BaseException) -> str:
+    """What went wrong, with the name of the file; MONAI's ``Compose`` wraps what a transform raises."""
+    while error.__cause__ is not None and str(error).startswith("applying transform"):
+        error = error.__cause__
+    text = str(error) or type(error).__name__
+    return text if image in text else f"{image}: {text}"
+
+
+def _bar(outcomes: Iterator[Outcome], total: int, progress: bool) -> Iterator[Outcome]:
+    if not progress:
+        return outcomes
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    return iter(tqdm(outcomes, desc="Scans", total=total))
