@@ -3,40 +3,135 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+from torch.nn import functional as F
 
-__all__ = ["Axis", "interpolate", "match_axes"]
+__all__ = ["Part", "Way"]
 
-SLACK = 0.05  # voxels by which a corner may lie elsewhere than axes that match say
+PLANES = 8  # of the file, that are interpolated at once
+SLACK = 0.05  # voxels by which a corner may lie aside of axes that are said to match
+
+
+class Part(NamedTuple):
+    """Some planes of the file.
+
+    Args:
+        axis: of the file, across which they lie.
+        planes: their numbers.
+        maps: (K, *spatial), as large as the file on the other axes.
+        unseen: (*spatial), where the file lies a voxel or more, of either, outside of the network's grid.
+    """
+
+    axis: int
+    planes: Tensor
+    maps: Tensor
+    unseen: Tensor
 
 
 @dataclass(frozen=True)
-class Axis:
-    """Where the planes of the file lie along one axis of the network's grid.
-
-    Args:
-        of_file: the axis of the file that runs along it.
-        places: of every plane of the file, in voxels of the network's grid.
-        size: of the network's grid along this axis.
-    """
+class _Axis:
+    """Where the planes of the file lie along an axis of the network's grid, in voxels of the latter."""
 
     of_file: int
     places: Tensor
+    step: float
     size: int
 
-    @property
-    def unseen(self) -> Tensor:
-        """Numbers of the file's planes that lie a voxel or more outside of the network's grid."""
-        return torch.nonzero((self.places <= -1) | (self.places >= self.size))[:, 0]
+    def unseen(self, planes: Tensor | None = None) -> Tensor:
+        places, voxel = self.places if planes is None else self.places[planes], max(1.0, self.step)
+        return (places <= -voxel) | (places >= self.size - 1 + voxel)
 
 
-def interpolate(volume: Tensor, axis: int, places: Tensor) -> Tensor:
+class Way:
+    """The way back: maps on the network's grid, plane by plane of its last axis, to maps on the file's.
+
+    Interpolation is linear, and constant beyond the last plane. Where the axes of the two grids match, as
+    they do after turning, mirroring, cropping and scaling, it goes along with the planes that come; where
+    they do not, as with a tilted gantry, it waits until it has them all.
+
+    Args:
+        affine: of the network's grid, voxels to mm, (4, 4).
+        size: of the network's grid.
+        file_affine: of the file.
+        file_size: of the file.
+    """
+
+    def __init__(
+        self, affine: ArrayLike, size: Sequence[int], file_affine: ArrayLike, file_size: Sequence[int]
+    ) -> None:
+        self.size, self.file_size = list(size), list(file_size)
+        # voxels of the file to voxels of the network's grid
+        self.matrix = np.linalg.solve(np.asarray(affine, dtype=float), np.asarray(file_affine, dtype=float))
+        self.axes = _match(self.matrix, self.size, self.file_size)
+
+    def back(self, slabs: Iterator[Tensor]) -> Iterator[Part]:
+        """Turn maps (K, X, Y, planes), one slab after the other, into parts of the file, in some order."""
+        return self._aside(slabs) if self.axes is None else self._along(slabs, self.axes)
+
+    def _along(self, slabs: Iterator[Tensor], axes: Sequence[_Axis]) -> Iterator[Part]:
+        across = axes[2]
+        order, done, stop = across.places.argsort(), 0, 0
+        known = torch.empty(0)
+        in_file = [axis.of_file for axis in axes]
+        to_file = [in_file.index(axis) for axis in range(3)]
+        for maps in slabs:
+            known = torch.cat([known[..., -1:], maps], dim=-1) if stop else maps
+            stop += maps.shape[-1]
+            first = stop - known.shape[-1]
+            ready = len(order) if stop == across.size else int((across.places <= stop - 1).sum())
+            for planes in torch.split(order[done:ready], PLANES):
+                part = _interpolate(known, 3, across.places[planes] - first)
+                part = _interpolate(_interpolate(part, 2, axes[1].places), 1, axes[0].places)
+                unseen = axes[0].unseen()[:, None, None] | axes[1].unseen()[:, None] | across.unseen(planes)
+                yield Part(
+                    across.of_file,
+                    planes,
+                    part.permute(0, *(axis + 1 for axis in to_file)),
+                    unseen.permute(to_file),
+                )
+            done = ready
+
+    def _aside(self, slabs: Iterator[Tensor]) -> Iterator[Part]:
+        maps = torch.cat(list(slabs), dim=-1)
+        matrix = torch.as_tensor(self.matrix)
+        last = torch.tensor(self.size) - 1
+        voxel = matrix[:3, :3].abs().sum(dim=1).clamp(min=1)
+        for planes in torch.split(torch.arange(self.file_size[2]), PLANES):
+            ranges = torch.arange(self.file_size[0]), torch.arange(self.file_size[1]), planes
+            voxels = torch.stack(torch.meshgrid(*ranges, indexing="ij"), dim=-1).double()
+            places = voxels @ matrix[:3, :3].T + matrix[:3, 3]
+            unseen = ((places <= -voxel) | (places >= last + voxel)).any(dim=-1)
+            shares = 2 * places / last.clamp(min=1) - 1  # from -1, the first voxel, to 1, the last
+            grid = shares.flip(-1)[None].to(maps)
+            part = F.grid_sample(maps[None], grid, padding_mode="border", align_corners=True)
+            yield Part(2, planes, part[0], unseen)
+
+
+def _match(matrix: ArrayLike, size: Sequence[int], file_size: Sequence[int]) -> list[_Axis] | None:
+    """For each axis of the network's grid the one of the file that runs along it, or None if they do not."""
+    matrix = np.asarray(matrix)
+    spans = np.abs(matrix[:3, :3]) * np.asarray(file_size)
+    turn = spans.argmax(axis=1)
+    aside = spans.copy()
+    aside[range(3), turn] = 0
+    if len(set(turn)) < 3 or aside.max() > SLACK:
+        return None
+    axes = []
+    for axis, of_file in enumerate(turn):
+        step, first = matrix[axis, of_file], matrix[axis, 3]
+        places = torch.as_tensor(step * np.arange(file_size[of_file]) + first)
+        axes.append(_Axis(int(of_file), places, abs(float(step)), size[axis]))
+    return axes
+
+
+def _interpolate(volume: Tensor, axis: int, places: Tensor) -> Tensor:
     """Return planes of ``volume`` at ``places`` along ``axis``: linear between them, constant beyond."""
     last = volume.shape[axis] - 1
     places = places.clamp(0, last).to(volume.device)
@@ -44,40 +139,3 @@ def interpolate(volume: Tensor, axis: int, places: Tensor) -> Tensor:
     share = (places - low).to(volume.dtype).view([-1 if n == axis else 1 for n in range(volume.dim())])
     below, above = volume.index_select(axis, low), volume.index_select(axis, (low + 1).clamp(max=last))
     return torch.lerp(below, above, share)
-
-
-def match_axes(
-    affine: ArrayLike, size: Sequence[int], file_affine: ArrayLike, file_size: Sequence[int]
-) -> list[Axis]:
-    """Match each axis of the network's grid with the axis of the file that runs along it.
-
-    Args:
-        affine: of the network's grid, voxels to mm, (4, 4).
-        size: of the network's grid.
-        file_affine: of the file.
-        file_size: of the file.
-
-    Raises:
-        ValueError: if the preprocessing did more than turn, mirror, crop, pad and scale along the axes.
-    """
-    file_affine = np.asarray(file_affine, dtype=float)
-    to_grid = np.linalg.solve(np.asarray(affine, dtype=float), file_affine)  # voxels of the file to voxels
-    strength = np.abs(to_grid[:3, :3]) * np.asarray(file_size)  # voxels that each axis of the file spans
-    turn = strength.argmax(axis=1)
-    aside = strength.copy()
-    aside[range(3), turn] = 0
-    if len(set(turn)) < 3 or aside.max() > SLACK:
-        raise ValueError(
-            "the preprocessing must keep to the axes of the file (turn, mirror, crop, pad, scale): of a grid "
-            f"that is rotated against them the way back is not known. Its axes: {to_grid[:3, :3].tolist()}."
-        )
-    return [
-        Axis(
-            of_file=int(turn[axis]),
-            places=torch.as_tensor(
-                to_grid[axis, turn[axis]] * np.arange(file_size[turn[axis]]) + to_grid[axis, 3]
-            ),
-            size=size[axis],
-        )
-        for axis in range(3)
-    ]

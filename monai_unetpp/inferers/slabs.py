@@ -27,7 +27,7 @@ def slabs(
     image: Tensor,
     network: Callable[[Tensor], Tensor],
     progress: Callable[[Sequence[list[int]]], Sequence[list[int]]] | None = None,
-) -> Iterator[tuple[int, Tensor]]:
+) -> Iterator[Tensor]:
     """Yield what ``inferer(image, network)`` returns, from the first plane of the last axis to the last.
 
     Args:
@@ -37,7 +37,7 @@ def slabs(
         progress: wraps the list of groups of rows of windows, such as ``tqdm``.
 
     Yields:
-        The first plane of a slab and its logits (1, K, X, Y, planes).
+        Logits (1, K, X, Y, planes).
     """
     size = list(image.shape[2:])
     window = _window_of(inferer, size)
@@ -55,7 +55,7 @@ def slabs(
             weight[..., :planes] += rest[1]
         done = (groups[n + 1][0] if n + 1 < len(groups) else stop) - start
         rest = total[..., done:].clone(), weight[..., done:].clone()
-        yield start, total[..., :done] / weight[..., :done]
+        yield total[..., :done] / weight[..., :done]
 
 
 def _window_of(inferer: SlidingWindowInferer, size: Sequence[int]) -> list[int]:

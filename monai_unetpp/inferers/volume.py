@@ -12,14 +12,12 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor
 
-from monai_unetpp.inferers.grids import Axis, interpolate, match_axes
+from monai_unetpp.inferers.grids import Part, Way
 from monai_unetpp.inferers.heads import disagreement, probabilities
 from monai_unetpp.inferers.slabs import slabs
 from monai_unetpp.network import UNetPlusPlus
 
 __all__ = ["Segmentation", "VolumeInferer"]
-
-PLANES = 8  # of the file, that are interpolated at once
 
 
 class Segmentation(NamedTuple):
@@ -78,9 +76,8 @@ class VolumeInferer(Inferer):
             uncertainty: whether to return how far the heads disagree; wants a network with ``all_heads``.
 
         Raises:
-            ValueError: if several volumes are given at once, the meta lack where the file lies, the
-                preprocessing rotated the volume, the class is not one of the network's, or the network has
-                one head and its uncertainty is asked for.
+            ValueError: if several volumes are given at once, the meta lack where the file lies, the class is
+                not one of the network's, or the network has one head and its uncertainty is asked for.
         """
         classes: int | None = None
         if uncertainty:
@@ -91,28 +88,17 @@ class VolumeInferer(Inferer):
             classes = int(network.arguments["out_channels"])
             network = partial(_all_heads, network)
         image = _checked(image)
-        axes, size, affine = _where(image)
+        affine = torch.as_tensor(image.meta["original_affine"]).reshape(4, 4)
+        size = torch.as_tensor(image.meta["spatial_shape"]).flatten().tolist()
+        way = Way(image.affine.reshape(4, 4), image.shape[2:], affine, size)
+        logits = slabs(self.inferer, image.as_subclass(Tensor), network, _bar if self.progress else None)
         results: dict[str, Tensor] = {}
-        known = torch.empty(0)  # maps (K, X, Y, planes) that planes of the file can be interpolated from
-        order, done = axes[2].places.argsort(), 0
-        bar = _bar if self.progress else None
-        for start, logits in slabs(self.inferer, image.as_subclass(Tensor), network, bar):
-            maps = _maps(logits, classes)[0]
-            known = torch.cat([known[..., -1:], maps], dim=-1) if start else maps
-            stop = start + maps.shape[-1]
-            first = stop - known.shape[-1]
-            ready = len(order) if stop == axes[2].size else int((axes[2].places <= stop - 1).sum())
-            for planes in torch.split(order[done:ready], PLANES):
-                part = interpolate(known, 3, axes[2].places[planes] - first)
-                part = interpolate(interpolate(part, 2, axes[1].places), 1, axes[0].places)
-                for name, values in _results(part, classes, probability, _unseen(axes, planes)).items():
-                    if name not in results:
-                        results[name] = torch.zeros(size, dtype=values.dtype)
-                    in_order = results[name].permute([axis.of_file for axis in axes])
-                    in_order.index_copy_(2, planes, values.cpu())
-            done = ready
-        found = {name: _on_file(values, image, affine) for name, values in results.items()}
-        return Segmentation(**found)
+        for part in way.back(_maps(slab, classes)[0] for slab in logits):
+            for name, values in _results(part, classes, probability).items():
+                if name not in results:
+                    results[name] = torch.zeros(size, dtype=values.dtype)
+                results[name].index_copy_(part.axis, part.planes, values.cpu())
+        return Segmentation(**{name: _on_file(values, image, affine) for name, values in results.items()})
 
 
 def _bar(groups: Sequence[list[int]]) -> Sequence[list[int]]:
@@ -134,30 +120,21 @@ def _maps(logits: Tensor, classes: int | None) -> Tensor:
     return torch.cat([probabilities(heads[0]), disagreement(heads)], dim=1)
 
 
-def _results(
-    maps: Tensor, classes: int | None, probability: int | None, unseen: Sequence[Tensor]
-) -> dict[str, Tensor]:
-    """Labels, and what else was asked for, of a part (K, X, Y, planes) of the file."""
-    p = maps[:classes]
-    results = {"labels": (p[0] > 0.5 if len(p) == 1 else p.argmax(dim=0)).to(torch.uint8)}
+def _results(part: Part, classes: int | None, probability: int | None) -> dict[str, Tensor]:
+    """Labels of a part of the file, and what else was asked for; background where the network saw nothing."""
+    p = part.maps[:classes]
+    unseen = part.unseen.to(p.device)
+    likeliest = p[0] > 0.5 if len(p) == 1 else p.argmax(dim=0)
+    results = {"labels": likeliest.to(torch.uint8).masked_fill_(unseen, 0)}
     if probability is not None:
         last = max(len(p) - 1, 1)
         if not 0 <= probability <= last:
             raise ValueError(f"probability must be a class of the network, 0..{last}, got {probability}.")
-        results["probability"] = p[probability] if len(p) > 1 else (p[0] if probability else 1 - p[0])
-    for name, values in results.items():
-        background = float(name == "probability" and probability == 0)
-        for axis, planes in enumerate(unseen):
-            values.index_fill_(axis, planes.to(values.device), background)
+        values = p[probability] if len(p) > 1 else (p[0] if probability else 1 - p[0])
+        results["probability"] = values.masked_fill(unseen, float(probability == 0))
     if classes is not None:
-        results["uncertainty"] = maps[-1]
+        results["uncertainty"] = part.maps[-1]
     return results
-
-
-def _unseen(axes: Sequence[Axis], planes: Tensor) -> list[Tensor]:
-    """Numbers of planes, along each axis of a part of the file, that the network saw nothing of."""
-    of_part = torch.nonzero(torch.isin(planes, axes[2].unseen))[:, 0]
-    return [axes[0].unseen, axes[1].unseen, of_part]
 
 
 def _checked(image: Tensor) -> MetaTensor:
@@ -168,13 +145,6 @@ def _checked(image: Tensor) -> MetaTensor:
     if not isinstance(image, MetaTensor) or lacking:
         raise ValueError(f"inputs must say where their file lies: meta lack {', '.join(sorted(lacking))}.")
     return image
-
-
-def _where(image: MetaTensor) -> tuple[list[Axis], list[int], Tensor]:
-    """How the volume lies in its file, and the size and affine of the file."""
-    affine = torch.as_tensor(image.meta["original_affine"]).reshape(4, 4)
-    size = torch.as_tensor(image.meta["spatial_shape"]).flatten().tolist()
-    return match_axes(image.affine.reshape(4, 4), image.shape[2:], affine, size), size, affine
 
 
 def _on_file(values: Tensor, image: MetaTensor, affine: Tensor) -> MetaTensor:
