@@ -28,6 +28,7 @@ from monai_unetpp.data import list_volumes
 from monai_unetpp.data.memory import check_volume
 from monai_unetpp.files import result_path
 from monai_unetpp.inferers import EarlyExitInferer, VolumeInferer
+from monai_unetpp.levels import read_calibration
 from monai_unetpp.pictures import draw_volume
 from monai_unetpp.transforms import write_nifti
 
@@ -85,7 +86,8 @@ def load_pipeline(
         source: what is segmented.
         output_dir: where masks go.
         overlays: names of further JSONs of the bundle that lie over it.
-        **settings: keys of the configuration that take other values, such as ``ckpt_path``, ``level``.
+        **settings: keys of the configuration that take other values, such as ``ckpt_path``; ``level`` may be
+            ``"auto"``, the calibrated one, or the deepest if none was.
 
     Raises:
         FileNotFoundError: if the folder has no ``inference.json``, or the bundle no weights.
@@ -101,8 +103,10 @@ def load_pipeline(
     parser.update({**places, **settings})
     get = parser.get_parsed_content
     get("imports")
-    device = get("device")
-    network = load_network(get("network"), get("ckpt_path"), get("level"), device, get("runtime"))
+    device, weights, level = get("device"), get("ckpt_path"), get("level")
+    if level == "auto":
+        level = _calibrated_level(weights)
+    network = load_network(get("network"), weights, level, device, get("runtime"))
     return Pipeline(
         preprocessing=get("preprocessing"),
         network=network,
@@ -173,6 +177,16 @@ def segment(
     return list(_bar(run.outcomes(mine), len(mine), progress))
 
 
+def _calibrated_level(weights: PathLike) -> int | None:
+    try:
+        level = read_calibration(weights).level
+    except FileNotFoundError:
+        logger.info(f"{weights} was not calibrated: the deepest level is taken.")
+        return None
+    logger.info(f"{weights} was calibrated: L{level} is deep enough.")
+    return level
+
+
 def segment_shared(
     source: PathLike, output_dir: PathLike, bundle: PathLike, level: int | str = "auto", **settings: Any
 ) -> str:
@@ -210,11 +224,9 @@ def segment_shared(
 
 def _at(level: int | str) -> dict[str, Any]:
     """The settings of a level."""
-    if level == "auto":
-        return {}
     if level == "early-exit":
         return {"overlays": ("early_exit",)}
-    if isinstance(level, int):
+    if isinstance(level, int) or level == "auto":
         return {"level": level}
     raise ValueError(f"level must be a number, auto or early-exit, got {level}.")
 

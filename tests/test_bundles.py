@@ -180,7 +180,7 @@ def test_overlay_changes_only_what_there_is_to_change(bundle, name):
         "multi_gpu_train": {"backend", "finalize", "train#sampler", "validate#sampler"}
         | {"train#dataloader#sampler", "validate#dataloader#sampler"},
         "levels": {*scored, "levels_dir", "tolerance", "surface_tolerance", "formats", "overwrite"}
-        | {"trained", "scores", "report", "export"},
+        | {"trained", "scores", "report", "export", "exit_tolerance", "exit", "calibration"},
     }
     unknown = {key for key in config(bundle, name) if key.lstrip("+") not in parser} - {"_desc_"}
     assert unknown == new.get(name, set())
@@ -250,7 +250,11 @@ def leaves(tree, at=""):
 
 
 @pytest.mark.parametrize(
-    "name", ["evaluate.json", "levels.json", "multi_gpu_train.json", "logging.conf", "LICENSE"]
+    "name",
+    [
+        *("evaluate.json", "levels.json", "early_exit.json", "multi_gpu_train.json"),
+        *("logging.conf", "LICENSE"),
+    ],
 )
 def test_file_that_knows_nothing_of_its_bundle_is_the_same_in_all(name):
     assert len({(BUNDLES / bundle / name).read_text() for bundle in NAMES}) == 1

@@ -58,6 +58,12 @@ class EarlyExitInferer(SlidingWindowInferer):
         self.threshold = threshold
         self.exits: list[int] = []
 
+    @classmethod
+    def like(cls, inferer: SlidingWindowInferer, threshold: float) -> EarlyExitInferer:
+        """Return an inferer of the same windows, blended as ``inferer`` blends them."""
+        names = ("roi_size", "sw_batch_size", "overlap", "mode", "sigma_scale", "padding_mode", "cval")
+        return cls(threshold, **{name: getattr(inferer, name) for name in (*names, "sw_device", "device")})
+
     def reset(self) -> None:
         """Forget how many windows have stopped where."""
         self.exits = []

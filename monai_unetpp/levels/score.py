@@ -23,7 +23,7 @@ from monai_unetpp.levels.cost import interleaved, multiply_adds, peak_memory
 from monai_unetpp.network import UNetPlusPlus
 from monai_unetpp.pruning import prune
 
-__all__ = ["LevelScore", "score_levels"]
+__all__ = ["LevelScore", "default_postprocessing", "evaluating", "score_levels"]
 
 METRICS = ("dice", "iou", "surface_dice")
 
@@ -124,10 +124,10 @@ def score_levels(
     shape = _window_shape(network, inferer, window)
     device = next(network.parameters()).device
     autocast = partial(torch.autocast, device.type, enabled=amp, **(amp_kwargs or {}))
-    postprocessing = postprocessing or _discrete(out_channels)
+    postprocessing = postprocessing or default_postprocessing(out_channels)
     levels = range(1, network.depth + 1)
     cases: dict[int, list[Tensor]] = {k: [] for k in levels}  # (metrics, classes) each
-    with _evaluating(network), torch.no_grad():
+    with evaluating(network), torch.no_grad():
         for batch in _with_progress(data, progress):
             with autocast():
                 heads = inferer(batch["image"].to(device), network.all_heads)
@@ -187,7 +187,8 @@ def _window_shape(
     return (1, network.in_channels, *size)
 
 
-def _discrete(out_channels: int) -> Compose:
+def default_postprocessing(out_channels: int) -> Compose:
+    """Argmax, with one channel a threshold, on the grid of the data."""
     keys = ["pred", "label"]
     if out_channels == 1:
         return Compose([AsDiscreted("pred", threshold=0.0)])  # of a logit: a probability of one half
@@ -195,7 +196,7 @@ def _discrete(out_channels: int) -> Compose:
 
 
 @contextmanager
-def _evaluating(network: UNetPlusPlus) -> Iterator[None]:
+def evaluating(network: UNetPlusPlus) -> Iterator[None]:
     """Evaluation mode for a while; mode and level are put back."""
     training, level = network.training, network.level
     network.eval()

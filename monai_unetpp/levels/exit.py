@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How sure a window has to be to stop early, found on the validation set, and kept beside the weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import decollate_batch
+from monai.inferers import SlidingWindowInferer
+from monai.metrics import compute_dice
+from torch import Tensor
+
+from monai_unetpp.files import whole_file
+from monai_unetpp.inferers import EarlyExitInferer
+from monai_unetpp.levels.score import default_postprocessing, evaluating
+from monai_unetpp.network import UNetPlusPlus
+
+__all__ = [
+    "THRESHOLDS",
+    "Calibration",
+    "ExitScore",
+    "calibrate_exit",
+    "read_calibration",
+    "write_calibration",
+]
+
+THRESHOLDS = (0.99, 0.5, 0.499, 0.49, 0.45, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
+PathLike = str | os.PathLike[str]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExitScore:
+    """What early exit is worth on a validation set.
+
+    Args:
+        threshold: of :class:`~monai_unetpp.EarlyExitInferer`; 0 stops no window.
+        dice: with it, mean over cases of the mean over classes.
+        full_dice: the same of the deepest level everywhere.
+        exits: windows that stopped at each level, shallowest first.
+        tolerance: loss of Dice that was accepted.
+    """
+
+    threshold: float
+    dice: float
+    full_dice: float
+    exits: tuple[int, ...]
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was found for a file of weights, and is kept beside it.
+
+    Args:
+        weights: SHA-256 of the file.
+        level: that is deep enough, see :func:`~monai_unetpp.select_level`.
+        exit: of early exit.
+    """
+
+    weights: str
+    level: int
+    exit: ExitScore
+
+
+def calibrate_exit(
+    network: UNetPlusPlus,
+    data: Iterable[Mapping[str, Any]],
+    inferer: SlidingWindowInferer,
+    postprocessing: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
+    tolerance: float = 0.005,
+    thresholds: Sequence[float] = THRESHOLDS,
+    amp: bool = False,
+    amp_kwargs: Mapping[str, Any] | None = None,
+) -> ExitScore:
+    """Find the greatest threshold that loses no more Dice than ``tolerance``, and log what it does.
+
+    Args:
+        network: with deep supervision, on the device to compute on.
+        data: batches with ``"image"`` and ``"label"``, as :func:`~monai_unetpp.score_levels` takes them.
+        inferer: MONAI's sliding window.
+        postprocessing: as :func:`~monai_unetpp.score_levels` takes it.
+        tolerance: loss of mean Dice to accept, against the deepest level everywhere.
+        thresholds: to try.
+        amp: whether to compute in mixed precision.
+        amp_kwargs: of ``torch.autocast``.
+
+    Raises:
+        ValueError: if ``tolerance`` is negative, no case has a class but background, or the network has no
+            levels to stop at.
+    """
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must be a Dice of at least 0, such as 0.005, got {tolerance!r}.")
+    post = postprocessing or default_postprocessing(network.arguments["out_channels"])
+    device = next(network.parameters()).device
+    autocast = partial(torch.autocast, device.type, enabled=amp, **(amp_kwargs or {}))
+
+    def score(threshold: float) -> ExitScore:
+        early = EarlyExitInferer.like(inferer, threshold)
+        found = []
+        for batch in data:
+            with autocast():
+                logits = early(batch["image"].to(device), network)
+            found += [_dice(post(item)) for item in decollate_batch({**batch, "pred": logits.float()})]
+        dice = float(torch.stack(found).nanmean()) if found else math.nan
+        return ExitScore(threshold, dice, dice, tuple(early.exits), tolerance)
+
+    with evaluating(network), torch.no_grad():
+        network.level = network.depth
+        best = full = score(0.0)
+        if math.isnan(full.dice):
+            raise ValueError("data must have a label with a class other than background: none has.")
+        for threshold in sorted(thresholds, reverse=True):
+            tried = score(threshold)
+            if full.dice - tried.dice <= tolerance:
+                best = ExitScore(threshold, tried.dice, full.dice, tried.exits, tolerance)
+                break
+    stops = ", ".join(f"L{k} {n}" for k, n in enumerate(best.exits, 1))
+    logger.info(
+        f"Early exit at a doubt of {best.threshold:g}: Dice {best.dice:.3f}, without {full.dice:.3f}, "
+        f"tolerance {tolerance:.3f}; windows that stop at {stops}"
+    )
+    return best
+
+
+def write_calibration(weights: PathLike, level: int, exit: ExitScore) -> Path:
+    """Write what was found beside the file of weights, under its name with ``.json``, and return the path."""
+    path = Path(weights).with_suffix(".json")
+    with whole_file(path) as part:
+        part.write_text(json.dumps(asdict(Calibration(_hash(weights), level, exit)), indent=4) + "\n")
+    return path
+
+
+def read_calibration(weights: PathLike) -> Calibration:
+    """Read what was found for a file of weights.
+
+    Raises:
+        FileNotFoundError: if nothing was.
+        ValueError: if it was found for other weights, or the file is damaged.
+    """
+    path = Path(weights).with_suffix(".json")
+    how = "calibrate: run levels.json over train.json."
+    if not path.is_file():
+        raise FileNotFoundError(f"{weights} was not calibrated, there is no {path}; {how}")
+    try:
+        found = json.loads(path.read_text())
+        exit_score = ExitScore(**{**found["exit"], "exits": tuple(found["exit"]["exits"])})
+        calibration = Calibration(found["weights"], found["level"], exit_score)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}; {how}") from error
+    if calibration.weights != _hash(weights):
+        raise ValueError(f"{path} was made for other weights than {weights} holds now; {how}")
+    return calibration
+
+
+def _dice(item: Mapping[str, Any]) -> Tensor:
+    """Mean over classes of the Dice of one case; NaN if its label has background only."""
+    y_pred, y = (torch.as_tensor(item[key])[None].float().cpu() for key in ("pred", "label"))
+    return compute_dice(y_pred, y, include_background=y.shape[1] == 1).nanmean()
+
+
+def _hash(path: PathLike) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
