@@ -27,7 +27,7 @@ from monai_unetpp.checkpoints import load_network
 from monai_unetpp.data import list_volumes
 from monai_unetpp.data.memory import check_volume
 from monai_unetpp.files import result_path
-from monai_unetpp.inferers import EarlyExitInferer, VolumeInferer
+from monai_unetpp.inferers import EarlyExit, VolumeInferer
 from monai_unetpp.levels import read_calibration
 from monai_unetpp.pictures import draw_volume
 from monai_unetpp.transforms import write_nifti
@@ -308,13 +308,13 @@ class _Run:
         """Segment a loaded scan and write the results, the mask last: where it is, all are."""
         started = time.perf_counter()
         windows = self.pipeline.inferer.inferer
-        if isinstance(windows, EarlyExitInferer):
+        if isinstance(windows, EarlyExit):
             windows.reset()
         try:
             self._write(outcome.image, scan)
         except Exception as error:  # one bad scan stops no other
             return replace(outcome, state="failed", reason=_reason(outcome.image, error))
-        exits = tuple(windows.exits) if isinstance(windows, EarlyExitInferer) else ()
+        exits = tuple(windows.exits) if isinstance(windows, EarlyExit) else ()
         return replace(outcome, seconds=time.perf_counter() - started, exits=exits)
 
     def _write(self, image: str, scan: Mapping[str, Any]) -> None:

@@ -220,11 +220,32 @@ def test_two_processes_share_the_scans_and_one_that_died_is_made_up_for(balls, o
 
 
 def test_early_exit_stops_windows_and_says_where(balls, out, deep):
-    settings = {"windows#_target_": "monai_unetpp.EarlyExitInferer", "windows#threshold": 0.9}
+    settings = {"windows#threshold": 0.9}
     outcomes = segment_here(balls / "imagesTr", out, deep, channels=DEEP, **settings)
     for outcome in outcomes:
         assert outcome.exits[0] > 0
         assert outcome.exits[1:] == (0,)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.9], ids=["L2", "early-exit"])
+def test_a_network_of_two_dimensions_goes_slice_by_slice(balls, out, tmp_path, threshold):
+    torch.manual_seed(0)
+    net = UNetPlusPlus(2, 1, 3, channels=DEEP, strides=2).eval()
+    torch.save(net.state_dict(), tmp_path / "model.pt")
+    settings = {"spatial_dims": 2, "channels": DEEP, "windows#threshold": threshold, "windows#overlap": 0}
+    weights, source = str(tmp_path / "model.pt"), balls / "imagesTr" / "RAS.nii.gz"
+    settings |= {"pixdim": [4.0, 4.0, 4.0], "roi_size": [32, 28, 99]}  # the file's own grid, whole slices
+    [outcome] = segment_here(source, out, weights, **settings)
+    assert outcome.reason == ""
+    image = torch.as_tensor(voxels(source)).float().add(150).div(400).clamp(0, 1)
+    net.level = 2 if threshold is None else 1
+    with torch.no_grad():
+        expected = torch.stack(
+            [net(image[None, None, :, :, z])[0].argmax(0) for z in range(image.shape[2])], -1
+        )
+    found = voxels(out / "RAS_seg.nii.gz")
+    assert len(np.unique(found)) > 1
+    assert (found == expected.numpy()).mean() > 0.999
 
 
 # Bad input

@@ -1,8 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole volumes: early exit in the sliding window, back to the file's grid by slabs, doubt of the heads."""
 
-from monai_unetpp.inferers.early_exit import EarlyExitInferer, doubt
+from monai_unetpp.inferers.early_exit import (
+    EarlyExit,
+    EarlyExitInferer,
+    EarlyExitSliceInferer,
+    doubt,
+    early_exit_like,
+    window_inferer,
+)
 from monai_unetpp.inferers.heads import disagreement
 from monai_unetpp.inferers.volume import Segmentation, VolumeInferer
 
-__all__ = ["EarlyExitInferer", "Segmentation", "VolumeInferer", "disagreement", "doubt"]
+__all__ = [
+    "EarlyExit",
+    "EarlyExitInferer",
+    "EarlyExitSliceInferer",
+    "Segmentation",
+    "VolumeInferer",
+    "disagreement",
+    "doubt",
+    "early_exit_like",
+    "window_inferer",
+]

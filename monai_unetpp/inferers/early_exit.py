@@ -3,17 +3,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from monai.inferers import SlidingWindowInferer
+from monai.inferers import SliceInferer, SlidingWindowInferer
 from torch import Tensor
 
 from monai_unetpp.inferers.heads import probabilities
 from monai_unetpp.network import UNetPlusPlus
 
-__all__ = ["EarlyExitInferer", "doubt"]
+__all__ = [
+    "EarlyExit",
+    "EarlyExitInferer",
+    "EarlyExitSliceInferer",
+    "doubt",
+    "early_exit_like",
+    "window_inferer",
+]
 
 
 def doubt(logits: Tensor) -> Tensor:
@@ -30,25 +37,15 @@ def doubt(logits: Tensor) -> Tensor:
     return 1 - most.flatten(start_dim=1).amin(dim=1)
 
 
-class EarlyExitInferer(SlidingWindowInferer):
-    """MONAI's sliding window over a UNet++, in which a window stops at the first level that is sure of it.
+class EarlyExit(SlidingWindowInferer):
+    """What the two inferers below share: a window stops at the first level that is sure of it.
 
     A batch of windows is computed diagonal by diagonal of the triangle. After each, windows whose
     :func:`doubt` is at most ``threshold`` keep the segmentation that they have; the others go on, and what
     they have computed so far is used, not computed again.
 
-    Args:
-        threshold: doubt up to which a window stops; 0 stops none, and gives what the deepest level gives.
-        **settings: of ``monai.inferers.SlidingWindowInferer``: ``roi_size``, ``sw_batch_size``, ...
-
     Attributes:
         exits: how many windows have stopped at each level, shallowest first, since :meth:`reset`.
-
-    Raises:
-        ValueError: if ``threshold`` is not in [0, 1).
-
-    Reference:
-        Zhou et al., UNet++ (IEEE TMI 2020, arXiv:1912.05074): each level is a segmentation of its own.
     """
 
     def __init__(self, threshold: float, **settings: Any) -> None:
@@ -57,12 +54,6 @@ class EarlyExitInferer(SlidingWindowInferer):
         super().__init__(**settings)
         self.threshold = threshold
         self.exits: list[int] = []
-
-    @classmethod
-    def like(cls, inferer: SlidingWindowInferer, threshold: float) -> EarlyExitInferer:
-        """Return an inferer of the same windows, blended as ``inferer`` blends them."""
-        names = ("roi_size", "sw_batch_size", "overlap", "mode", "sigma_scale", "padding_mode", "cval")
-        return cls(threshold, **{name: getattr(inferer, name) for name in (*names, "sw_device", "device")})
 
     def reset(self) -> None:
         """Forget how many windows have stopped where."""
@@ -74,8 +65,8 @@ class EarlyExitInferer(SlidingWindowInferer):
         Args:
             inputs: as for MONAI's inferers.
             network: a :class:`~monai_unetpp.UNetPlusPlus` with deep supervision, in evaluation.
-            args: for the network.
-            kwargs: for the network, and ``device``, ``buffer_steps``, ``buffer_dim`` as MONAI takes them.
+            args: as MONAI's inferer takes them.
+            kwargs: as MONAI's inferer takes them.
 
         Raises:
             ValueError: if ``network`` has no levels to stop at.
@@ -106,3 +97,55 @@ class EarlyExitInferer(SlidingWindowInferer):
         result[going] = logits
         self.exits[network.level - 1] += len(going)
         return result
+
+
+class EarlyExitInferer(EarlyExit):
+    """MONAI's sliding window over a UNet++, in which a window stops at the first level that is sure of it.
+
+    Args:
+        threshold: :func:`doubt` up to which a window stops; 0 stops none, and gives what the deepest level
+            gives.
+        **settings: of ``monai.inferers.SlidingWindowInferer``: ``roi_size``, ``sw_batch_size``, ...
+
+    Attributes:
+        exits: how many windows have stopped at each level, shallowest first, since :meth:`reset`.
+
+    Raises:
+        ValueError: if ``threshold`` is not in [0, 1).
+
+    Reference:
+        Zhou et al., UNet++ (IEEE TMI 2020, arXiv:1912.05074): each level is a segmentation of its own.
+    """
+
+
+class EarlyExitSliceInferer(EarlyExit, SliceInferer):
+    """The same over a volume, slice by slice, by a network of two dimensions; see ``SliceInferer``."""
+
+
+def window_inferer(
+    spatial_dims: int, roi_size: Sequence[int], threshold: float | None = None, **settings: Any
+) -> SlidingWindowInferer:
+    """Return the inferer that blends windows of a volume, for a network of three dimensions or of two.
+
+    Args:
+        spatial_dims: of the network; one of two goes along the last axis, slice by slice.
+        roi_size: of the windows; for slices its first two count.
+        threshold: of early exit, see :class:`EarlyExitInferer`; ``None`` for none.
+        **settings: of ``monai.inferers.SlidingWindowInferer``.
+    """
+    flat = (
+        {"roi_size": tuple(roi_size[:2]), "spatial_dim": 2} if spatial_dims == 2 else {"roi_size": roi_size}
+    )
+    if threshold is None:
+        return (SliceInferer if spatial_dims == 2 else SlidingWindowInferer)(**flat, **settings)
+    return (EarlyExitSliceInferer if spatial_dims == 2 else EarlyExitInferer)(threshold, **flat, **settings)
+
+
+def early_exit_like(inferer: SlidingWindowInferer, threshold: float) -> EarlyExit:
+    """Return an early exit over the windows of ``inferer``, blended as it blends them."""
+    names = ("sw_batch_size", "overlap", "mode", "sigma_scale", "padding_mode", "cval", "sw_device", "device")
+    settings = {name: getattr(inferer, name) for name in names}
+    if isinstance(inferer, SliceInferer):
+        settings["spatial_dim"] = inferer.spatial_dim
+        return EarlyExitSliceInferer(threshold, roi_size=inferer.orig_roi_size, **settings)
+    return EarlyExitInferer(threshold, roi_size=inferer.roi_size, **settings)

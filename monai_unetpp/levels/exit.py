@@ -21,7 +21,7 @@ from monai.metrics import compute_dice
 from torch import Tensor
 
 from monai_unetpp.files import whole_file
-from monai_unetpp.inferers import EarlyExitInferer
+from monai_unetpp.inferers import early_exit_like
 from monai_unetpp.levels.score import default_postprocessing, evaluating
 from monai_unetpp.network import UNetPlusPlus
 
@@ -107,7 +107,7 @@ def calibrate_exit(
     autocast = partial(torch.autocast, device.type, enabled=amp, **(amp_kwargs or {}))
 
     def score(threshold: float) -> ExitScore:
-        early = EarlyExitInferer.like(inferer, threshold)
+        early = early_exit_like(inferer, threshold)
         found = []
         for batch in data:
             with autocast():
