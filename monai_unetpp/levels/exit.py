@@ -9,7 +9,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,24 @@ __all__ = [
     "write_calibration",
 ]
 
-THRESHOLDS = (0.99, 0.5, 0.499, 0.49, 0.45, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
+THRESHOLDS = (
+    0.99,
+    0.2,
+    0.1,
+    0.07,
+    0.05,
+    0.03,
+    0.02,
+    0.015,
+    0.01,
+    0.007,
+    0.005,
+    0.003,
+    0.002,
+    0.001,
+    5e-4,
+    2e-4,
+)
 PathLike = str | os.PathLike[str]
 
 logger = logging.getLogger(__name__)
@@ -86,6 +103,8 @@ def calibrate_exit(
 ) -> ExitScore:
     """Find the greatest threshold that loses no more Dice than ``tolerance``, and log what it does.
 
+    By bisection: of two thresholds the greater is taken to lose more.
+
     Args:
         network: with deep supervision, on the device to compute on.
         data: batches with ``"image"`` and ``"label"``, as :func:`~monai_unetpp.score_levels` takes them.
@@ -121,11 +140,14 @@ def calibrate_exit(
         best = full = score(0.0)
         if math.isnan(full.dice):
             raise ValueError("data must have a label with a class other than background: none has.")
-        for threshold in sorted(thresholds, reverse=True):
-            tried = score(threshold)
+        low, high = 0, len(thresholds)  # of the ascending thresholds, those before low are good enough
+        while low < high:
+            middle = (low + high) // 2
+            tried = score(sorted(thresholds)[middle])
             if full.dice - tried.dice <= tolerance:
-                best = ExitScore(threshold, tried.dice, full.dice, tried.exits, tolerance)
-                break
+                best, low = replace(tried, full_dice=full.dice), middle + 1
+            else:
+                high = middle
     stops = ", ".join(f"L{k} {n}" for k, n in enumerate(best.exits, 1))
     logger.info(
         f"Early exit at a doubt of {best.threshold:g}: Dice {best.dice:.3f}, without {full.dice:.3f}, "

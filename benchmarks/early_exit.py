@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Early exit beside the deepest level everywhere: time, Dice, and where windows stopped, volume by volume.
+
+Also: what it costs where nothing stops (``never``, a threshold of 0), and whether the heads' disagreement
+tells which cases are wrong. Inferers take turns, round after round; times are of the windows and the way back
+to the file's grid, without reading and writing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.metrics import compute_dice
+from scipy.stats import spearmanr
+
+from monai_unetpp import VolumeInferer
+from monai_unetpp.files import write_csv
+from monai_unetpp.inferers import early_exit_like
+from monai_unetpp.levels import read_calibration
+from monai_unetpp.readers import volume_loader
+from monai_unetpp.segment import load_pipeline
+
+
+def dice(found: Any, label: Any, classes: int) -> float:
+    """Mean over the classes that the label has."""
+    onehot = [
+        torch.stack([torch.as_tensor(v) == c for c in range(1, classes)])[None].float()
+        for v in (found, label)
+    ]
+    return float(compute_dice(*onehot, include_background=True).nanmean())
+
+
+def main() -> None:
+    """Parse arguments, measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="calibrated weights")
+    parser.add_argument("--images", type=Path, nargs="+", required=True)
+    parser.add_argument("--labels", type=Path, nargs="*", default=[], help="of the images, in their order")
+    parser.add_argument("--foreground", type=int, help="the one value of the labels that counts, as class 1")
+    parser.add_argument("--threshold", type=float, help="default as calibrated")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--overlap", type=float, default=0.5)
+    parser.add_argument("--out", type=Path, required=True, help="CSV")
+    args = parser.parse_args()
+    threshold = args.threshold
+    if threshold is None:
+        threshold = read_calibration(args.checkpoint).exit.threshold
+    settings = {"ckpt_path": str(args.checkpoint), "windows#overlap": args.overlap}
+    pipeline = load_pipeline(args.bundle, args.images[0], "unused", **settings)
+    windows = pipeline.inferer.inferer
+    classes = pipeline.network.arguments["out_channels"]
+    inferers = {
+        "deepest": windows,
+        "early exit": early_exit_like(windows, threshold),
+        "never": early_exit_like(windows, 0.0),
+    }
+    rows, doubts = [], []
+    for n, path in enumerate(args.images):
+        image = pipeline.preprocessing({"image": str(path)})["image"][None].to(pipeline.device)
+        seconds: dict[str, list[float]] = {name: [] for name in inferers}
+        found = {}
+        for _ in range(args.rounds):
+            for name, inferer in inferers.items():
+                if name != "deepest":
+                    inferer.reset()
+                started = time.perf_counter()
+                found[name] = VolumeInferer(inferer)(image, pipeline.network)[0, 0].as_tensor()
+                seconds[name].append(time.perf_counter() - started)
+        label = volume_loader()(args.labels[n])[0].as_tensor() if args.labels else found["deepest"]
+        if args.foreground is not None:
+            label = (label == args.foreground).byte()
+        scores = {name: dice(labels, label, classes) for name, labels in found.items()}
+        for name, inferer in inferers.items():
+            ratios = [a / b for a, b in zip(seconds["deepest"], seconds[name], strict=True)]
+            rows.append(
+                {
+                    "image": path.name,
+                    "inferer": name,
+                    "threshold": 0 if name != "early exit" else threshold,
+                    "seconds": round(statistics.median(seconds[name]), 2),
+                    "speed": round(statistics.median(ratios), 3),
+                    "dice": round(scores[name], 4),
+                    "loss": round(scores["deepest"] - scores[name], 4),
+                    "exits": " ".join(map(str, getattr(inferer, "exits", []))),
+                }
+            )
+            print(rows[-1])  # noqa: T201
+        if len(args.labels) > 3:
+            result = VolumeInferer(windows).segment(image, pipeline.network, uncertainty=True)
+            inside = result.labels.as_tensor() > 0
+            doubts.append(float(result.uncertainty.as_tensor().sum()) / max(int(inside.sum()), 1))
+    if doubts:
+        wrong = [1 - row["dice"] for row in rows if row["inferer"] == "deepest"]
+        rank = spearmanr(doubts, wrong, nan_policy="omit")
+        print(f"uncertainty against 1 - Dice over {len(doubts)} cases: rank correlation {rank.statistic:.2f}")  # noqa: T201
+        print(np.round(doubts, 4).tolist())  # noqa: T201
+    write_csv(args.out, rows)
+
+
+if __name__ == "__main__":
+    main()
