@@ -151,12 +151,18 @@ assert unsure[wrong].mean() > unsure[~wrong].mean()
 # %%
 from matplotlib import pyplot as plt
 
-n = int(found_there.labels[0, 0].numpy().sum(axis=(0, 1)).argmax())
-image = np.asarray(nib.load(files[6]["image"]).dataobj)
-figure, axes = plt.subplots(1, 2, figsize=(9, 4))
-for axis, plane, cmap in zip(axes, (image[:, :, n], unsure[:, :, n]), ("gray", "magma"), strict=True):
-    axis.imshow(plane.T, cmap=cmap, origin="lower")
-    axis.contour(found_there.labels[0, 0].numpy()[:, :, n].T, levels=[0.5], colors="#ff5252", linewidths=1)
+from monai_unetpp.pictures import View
+
+labels = found_there.labels[0]
+view = View(labels.affine, labels.pixdim.tolist())  # as radiologists look at it
+image, mask, doubt = (
+    view.turn(v) for v in (np.asarray(nib.load(files[6]["image"]).dataobj), labels[0], unsure)
+)
+n = int(view.profile(mask).argmax())
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+for axis, volume, cmap in zip(axes, (image, doubt), ("gray", "magma"), strict=True):
+    axis.imshow(view.plane(volume, n), cmap=cmap, origin="lower", aspect=view.aspect)
+    axis.contour(view.plane(mask, n), levels=[0.5], colors="#ff5252", linewidths=1)
     axis.axis("off")
 axes[0].set_title("CT, and what was found")
 axes[1].set_title("where the heads disagree")
