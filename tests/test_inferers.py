@@ -243,6 +243,28 @@ def test_uncertainty_is_the_divergence_of_the_heads(tmp_path):
     assert torch.equal(found.labels.as_tensor(), VolumeInferer(inferer)(batch["image"], net).as_tensor())
 
 
+def test_uncertainty_at_a_level_is_of_the_heads_up_to_it(tmp_path):
+    voxels = np.random.default_rng(0).normal(size=SIZE).astype("f4")
+    batch = load(write(tmp_path / "ct.nii", voxels, PLACES["RAS"]), preprocessing(pixdim=(1, 1, 1)))
+    net, inferer = network(), VolumeInferer(SlidingWindowInferer((16, 16, 16), 4, 0.5))
+    net.level = 2
+    found, small = (inferer.segment(batch["image"], n, uncertainty=True) for n in (net, shallower(net)))
+    assert torch.equal(found.labels.as_tensor(), small.labels.as_tensor())
+    torch.testing.assert_close(
+        found.uncertainty.as_tensor(), small.uncertainty.as_tensor(), atol=1e-6, rtol=0
+    )
+    net.level = 1
+    with pytest.raises(ValueError, match="no heads that could disagree"):
+        inferer.segment(batch["image"], net, uncertainty=True)
+
+
+def shallower(net):
+    """The same network without its deepest diagonal, with the heads that are left."""
+    small = UNetPlusPlus(3, 1, 3, channels=(4, 6, 8), strides=2).eval()
+    small.load_state_dict({key: net.state_dict()[key] for key in small.state_dict()})
+    return small
+
+
 def test_disagreement_is_0_of_equal_heads_and_1_of_opposite_ones():
     certain = torch.tensor([[100.0, -100.0]])[..., None]
     assert disagreement([certain, certain]).item() == pytest.approx(0, abs=1e-6)

@@ -81,7 +81,7 @@ class VolumeInferer(Inferer):
         """
         classes: int | None = None
         if uncertainty:
-            if not isinstance(network, UNetPlusPlus) or len(network.heads) < 2:
+            if not isinstance(network, UNetPlusPlus) or len(network.heads) < 2 or network.level < 2:
                 raise ValueError(
                     "uncertainty must be left out: the network has no heads that could disagree."
                 )
@@ -108,8 +108,8 @@ def _bar(groups: Sequence[list[int]]) -> Sequence[list[int]]:
 
 
 def _all_heads(network: UNetPlusPlus, windows: Tensor) -> Tensor:
-    """The logits of all heads, deepest first, joined along the channels."""
-    return torch.cat(network.all_heads(windows), dim=1)
+    """The logits of all heads up to the network's level, deepest first, joined along the channels."""
+    return torch.cat(network.all_heads(windows)[network.depth - network.level :], dim=1)
 
 
 def _maps(logits: Tensor, classes: int | None) -> Tensor:
