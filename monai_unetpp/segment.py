@@ -90,7 +90,8 @@ def load_pipeline(
             ``"auto"``, the calibrated one, or the deepest if none was.
 
     Raises:
-        FileNotFoundError: if the folder has no ``inference.json``, or the bundle no weights.
+        FileNotFoundError: if the folder has no ``inference.json``, or the bundle no weights; or if those were
+            not calibrated and ``early_exit`` is asked for.
         ValueError: if the weights do not fit; see :func:`~monai_unetpp.load_network`.
     """
     files = [Path(bundle) / f"{name}.json" for name in ("inference", *overlays)]
@@ -106,6 +107,8 @@ def load_pipeline(
     device, weights, level = get("device"), get("ckpt_path"), get("level")
     if level == "auto":
         level = _calibrated_level(weights)
+    if "early_exit" in overlays:
+        read_calibration(weights)  # says what is wrong with it; the parser would bury that
     network = load_network(get("network"), weights, level, device, get("runtime"))
     return Pipeline(
         preprocessing=get("preprocessing"),

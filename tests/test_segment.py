@@ -344,11 +344,19 @@ def test_a_folder_that_is_no_bundle_is_named(tmp_path, out):
         load_pipeline(tmp_path, "scans", out)
 
 
-@pytest.mark.parametrize("level", ["deep", "7"])
-def test_a_level_that_is_none_is_refused(balls, out, weights, level, capsys):
+@pytest.mark.parametrize(
+    ("level", "message"),
+    [
+        ("deep", "level must be a number, auto or early-exit, got deep"),
+        ("7", "level must be one of those that"),
+        ("early-exit", r"model\.pt was not calibrated"),
+    ],
+)
+def test_a_level_that_is_none_is_refused(balls, out, weights, level, message, capsys):
     sets = [text for key, value in SETTINGS.items() for text in ("--set", key, json.dumps(value))]
     arguments = ["-i", balls / "imagesTr", "-o", out, "--bundle", LIVER, "--checkpoint", weights, *sets]
     with pytest.raises(SystemExit):
         main(["segment", *map(str, arguments), "--level", level])
-    assert re.search("level must be", capsys.readouterr().err)
-    assert torch.get_num_threads() == 1
+    error = capsys.readouterr().err.split("error: ")[-1]
+    assert re.search(message, error)
+    assert error.count("\n") == 1
