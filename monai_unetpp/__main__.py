@@ -150,14 +150,14 @@ def segment(parser: argparse.ArgumentParser) -> Run:
     )
 
     def run(args: argparse.Namespace) -> str:
-        from monai_unetpp.segment import segment_shared
+        from monai_unetpp.segment import segment_distributed
 
         settings = {key: _value(value) for key, value in args.set}
         if args.checkpoint is not None:
             settings["ckpt_path"] = str(args.checkpoint)
         if args.device is not None:
             settings["device"] = f"$torch.device({args.device!r})"
-        return segment_shared(
+        return segment_distributed(
             args.input,
             args.output,
             args.bundle,

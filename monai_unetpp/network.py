@@ -235,7 +235,7 @@ class UNetPlusPlus(nn.Module):
 
     @torch.jit.unused
     def diagonals(self, x: Tensor) -> Generator[Tensor, Tensor | None, None]:
-        """Yield the logits of L^1, then of L^2, and so on: each costs one more diagonal of nodes.
+        """Yield the logits of L^1, L^2, ... up to :attr:`level`: each costs one more diagonal of nodes.
 
         What is sent into the generator, indices of samples of the batch, goes on without the others; a
         sample that is dropped costs nothing from there on, and nothing is computed twice.
@@ -257,9 +257,9 @@ class UNetPlusPlus(nn.Module):
         """
         if self._first_level > 1:
             raise ValueError("deep_supervision is off: there are no heads above the deepest to stop at.")
-        self._check_input(x, self.depth)
+        self._check_input(x, self._level)
         rows = [[self.encoder[0](kernels.enter(x))]]
-        for k in range(1, self.depth + 1):
+        for k in range(1, self._level + 1):
             y = self.encoder[k](rows[-1][0])
             rows.append([y])
             for j in range(1, k + 1):

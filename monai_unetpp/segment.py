@@ -22,17 +22,19 @@ from filelock import FileLock, Timeout
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor, ThreadBuffer, partition_dataset
 from torch import nn
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_unetpp.checkpoints import load_network
 from monai_unetpp.data import list_volumes
 from monai_unetpp.data.memory import check_volume
+from monai_unetpp.extras import need
 from monai_unetpp.files import result_path
-from monai_unetpp.inferers import EarlyExit, VolumeInferer
+from monai_unetpp.inferers import EarlyExitInferer, VolumeInferer
 from monai_unetpp.levels import read_calibration
 from monai_unetpp.pictures import draw_volume
 from monai_unetpp.transforms import write_nifti
 
-__all__ = ["Outcome", "Pipeline", "load_pipeline", "segment", "segment_shared"]
+__all__ = ["Outcome", "Pipeline", "load_pipeline", "segment", "segment_distributed"]
 
 PathLike = str | os.PathLike[str]
 
@@ -121,6 +123,16 @@ def load_pipeline(
     )
 
 
+def _calibrated_level(weights: PathLike) -> int | None:
+    try:
+        level = read_calibration(weights).level
+    except FileNotFoundError:
+        logger.info(f"{weights} was not calibrated: the deepest level is taken.")
+        return None
+    logger.info(f"{weights} was calibrated: L{level} is deep enough.")
+    return level
+
+
 def segment(
     source: PathLike,
     output_dir: PathLike,
@@ -156,6 +168,7 @@ def segment(
     Raises:
         FileNotFoundError: if there is no scan, no bundle, or there are no weights.
         OSError: if ``output_dir`` cannot be written to.
+        ModuleNotFoundError: if sheets are asked for and matplotlib is not installed.
         ValueError: if ``output_dir`` is the folder of the scans, or an argument does not fit the network.
     """
     cases = list_volumes(source)
@@ -172,25 +185,17 @@ def segment(
         "seg": True,
     }
     wanted = [kind for kind, on in kinds.items() if on]
-    locks = Path(output_dir) / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
+    if sheets:
+        need("figures", "matplotlib")
     pipeline = load_pipeline(bundle, source, output_dir, overlays, **settings)
     pipeline.inferer.progress = progress
+    locks = Path(output_dir) / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
     run = _Run(pipeline, Path(source), Path(output_dir), wanted, probability, overwrite, locks)
-    return list(_bar(run.outcomes(mine), len(mine), progress))
+    return list(tqdm(run.outcomes(mine), desc="Scans", total=len(mine), disable=not progress))
 
 
-def _calibrated_level(weights: PathLike) -> int | None:
-    try:
-        level = read_calibration(weights).level
-    except FileNotFoundError:
-        logger.info(f"{weights} was not calibrated: the deepest level is taken.")
-        return None
-    logger.info(f"{weights} was calibrated: L{level} is deep enough.")
-    return level
-
-
-def segment_shared(
+def segment_distributed(
     source: PathLike, output_dir: PathLike, bundle: PathLike, level: int | str = "auto", **settings: Any
 ) -> str:
     """Segment scans in one process, or in each of those that ``torchrun`` began, and sum up.
@@ -210,14 +215,14 @@ def segment_shared(
     """
     number = int(os.environ.get("WORLD_SIZE", "1"))
     if number == 1:
-        return _summary(segment(source, output_dir, bundle, **_at(level), **settings))
+        return _summary(segment(source, output_dir, bundle, **_level_settings(level), **settings))
     dist.init_process_group("gloo")
     try:
         rank = dist.get_rank()
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         settings["progress"] = settings.get("progress", False) and rank == 0
-        mine = segment(source, output_dir, bundle, share=(rank, number), **_at(level), **settings)
+        mine = segment(source, output_dir, bundle, share=(rank, number), **_level_settings(level), **settings)
         shares: list[list[Outcome]] = [[] for _ in range(number)]
         dist.all_gather_object(shares, mine)
         return _summary([outcome for share in shares for outcome in share])
@@ -225,7 +230,7 @@ def segment_shared(
         dist.destroy_process_group()
 
 
-def _at(level: int | str) -> dict[str, Any]:
+def _level_settings(level: int | str) -> dict[str, Any]:
     """The settings of a level."""
     if level == "early-exit":
         return {"overlays": ("early_exit",)}
@@ -311,13 +316,13 @@ class _Run:
         """Segment a loaded scan and write the results, the mask last: where it is, all are."""
         started = time.perf_counter()
         windows = self.pipeline.inferer.inferer
-        if isinstance(windows, EarlyExit):
+        if isinstance(windows, EarlyExitInferer):
             windows.reset()
         try:
             self._write(outcome.image, scan)
         except Exception as error:  # one bad scan stops no other
             return replace(outcome, state="failed", reason=_reason(outcome.image, error))
-        exits = tuple(windows.exits) if isinstance(windows, EarlyExit) else ()
+        exits = tuple(windows.exits) if isinstance(windows, EarlyExitInferer) else ()
         return replace(outcome, seconds=time.perf_counter() - started, exits=exits)
 
     def _write(self, image: str, scan: Mapping[str, Any]) -> None:
@@ -342,11 +347,3 @@ def _reason(image: str, error: BaseException) -> str:
         error = error.__cause__
     text = str(error) or type(error).__name__
     return text if image in text else f"{image}: {text}"
-
-
-def _bar(outcomes: Iterator[Outcome], total: int, progress: bool) -> Iterator[Outcome]:
-    if not progress:
-        return outcomes
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    return iter(tqdm(outcomes, desc="Scans", total=total))

@@ -40,6 +40,13 @@ def test_docstring_examples_are_true(name):
     assert doctest.testmod(importlib.import_module(name), extraglobs=known).failed == 0
 
 
+def test_every_folder_of_modules_is_in_the_wheel():
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    listed = tomllib.loads((HOUSE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(HOUSE.parent) for path in HOUSE.rglob("__init__.py")}
+    assert {*listed} == {".".join(folder.parts) for folder in folders}
+
+
 @pytest.mark.parametrize("name", [name for name in MODULES if room(name) in ONE_WAY])
 def test_imports_point_one_way(name):
     so_far = ONE_WAY[: ONE_WAY.index(room(name)) + 1]  # its own included, where a room is a folder

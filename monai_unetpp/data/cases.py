@@ -153,9 +153,9 @@ def list_volumes(source: PathLike | Sequence[PathLike]) -> list[dict[str, str]]:
         FileNotFoundError: if a file does not exist, or a folder holds no volume.
         ValueError: if a file is no volume, or the segmentations of two would be one file.
     """
-    several = not isinstance(source, (str, os.PathLike))
+    root, sources = (source, [source]) if isinstance(source, (str, os.PathLike)) else (None, list(source))
     found: list[Path] = []
-    for path in map(Path, source if several else [source]):  # type: ignore[arg-type]
+    for path in map(Path, sources):
         if path.is_dir():
             inside = [path] if is_series(path) else _volumes_in(path)
             if not inside:
@@ -171,7 +171,7 @@ def list_volumes(source: PathLike | Sequence[PathLike]) -> list[dict[str, str]]:
             found.append(path)
     first: dict[Path, Path] = {}
     for path in found:
-        name = result_path(path, "", None if several else source)  # type: ignore[arg-type]
+        name = result_path(path, "", root)
         if name in first:
             raise ValueError(f"{first[name]} and {path} would both be written as {name}: segment them apart.")
         first[name] = path

@@ -2,7 +2,6 @@
 """Whole volumes: early exit in the sliding window, back to the file's grid by slabs, doubt of the heads."""
 
 from monai_unetpp.inferers.early_exit import (
-    EarlyExit,
     EarlyExitInferer,
     EarlyExitSliceInferer,
     doubt,
@@ -13,7 +12,6 @@ from monai_unetpp.inferers.heads import disagreement
 from monai_unetpp.inferers.volume import Segmentation, VolumeInferer
 
 __all__ = [
-    "EarlyExit",
     "EarlyExitInferer",
     "EarlyExitSliceInferer",
     "Segmentation",

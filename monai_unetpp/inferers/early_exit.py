@@ -14,7 +14,6 @@ from monai_unetpp.inferers.heads import probabilities
 from monai_unetpp.network import UNetPlusPlus
 
 __all__ = [
-    "EarlyExit",
     "EarlyExitInferer",
     "EarlyExitSliceInferer",
     "doubt",
@@ -27,8 +26,8 @@ def doubt(logits: Tensor) -> Tensor:
     """Return the doubt of each window: the share of its voxels that it expects to have wrong.
 
     That is the mean over voxels of how far the likeliest class is from certain. Stopping costs wrong voxels,
-    so this is the currency to count in: at equal speed it lost half as much Dice as the doubt of the least
-    certain voxel, and less than the disagreement of consecutive heads (benchmarks/README.md).
+    so this is the currency to count in: at equal speed it lost less Dice than the doubt of the least certain
+    voxel, and than the disagreement of consecutive heads (benchmarks/README.md).
 
     Args:
         logits: (B, K, *spatial).
@@ -41,15 +40,25 @@ def doubt(logits: Tensor) -> Tensor:
     return 1 - likeliest.flatten(start_dim=1).mean(dim=1)
 
 
-class EarlyExit(SlidingWindowInferer):
-    """What the two inferers below share: a window stops at the first level that is sure of it.
+class EarlyExitInferer(SlidingWindowInferer):
+    """MONAI's sliding window over a UNet++, in which a window stops at the first level that is sure of it.
 
     A batch of windows is computed diagonal by diagonal of the triangle. After each, windows whose
     :func:`doubt` is at most ``threshold`` keep the segmentation that they have; the others go on, and what
     they have computed so far is used, not computed again.
 
+    Args:
+        threshold: doubt up to which a window stops; 0 stops none, and gives what the deepest level gives.
+        **settings: of ``monai.inferers.SlidingWindowInferer``: ``roi_size``, ``sw_batch_size``, ...
+
     Attributes:
         exits: how many windows have stopped at each level, shallowest first, since :meth:`reset`.
+
+    Raises:
+        ValueError: if ``threshold`` is not in [0, 1).
+
+    Reference:
+        Zhou et al., UNet++ (IEEE TMI 2020, arXiv:1912.05074): each level is a segmentation of its own.
     """
 
     def __init__(self, threshold: float, **settings: Any) -> None:
@@ -103,26 +112,7 @@ class EarlyExit(SlidingWindowInferer):
         return result
 
 
-class EarlyExitInferer(EarlyExit):
-    """MONAI's sliding window over a UNet++, in which a window stops at the first level that is sure of it.
-
-    Args:
-        threshold: :func:`doubt` up to which a window stops; 0 stops none, and gives what the deepest level
-            gives.
-        **settings: of ``monai.inferers.SlidingWindowInferer``: ``roi_size``, ``sw_batch_size``, ...
-
-    Attributes:
-        exits: how many windows have stopped at each level, shallowest first, since :meth:`reset`.
-
-    Raises:
-        ValueError: if ``threshold`` is not in [0, 1).
-
-    Reference:
-        Zhou et al., UNet++ (IEEE TMI 2020, arXiv:1912.05074): each level is a segmentation of its own.
-    """
-
-
-class EarlyExitSliceInferer(EarlyExit, SliceInferer):
+class EarlyExitSliceInferer(EarlyExitInferer, SliceInferer):
     """The same over a volume, slice by slice, by a network of two dimensions; see ``SliceInferer``."""
 
 
@@ -137,15 +127,17 @@ def window_inferer(
         threshold: of early exit, see :class:`EarlyExitInferer`; ``None`` for none.
         **settings: of ``monai.inferers.SlidingWindowInferer``.
     """
-    flat = (
-        {"roi_size": tuple(roi_size[:2]), "spatial_dim": 2} if spatial_dims == 2 else {"roi_size": roi_size}
-    )
-    if threshold is None:
-        return (SliceInferer if spatial_dims == 2 else SlidingWindowInferer)(**flat, **settings)
-    return (EarlyExitSliceInferer if spatial_dims == 2 else EarlyExitInferer)(threshold, **flat, **settings)
+    if spatial_dims == 2:
+        settings |= {"roi_size": tuple(roi_size[:2]), "spatial_dim": 2}
+        plain: type[SlidingWindowInferer] = SliceInferer
+        early: type[EarlyExitInferer] = EarlyExitSliceInferer
+    else:
+        settings |= {"roi_size": roi_size}
+        plain, early = SlidingWindowInferer, EarlyExitInferer
+    return plain(**settings) if threshold is None else early(threshold, **settings)
 
 
-def early_exit_like(inferer: SlidingWindowInferer, threshold: float) -> EarlyExit:
+def early_exit_like(inferer: SlidingWindowInferer, threshold: float) -> EarlyExitInferer:
     """Return an early exit over the windows of ``inferer``, blended as it blends them."""
     names = ("sw_batch_size", "overlap", "mode", "sigma_scale", "padding_mode", "cval", "sw_device", "device")
     settings = {name: getattr(inferer, name) for name in names}

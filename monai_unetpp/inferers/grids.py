@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Part", "Way"]
+__all__ = ["FileGrid", "Part"]
 
 PLANES = 8  # of the file, that are interpolated at once
 SLACK = 0.05  # voxels by which a corner may lie aside of axes that are said to match
@@ -49,8 +49,8 @@ class _Axis:
         return (places <= -voxel) | (places >= self.size - 1 + voxel)
 
 
-class Way:
-    """The way back: maps on the network's grid, plane by plane of its last axis, to maps on the file's.
+class FileGrid:
+    """The grid of a file, onto which maps on the network's grid are resampled, as they come: slab by slab.
 
     Interpolation is linear, and constant beyond the last plane. Where the axes of the two grids match, as
     they do after turning, mirroring, cropping and scaling, it goes along with the planes that come; where
@@ -71,11 +71,11 @@ class Way:
         self.matrix = np.linalg.solve(np.asarray(affine, dtype=float), np.asarray(file_affine, dtype=float))
         self.axes = _match(self.matrix, self.size, self.file_size)
 
-    def back(self, slabs: Iterator[Tensor]) -> Iterator[Part]:
+    def resample(self, slabs: Iterator[Tensor]) -> Iterator[Part]:
         """Turn maps (K, X, Y, planes), one slab after the other, into parts of the file, in some order."""
-        return self._aside(slabs) if self.axes is None else self._along(slabs, self.axes)
+        return self._oblique(slabs) if self.axes is None else self._aligned(slabs, self.axes)
 
-    def _along(self, slabs: Iterator[Tensor], axes: Sequence[_Axis]) -> Iterator[Part]:
+    def _aligned(self, slabs: Iterator[Tensor], axes: Sequence[_Axis]) -> Iterator[Part]:
         across = axes[2]
         order, done, stop = across.places.argsort(), 0, 0
         known = torch.empty(0)
@@ -98,7 +98,7 @@ class Way:
                 )
             done = ready
 
-    def _aside(self, slabs: Iterator[Tensor]) -> Iterator[Part]:
+    def _oblique(self, slabs: Iterator[Tensor]) -> Iterator[Part]:
         maps = torch.cat(list(slabs), dim=-1)
         matrix = torch.as_tensor(self.matrix)
         last = torch.tensor(self.size) - 1

@@ -41,13 +41,15 @@ def slabs(
     """
     size = list(image.shape[2:])
     window = _window_of(inferer, size)
-    starts = _starts(size[2], window[2], ensure_tuple_rep(inferer.overlap, 3)[2])
-    groups = _groups(starts, window[2])
+    groups = _groups([row.start for (row,) in _places(inferer, size, window, axes=(2,))], window[2])
+    weights: dict[int, Tensor] = {}  # by thickness: of all groups but the last few it is the same
     rest: tuple[Tensor, Tensor] | None = None  # sums of what later groups still add to
     for n, group in enumerate(groups if progress is None else progress(groups)):
         start, stop = group[0], min(group[-1] + window[2], size[2])
         logits = cast(Tensor, inferer(image[..., start:stop], network))
-        weight = _weights(inferer, [*size[:2], stop - start], window).to(logits)
+        if stop - start not in weights:
+            weights[stop - start] = _weights(inferer, [*size[:2], stop - start], window).to(logits)
+        weight = weights[stop - start].clone()
         total = logits * weight
         if rest is not None:
             planes = rest[1].shape[-1]
@@ -67,12 +69,18 @@ def _window_of(inferer: SlidingWindowInferer, size: Sequence[int]) -> list[int]:
     return list(fall_back_tuple(window, size))
 
 
-def _starts(size: int, window: int, overlap: float) -> list[int]:
-    """The first plane of every row of windows, as MONAI lays them."""
-    if window >= size:
-        return [0]
-    interval = max(int(window * (1 - overlap)), 1)
-    return [row.start for (row,) in dense_patch_slices((size,), (window,), (interval,))]
+def _places(
+    inferer: SlidingWindowInferer, size: Sequence[int], window: Sequence[int], axes: Sequence[int] = (0, 1, 2)
+) -> list[tuple[slice, ...]]:
+    """Where MONAI lays windows on a volume of ``size``, padded where that is smaller, along some axes."""
+    overlap = ensure_tuple_rep(inferer.overlap, 3)
+    padded = [max(size[n], window[n]) for n in axes]
+    interval = [
+        window[n] if window[n] == length else max(int(window[n] * (1 - overlap[n])), 1)
+        for n, length in zip(axes, padded, strict=True)
+    ]
+    places: list[tuple[slice, ...]] = dense_patch_slices(padded, [window[n] for n in axes], interval)
+    return places
 
 
 def _groups(starts: Sequence[int], window: int) -> list[list[int]]:
@@ -91,15 +99,11 @@ def _groups(starts: Sequence[int], window: int) -> list[list[int]]:
 def _weights(inferer: SlidingWindowInferer, size: Sequence[int], window: Sequence[int]) -> Tensor:
     """The sum of the weights of all windows on a slab of ``size``, (1, 1, *size)."""
     padded = [max(n, w) for n, w in zip(size, window, strict=True)]
-    interval = [
-        w if w == n else max(int(w * (1 - overlap)), 1)
-        for n, w, overlap in zip(padded, window, ensure_tuple_rep(inferer.overlap, 3), strict=True)
-    ]
     importance = compute_importance_map(
         tuple(window), mode=inferer.mode, sigma_scale=inferer.sigma_scale, device="cpu"
     )
     total = torch.zeros(padded)
-    for place in dense_patch_slices(padded, window, interval):
+    for place in _places(inferer, size, window):
         total[place] += importance
     middle = tuple(slice((p - n) // 2, (p - n) // 2 + n) for p, n in zip(padded, size, strict=True))
     return total[middle][None, None]

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,32 +125,33 @@ def calibrate_exit(
     device = next(network.parameters()).device
     autocast = partial(torch.autocast, device.type, enabled=amp, **(amp_kwargs or {}))
 
-    def score(threshold: float) -> ExitScore:
+    def score(threshold: float) -> tuple[float, tuple[int, ...]]:
         early = early_exit_like(inferer, threshold)
         found = []
         for batch in data:
             with autocast():
                 logits = early(batch["image"].to(device), network)
-            found += [_dice(post(item)) for item in decollate_batch({**batch, "pred": logits.float()})]
-        dice = float(torch.stack(found).nanmean()) if found else math.nan
-        return ExitScore(threshold, dice, dice, tuple(early.exits), tolerance)
+            found += [case_dice(post(item)) for item in decollate_batch({**batch, "pred": logits.float()})]
+        return float(torch.stack(found).nanmean()) if found else math.nan, tuple(early.exits)
 
+    ascending = sorted(thresholds)
     with evaluating(network), torch.no_grad():
         network.level = network.depth
-        best = full = score(0.0)
-        if math.isnan(full.dice):
+        full, exits = score(0.0)
+        if math.isnan(full):
             raise ValueError("data must have a label with a class other than background: none has.")
-        low, high = 0, len(thresholds)  # of the ascending thresholds, those before low are good enough
+        best = ExitScore(0.0, full, full, exits, tolerance)
+        low, high = 0, len(ascending)  # those before low are good enough, those from high on are not
         while low < high:
             middle = (low + high) // 2
-            tried = score(sorted(thresholds)[middle])
-            if full.dice - tried.dice <= tolerance:
-                best, low = replace(tried, full_dice=full.dice), middle + 1
+            dice, exits = score(ascending[middle])
+            if full - dice <= tolerance:
+                best, low = ExitScore(ascending[middle], dice, full, exits, tolerance), middle + 1
             else:
                 high = middle
     stops = ", ".join(f"L{k} {n}" for k, n in enumerate(best.exits, 1))
     logger.info(
-        f"Early exit at a doubt of {best.threshold:g}: Dice {best.dice:.3f}, without {full.dice:.3f}, "
+        f"Early exit at a doubt of {best.threshold:g}: Dice {best.dice:.3f}, without {full:.3f}, "
         f"tolerance {tolerance:.3f}; windows that stop at {stops}"
     )
     return best
@@ -186,7 +187,7 @@ def read_calibration(weights: PathLike) -> Calibration:
     return calibration
 
 
-def _dice(item: Mapping[str, Any]) -> Tensor:
+def case_dice(item: Mapping[str, Any]) -> Tensor:
     """Mean over classes of the Dice of one case; NaN if its label has background only."""
     y_pred, y = (torch.as_tensor(item[key])[None].float().cpu() for key in ("pred", "label"))
     return compute_dice(y_pred, y, include_background=y.shape[1] == 1).nanmean()
