@@ -25,9 +25,8 @@ __all__ = [
 def doubt(logits: Tensor) -> Tensor:
     """Return the doubt of each window: the share of its voxels that it expects to have wrong.
 
-    That is the mean over voxels of how far the likeliest class is from certain. Stopping costs wrong voxels,
-    so this is the currency to count in: at equal speed it lost less Dice than the doubt of the least certain
-    voxel, and than the disagreement of consecutive heads (benchmarks/README.md).
+    That is the mean over voxels of how far the likeliest class is from certain. Other rules were tried, and
+    which is best changes with how long the network was trained (benchmarks/README.md).
 
     Args:
         logits: (B, K, *spatial).
