@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +11,6 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_unetpp.inferers.grids import FileGrid, Part
 from monai_unetpp.inferers.heads import disagreement, probabilities
@@ -92,8 +91,7 @@ class VolumeInferer(Inferer):
         affine = torch.as_tensor(image.meta["original_affine"]).reshape(4, 4)
         size = torch.as_tensor(image.meta["spatial_shape"]).flatten().tolist()
         grid = FileGrid(image.affine.reshape(4, 4), image.shape[2:], affine, size)
-        bar = partial(tqdm, desc="Windows", leave=False, disable=not self.progress)
-        logits = slabs(self.inferer, image.as_subclass(Tensor), network, bar)
+        logits = slabs(self.inferer, image.as_subclass(Tensor), network, _bar if self.progress else None)
         results: dict[str, Tensor] = {}
         for part in grid.resample(_maps(slab, classes)[0] for slab in logits):
             for name, values in _results(part, classes, probability).items():
@@ -101,6 +99,12 @@ class VolumeInferer(Inferer):
                     results[name] = torch.zeros(size, dtype=values.dtype)
                 results[name].index_copy_(part.axis, part.planes, values.cpu())
         return Segmentation(**{name: _on_file(values, image, affine) for name, values in results.items()})
+
+
+def _bar(groups: Sequence[list[int]]) -> Sequence[list[int]]:
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    return tqdm(groups, desc="Windows", leave=False)
 
 
 def _all_heads(network: UNetPlusPlus, windows: Tensor) -> Tensor:
