@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-__all__ = ["refuse_existing", "result_path", "save_by_memory", "whole_file", "write_csv"]
+__all__ = ["first_existing", "refuse_existing", "result_path", "save_by_memory", "whole_file", "write_csv"]
 
 
 @contextmanager
@@ -44,6 +44,18 @@ def whole_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator
         part = Path(folder) / path.name
         yield part
         part.replace(path)
+
+
+def first_existing(*paths: str | os.PathLike[str]) -> str:
+    """Return the first of ``paths`` that exists; if none does the first, for whoever opens it to complain of.
+
+    Example:
+        >>> first_existing("no such folder/model.pt", "/")
+        '/'
+        >>> first_existing("no such folder/model.pt", "nor this")
+        'no such folder/model.pt'
+    """
+    return str(next((path for path in paths if Path(path).exists()), paths[0]))
 
 
 def result_path(

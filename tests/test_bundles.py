@@ -268,7 +268,11 @@ def test_file_that_knows_nothing_of_its_bundle_is_the_same_in_all(name):
             {"bundle_root", "out_channels", "pixdim", "hu_range", "dataset#phantom", "max_epochs"}
             | {"patches_per_case", "shifted_size", "train#random_transforms"},
         ),
-        ("inference", {"bundle_root", "out_channels", "pixdim", "hu_range"}),
+        (
+            "inference",
+            {"bundle_root", "out_channels", "pixdim", "hu_range"}
+            | {"lungs_only", "focus", "preprocessing#transforms"},
+        ),
     ],
 )
 def test_bundles_differ_in_what_they_are_for_and_in_nothing_else(name, own):
@@ -276,6 +280,21 @@ def test_bundles_differ_in_what_they_are_for_and_in_nothing_else(name, own):
     for other in others:
         differ = {path for path in first.keys() | other.keys() if first.get(path) != other.get(path)}
         assert {path for path in differ if not path.startswith(tuple(own))} == set()
+
+
+def test_own_weights_come_before_those_that_ship(bundle, tmp_path):
+    parser = ConfigParser(config(bundle, "inference"))
+    parser["bundle_root"] = str(tmp_path)
+    own, shipped = (tmp_path / name / "model.pt" for name in ("models", "weights"))
+
+    def chosen():
+        return ConfigParser(parser.get()).get_parsed_content("ckpt_path")
+
+    assert chosen() == str(own)  # neither: what is missing is what training would make
+    for path in (shipped, own):
+        path.parent.mkdir()
+        path.touch()
+        assert chosen() == str(path)
 
 
 # Logging

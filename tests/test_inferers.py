@@ -15,6 +15,7 @@ from monai.transforms import Activationsd, Compose, CropForegroundd, Invertd, Or
 from bundles import affine
 from monai_unetpp import EarlyExitInferer, UNetPlusPlus, VolumeInferer
 from monai_unetpp.inferers import disagreement, doubt
+from monai_unetpp.inferers.flat import FlatOnce
 from monai_unetpp.inferers.slabs import slabs
 from monai_unetpp.transforms import LoadCased
 
@@ -391,3 +392,25 @@ def test_a_network_without_levels_is_refused(net, got):
 def test_a_threshold_that_is_none_is_refused(threshold):
     with pytest.raises(ValueError, match=r"threshold must be at least 0 and below 1"):
         EarlyExitInferer(threshold=threshold, roi_size=8)
+
+
+# Windows of one value
+
+
+@pytest.mark.parametrize(("dims", "last", "computed"), [(2, 6, 2 * 4 + 2), (3, 48, 4 + 2)])
+def test_windows_of_one_value_are_computed_once(dims, last, computed):
+    net, image = network(dims), torch.zeros(1, 1, 32, 32, last)
+    image[..., last // 3 :] = 0.5
+    image[..., 2 * last // 3 :] = noise(32, 32, last // 3)
+    window = (16,) * dims
+    kind = (SliceInferer, {"spatial_dim": 2}) if dims == 2 else (SlidingWindowInferer, {})
+    plain = kind[0](roi_size=window, sw_batch_size=3, overlap=0, **kind[1])
+    windows = []
+
+    def counted(batch):
+        windows.extend(batch)
+        return net(batch)
+
+    with torch.no_grad():
+        torch.testing.assert_close(plain(image, FlatOnce(counted)), plain(image, net))
+    assert len(windows) == computed

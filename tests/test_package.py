@@ -13,10 +13,21 @@ import monai_unetpp
 HOUSE = Path(monai_unetpp.__file__).parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(HOUSE)], "monai_unetpp."))
 ONE_WAY = (
-    *("files", "extras", "readers", "pictures", "lesions", "kernels", "blocks", "network", "inferers"),
-    *("pruning", "levels", "export", "checkpoints", "handlers", "losses", "transforms", "data", "segment"),
+    *("files", "extras", "readers", "pictures", "lesions", "lungs", "kernels", "blocks", "network"),
+    *(
+        "inferers",
+        "pruning",
+        "levels",
+        "export",
+        "checkpoints",
+        "handlers",
+        "losses",
+        "transforms",
+        "data",
+        "segment",
+    ),
 )
-ALONE = ("losses", "transforms", "data")  # but for files, extras, readers
+ALONE = ("losses", "transforms", "data")  # but for files, extras, lungs, readers
 
 
 def imports(name, *, when_loaded=False):
@@ -59,6 +70,7 @@ def test_rooms_that_stand_alone_import_no_other_room(name):
         room(name),
         "files",
         "extras",
+        "lungs",
         "readers",
     }
 

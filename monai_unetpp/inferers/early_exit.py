@@ -10,6 +10,7 @@ import torch
 from monai.inferers import SliceInferer, SlidingWindowInferer
 from torch import Tensor
 
+from monai_unetpp.inferers.flat import FlatOnce
 from monai_unetpp.inferers.heads import probabilities
 from monai_unetpp.network import UNetPlusPlus
 
@@ -44,7 +45,8 @@ class EarlyExitInferer(SlidingWindowInferer):
 
     A batch of windows is computed diagonal by diagonal of the triangle. After each, windows whose
     :func:`doubt` is at most ``threshold`` keep the segmentation that they have; the others go on, and what
-    they have computed so far is used, not computed again.
+    they have computed so far is used, not computed again. Of windows of one same value, one
+    is computed.
 
     Args:
         threshold: doubt up to which a window stops; 0 stops none, and gives what the deepest level gives.
@@ -88,7 +90,8 @@ class EarlyExitInferer(SlidingWindowInferer):
             raise ValueError(
                 f"network must be a UNetPlusPlus with deep_supervision: levels to stop at, got {got}."
             )
-        return super().__call__(inputs, lambda windows: self._stop_early(windows, network), *args, **kwargs)
+        stopping = FlatOnce(lambda windows: self._stop_early(windows, network))
+        return super().__call__(inputs, stopping, *args, **kwargs)
 
     def _stop_early(self, windows: Tensor, network: UNetPlusPlus) -> Tensor:
         """Map windows (B, C, *window) to logits (B, K, *window), each of the level at which it stopped."""

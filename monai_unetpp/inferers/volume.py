@@ -12,6 +12,8 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor
 
+from monai_unetpp.inferers.early_exit import EarlyExitInferer
+from monai_unetpp.inferers.flat import FlatOnce
 from monai_unetpp.inferers.grids import FileGrid, Part
 from monai_unetpp.inferers.heads import disagreement, probabilities
 from monai_unetpp.inferers.slabs import slabs
@@ -91,6 +93,8 @@ class VolumeInferer(Inferer):
         affine = torch.as_tensor(image.meta["original_affine"]).reshape(4, 4)
         size = torch.as_tensor(image.meta["spatial_shape"]).flatten().tolist()
         grid = FileGrid(image.affine.reshape(4, 4), image.shape[2:], affine, size)
+        if not isinstance(self.inferer, EarlyExitInferer):  # which sees to that itself
+            network = FlatOnce(network)
         logits = slabs(self.inferer, image.as_subclass(Tensor), network, _bar if self.progress else None)
         results: dict[str, Tensor] = {}
         for part in grid.resample(_maps(slab, classes)[0] for slab in logits):
