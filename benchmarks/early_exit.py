@@ -94,8 +94,7 @@ def main() -> None:
             print(rows[-1])  # noqa: T201
         if len(args.labels) > 3:
             result = VolumeInferer(windows).segment(image, pipeline.network, uncertainty=True)
-            inside = result.labels.as_tensor() > 0
-            doubts.append(float(result.uncertainty.as_tensor().sum()) / max(int(inside.sum()), 1))
+            doubts.append(result.case_uncertainty)
     if doubts:
         wrong = [1 - row["dice"] for row in rows if row["inferer"] == "deepest"]
         rank = spearmanr(doubts, wrong, nan_policy="omit")

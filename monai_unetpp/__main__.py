@@ -137,7 +137,11 @@ def segment(parser: argparse.ArgumentParser) -> Run:
     )
     parser.add_argument("--device", help="such as cpu, cuda:1; default a GPU where there is one")
     parser.add_argument("--probability", type=int, metavar="CLASS", help="write its probability, too")
-    parser.add_argument("--uncertainty", action="store_true", help="write how far the heads disagree, too")
+    parser.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="write how far the heads disagree, too, and rank the scans by it",
+    )
     parser.add_argument("--sheets", action="store_true", help="draw slices with outlines, too")
     parser.add_argument("--overwrite", action="store_true", help="do again what is done")
     parser.add_argument(

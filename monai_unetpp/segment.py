@@ -7,6 +7,7 @@ share one folder.
 
 from __future__ import annotations
 
+import csv
 import logging
 import os
 import time
@@ -28,8 +29,8 @@ from monai_unetpp.checkpoints import load_network
 from monai_unetpp.data import list_volumes
 from monai_unetpp.data.memory import check_volume
 from monai_unetpp.extras import need
-from monai_unetpp.files import result_path
-from monai_unetpp.inferers import EarlyExitInferer, VolumeInferer
+from monai_unetpp.files import result_path, write_csv
+from monai_unetpp.inferers import EarlyExitInferer, Segmentation, VolumeInferer
 from monai_unetpp.levels import read_calibration
 from monai_unetpp.pictures import draw_volume
 from monai_unetpp.transforms import write_nifti
@@ -37,6 +38,8 @@ from monai_unetpp.transforms import write_nifti
 __all__ = ["Outcome", "Pipeline", "load_pipeline", "segment", "segment_distributed"]
 
 PathLike = str | os.PathLike[str]
+
+RANKING = "uncertainty.csv"
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class Outcome:
         reason: why it failed.
         seconds: from the loaded volume to the written mask.
         exits: of early exit: how many windows stopped at each level, shallowest first.
+        uncertainty: of the case, if it was asked for; see :class:`~monai_unetpp.inferers.Segmentation`.
     """
 
     image: str
@@ -59,6 +63,7 @@ class Outcome:
     reason: str = ""
     seconds: float = 0.0
     exits: tuple[int, ...] = ()
+    uncertainty: float | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,8 @@ def segment(
         output_dir: folder of the masks, another than ``source``.
         bundle: folder of a bundle.
         probability: a class whose probability is written, too, as ``<name>_probability.nii.gz``.
-        uncertainty: whether to write how far the heads disagree, as ``<name>_uncertainty.nii.gz``.
+        uncertainty: whether to write how far the heads disagree, as ``<name>_uncertainty.nii.gz``, and to
+            list the cases, the least certain first, in ``uncertainty.csv``.
         sheets: whether to draw slices with the outlines of what was found, as ``<name>_sheet.png``.
         overwrite: whether scans are segmented again whose results are there.
         progress: whether to show progress over scans and over windows.
@@ -192,7 +198,11 @@ def segment(
     locks = Path(output_dir) / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
     run = _Run(pipeline, Path(source), Path(output_dir), wanted, probability, overwrite, locks)
-    return list(tqdm(run.outcomes(mine), desc="Scans", total=len(mine), disable=not progress))
+    outcomes = list(tqdm(run.outcomes(mine), desc="Scans", total=len(mine), disable=not progress))
+    if uncertainty:
+        with FileLock(locks / f"{RANKING}.lock"):
+            _rank(Path(output_dir, RANKING), outcomes)
+    return outcomes
 
 
 def segment_distributed(
@@ -228,6 +238,18 @@ def segment_distributed(
         return _summary([outcome for share in shares for outcome in share])
     finally:
         dist.destroy_process_group()
+
+
+def _rank(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """Add the uncertainty of scans to a table, the least certain first; what it says of others stays."""
+    table = {}
+    if path.exists():
+        with path.open(newline="") as file:
+            table = {row["scan"]: float(row["uncertainty"]) for row in csv.DictReader(file)}
+    table |= {o.image: o.uncertainty for o in outcomes if o.uncertainty is not None}
+    ranked = sorted(table.items(), key=lambda row: row[1], reverse=True)
+    if ranked:
+        write_csv(path, [{"scan": scan, "uncertainty": round(value, 4)} for scan, value in ranked])
 
 
 def _level_settings(level: int | str) -> dict[str, Any]:
@@ -319,13 +341,14 @@ class _Run:
         if isinstance(windows, EarlyExitInferer):
             windows.reset()
         try:
-            self._write(outcome.image, scan)
+            found = self._write(outcome.image, scan)
         except Exception as error:  # one bad scan stops no other
             return replace(outcome, state="failed", reason=_reason(outcome.image, error))
         exits = tuple(windows.exits) if isinstance(windows, EarlyExitInferer) else ()
-        return replace(outcome, seconds=time.perf_counter() - started, exits=exits)
+        seconds = time.perf_counter() - started
+        return replace(outcome, seconds=seconds, exits=exits, uncertainty=found.case_uncertainty)
 
-    def _write(self, image: str, scan: Mapping[str, Any]) -> None:
+    def _write(self, image: str, scan: Mapping[str, Any]) -> Segmentation:
         pipeline, paths = self.pipeline, self.paths(image)
         volume = scan["image"][None].to(pipeline.device)
         with torch.inference_mode(), pipeline.autocast():
@@ -339,6 +362,7 @@ class _Run:
         if "sheet" in self.wanted:
             draw_volume(paths["sheet"], image, found.labels[0, 0], pipeline.window)
         pipeline.postprocessing({**scan, "pred": found.labels[0]})
+        return found
 
 
 def _reason(image: str, error: BaseException) -> str:

@@ -10,12 +10,14 @@ import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.inferers import SliceInferer, SlidingWindowInferer, sliding_window_inference
+from monai.metrics import DiceMetric
 from monai.transforms import Activationsd, Compose, CropForegroundd, Invertd, Orientationd, Spacingd
 
 from bundles import affine
 from monai_unetpp import EarlyExitInferer, UNetPlusPlus, VolumeInferer
 from monai_unetpp.inferers import disagreement, doubt
 from monai_unetpp.inferers.flat import FlatOnce
+from monai_unetpp.inferers.heads import Overlap
 from monai_unetpp.inferers.slabs import slabs
 from monai_unetpp.transforms import LoadCased
 
@@ -242,6 +244,20 @@ def test_uncertainty_is_the_divergence_of_the_heads(tmp_path):
     kl = sum((p * np.log(p / mean)).sum(axis=1) for p in heads) / 3  # the other definition
     np.testing.assert_allclose(found.uncertainty[:, 0].numpy(), kl / math.log(3), atol=1e-5)
     assert torch.equal(found.labels.as_tensor(), VolumeInferer(inferer)(batch["image"], net).as_tensor())
+    deepest, next_to_it = (torch.as_tensor(head.argmax(axis=1, keepdims=True)) for head in heads[:2])
+    dice = DiceMetric(include_background=False, num_classes=3)(deepest, next_to_it)
+    assert found.case_uncertainty == pytest.approx(1 - float(dice.nanmean()), abs=1e-3)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_heads_that_find_nothing_agree(classes):
+    nothing = torch.zeros(1, classes, 4, 4)
+    nothing[:, 0] = 1 if classes > 1 else -1
+    something = -nothing
+    for a, b, dice in ((nothing, nothing, 1), (nothing, something, 0), (something, something, 1)):
+        overlap = Overlap(classes)
+        overlap.add(a, b)
+        assert overlap.dice() == dice
 
 
 def test_uncertainty_at_a_level_is_of_the_heads_up_to_it(tmp_path):

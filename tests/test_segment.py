@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m monai_unetpp segment: many scans, of which some are bad."""
 
+import csv
 import gzip
 import json
 import os
@@ -130,8 +131,9 @@ def test_more_is_written_on_request(balls, out, deep):
     assert outcome.state == "done"
     assert names(out) == [
         *("oblique_probability.nii.gz", "oblique_seg.nii.gz", "oblique_sheet.png"),
-        "oblique_uncertainty.nii.gz",
+        *("oblique_uncertainty.nii.gz", "uncertainty.csv"),
     ]
+    assert (out / "uncertainty.csv").read_text().startswith("scan,uncertainty\n")
     uncertainty = voxels(out / "oblique_uncertainty.nii.gz")
     assert 0 <= uncertainty.min() < uncertainty.max() <= 1
     probability, mask = voxels(out / "oblique_probability.nii.gz"), voxels(out / "oblique_seg.nii.gz")
@@ -140,6 +142,17 @@ def test_more_is_written_on_request(balls, out, deep):
     assert (probability[mask == 1] > 1 / 3).all()
     assert (mask[probability > 0.5] == 1).all()
     assert (out / "oblique_sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_cases_are_ranked_by_uncertainty_over_several_runs(balls, out, deep):
+    sources = [balls / "imagesTr" / f"{name}.nii.gz" for name in ("RAS", "LPS", "RAS")]
+    outcomes = [segment_here(s, out, deep, uncertainty=True, channels=DEEP)[0] for s in sources[:2]]
+    [again] = segment_here(sources[2], out, deep, uncertainty=True, channels=DEEP, overwrite=True)
+    assert again.uncertainty == outcomes[0].uncertainty
+    with (out / "uncertainty.csv").open(newline="") as file:
+        rows = [(row["scan"], float(row["uncertainty"])) for row in csv.DictReader(file)]
+    assert {*rows} == {(o.image, round(o.uncertainty, 4)) for o in outcomes}
+    assert [value for _, value in rows] == sorted((value for _, value in rows), reverse=True)
 
 
 def test_folders_of_series_come_out_as_deep_as_they_went_in(balls, out, weights, tmp_path):

@@ -9,12 +9,41 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["disagreement", "probabilities"]
+__all__ = ["Overlap", "disagreement", "labels", "probabilities"]
 
 
 def probabilities(logits: Tensor) -> Tensor:
     """Return the probability of every class: (B, K, *spatial) by softmax, or one channel by sigmoid."""
     return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+
+
+def labels(logits: Tensor) -> Tensor:
+    """Return the likeliest class (B, *spatial); for one channel whether it is likelier than not."""
+    return logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(dim=1)
+
+
+class Overlap:
+    """Dice between two heads' segmentations of a case that comes piece by piece.
+
+    Args:
+        classes: of the network; one stands for foreground and background.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.classes = max(classes, 2)
+        self.counts = torch.zeros(self.classes, self.classes, dtype=torch.int64)
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        """Count the voxels of a piece by the classes that two heads give, logits (B, K, *spatial)."""
+        joint = labels(a).long() * self.classes + labels(b)
+        self.counts += joint.flatten().bincount(minlength=self.classes**2).view_as(self.counts).cpu()
+
+    def dice(self) -> float:
+        """Return the mean over the classes but background that either has; 1 if none has any."""
+        both = 2 * self.counts.diagonal()[1:]
+        either = (self.counts.sum(dim=0) + self.counts.sum(dim=1))[1:]
+        found = either > 0
+        return float((both[found] / either[found]).mean()) if found.any() else 1.0
 
 
 def disagreement(heads: Sequence[Tensor]) -> Tensor:
