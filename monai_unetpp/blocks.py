@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two letters of the equation ``X^{i,j} = H([skips, U(X^{i+1,j-1})])``.
 
-``H`` is two convolutions, each with norm and activation (:class:`TwoConv`); ``U`` brings the map of
+``H`` is two convolutions, each with norm and activation (:data:`BLOCKS`); ``U`` brings the map of
 the row below to this row's resolution (MONAI's ``UpSample``). The brackets stand for a
 concatenation that is never made: a convolution over joined maps is the sum of convolutions over
 each of them (:class:`JointConv`).
@@ -9,7 +9,7 @@ each of them (:class:`JointConv`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from monai_unetpp import kernels
 from monai_unetpp.kernels import mode
 
-__all__ = ["EncoderRow", "JointConv", "Node", "TwoConv"]
+__all__ = ["BLOCKS", "DenseConv", "EncoderRow", "JointConv", "Node", "ResidualConv", "TwoConv"]
 
 
 class JointConv(nn.Module):
@@ -101,6 +101,53 @@ class TwoConv(nn.Module):
         return self.conv_1([self.conv_0(maps)])
 
 
+class ResidualConv(TwoConv):
+    """``H`` with a way past it: to the two convolutions a 1x1 convolution of the joined maps is added.
+
+    It is the sum of MONAI's ``ResidualUnit``. Arguments are those of :class:`TwoConv`.
+
+    Reference:
+        He et al., Deep Residual Learning for Image Recognition (CVPR 2016, arXiv:1512.03385).
+    """
+
+    def __init__(
+        self, spatial_dims: int, in_channels: Sequence[int], out_channels: int, **settings: Any
+    ) -> None:
+        super().__init__(spatial_dims, in_channels, out_channels, **settings)
+        one = (1,) * spatial_dims
+        self.residual = JointConv(
+            spatial_dims, in_channels, out_channels, one, act=None, norm=None, bias=False, dropout=0.0
+        )
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Map tensors (B, C_n, *spatial) to one (B, out_channels, *spatial)."""
+        return self.conv_1([self.conv_0(maps)]) + self.residual(maps)
+
+
+class DenseConv(nn.Module):
+    """``H`` whose second convolution sees what the first one saw, too.
+
+    Arguments are those of :class:`TwoConv`.
+
+    Reference:
+        Huang et al., Densely Connected Convolutional Networks (CVPR 2017, arXiv:1608.06993).
+    """
+
+    def __init__(
+        self, spatial_dims: int, in_channels: Sequence[int], out_channels: int, **settings: Any
+    ) -> None:
+        super().__init__()
+        self.conv_0 = JointConv(spatial_dims, in_channels, out_channels, **settings)
+        self.conv_1 = JointConv(spatial_dims, [*in_channels, out_channels], out_channels, **settings)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Map tensors (B, C_n, *spatial) to one (B, out_channels, *spatial)."""
+        return self.conv_1(maps + [self.conv_0(maps)])
+
+
+BLOCKS: dict[str, Callable[..., nn.Module]] = {"conv": TwoConv, "residual": ResidualConv, "dense": DenseConv}
+
+
 class EncoderRow(kernels.Checkpointed):
     """``X^{i,0}``: max pooling by the stride between rows ``i - 1`` and ``i``, then ``H``.
 
@@ -112,6 +159,7 @@ class EncoderRow(kernels.Checkpointed):
         in_channels: channels of ``X^{i-1,0}``, or of the input for row 0.
         out_channels: channels of row ``i``.
         stride: one per axis, or ``None`` for row 0, which does not pool.
+        block: ``H``, a key of :data:`BLOCKS`.
         **settings: of :class:`JointConv`.
     """
 
@@ -121,12 +169,13 @@ class EncoderRow(kernels.Checkpointed):
         in_channels: int,
         out_channels: int,
         stride: Sequence[int] | None,
+        block: str,
         **settings: Any,
     ) -> None:
         super().__init__()
         pool = Pool["max", spatial_dims]
         self.pool = nn.Identity() if stride is None else pool(tuple(stride), ceil_mode=True)
-        self.convs = TwoConv(spatial_dims, [in_channels], out_channels, **settings)
+        self.convs = BLOCKS[block](spatial_dims, [in_channels], out_channels, **settings)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``X^{i-1,0}`` (B, C, *spatial) to ``X^{i,0}`` (B, C', *ceil(spatial / stride))."""
@@ -146,6 +195,7 @@ class Node(kernels.Checkpointed):
         out_channels: channels of the node.
         stride: one per axis, between rows ``i`` and ``i + 1``.
         upsample: mode of MONAI's ``UpSample``.
+        block: ``H``, a key of :data:`BLOCKS`.
         **settings: of :class:`JointConv`.
     """
 
@@ -159,6 +209,7 @@ class Node(kernels.Checkpointed):
         out_channels: int,
         stride: Sequence[int],
         upsample: str,
+        block: str,
         **settings: Any,
     ) -> None:
         super().__init__()
@@ -167,7 +218,7 @@ class Node(kernels.Checkpointed):
         self.up = UpSample(spatial_dims, below_channels, up_channels, tuple(stride), mode=upsample)
         if upsample == "deconv" and spatial_dims == 3:
             self.up.deconv.__class__ = kernels.Deconv3d  # same weights, faster
-        self.convs = TwoConv(spatial_dims, pieces, out_channels, **settings)
+        self.convs = BLOCKS[block](spatial_dims, pieces, out_channels, **settings)
 
     def forward(self, row: list[Tensor], below: Tensor) -> Tensor:
         """Map row ``i`` so far, (B, C, *spatial) each, and ``X^{i+1,j-1}`` to ``X^{i,j}``."""

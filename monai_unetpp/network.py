@@ -19,7 +19,7 @@ from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
 from monai_unetpp import kernels
-from monai_unetpp.blocks import EncoderRow, Node
+from monai_unetpp.blocks import BLOCKS, EncoderRow, Node
 from monai_unetpp.kernels import mode
 
 __all__ = ["SKIPS", "UNetPlusPlus"]
@@ -58,6 +58,8 @@ class UNetPlusPlus(nn.Module):
         use_checkpoint: whether training computes each node twice, to keep only the nodes' results in memory.
         last_channels: width of the last node ``X^{0,L}``; default ``channels[0]``. It and ``up_channels``
             exist to hold weights of MONAI's ``BasicUNetPlusPlus``.
+        block: what a node is: ``"conv"``, two convolutions; ``"residual"``, with a 1x1 convolution past them;
+            or ``"dense"``, whose second convolution sees what the first one saw, too.
 
     Raises:
         ValueError: if an argument is out of range or lengths do not agree.
@@ -95,12 +97,15 @@ class UNetPlusPlus(nn.Module):
         use_checkpoint: bool = False,
         up_channels: Sequence[int] | None = None,
         last_channels: int | None = None,
+        block: str = "conv",
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}.")
         if skips not in SKIPS:
             raise ValueError(f"skips must be one of {', '.join(SKIPS)}, got {skips!r}.")
+        if block not in BLOCKS:
+            raise ValueError(f"block must be one of {', '.join(BLOCKS)}, got {block!r}.")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}.")
         channels = _widths("channels", channels)
@@ -136,6 +141,7 @@ class UNetPlusPlus(nn.Module):
             use_checkpoint=use_checkpoint,
             up_channels=up_width,
             last_channels=last_width,
+            block=block,
         )
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
@@ -157,7 +163,13 @@ class UNetPlusPlus(nn.Module):
         self.encoder = nn.ModuleList()
         self.nodes = nn.ModuleDict()
         self.heads = nn.ModuleDict()
-        settings = {"act": act, "norm": norm, "bias": bias, "dropout": dropout}
+        settings: dict[str, Any] = {
+            "block": block,
+            "act": act,
+            "norm": norm,
+            "bias": bias,
+            "dropout": dropout,
+        }
         for i in range(depth + 1):
             self.encoder.append(
                 EncoderRow(
@@ -182,8 +194,8 @@ class UNetPlusPlus(nn.Module):
                 kernel_size=kernel[i],
                 **settings,
             )
-        for block in (*self.encoder, *self.nodes.values()):
-            block.use_checkpoint = use_checkpoint
+        for node in (*self.encoder, *self.nodes.values()):
+            node.use_checkpoint = use_checkpoint
         for k in range(self._first_level, depth + 1):
             width = last_width if k == depth else channels[0]
             self.heads[str(k - 1)] = Conv["conv", spatial_dims](width, out_channels, 1)

@@ -67,12 +67,18 @@ def all_heads_by_the_formula(net, x):
     }[dims]
 
     def h(x, name):
-        for n in (0, 1):
-            key = f"{name}.convs.conv_{n}"
+        def step(x, key):
             x = conv(x, state[f"{key}.conv.weight"], state[f"{key}.conv.bias"], padding="same")
             x = F.instance_norm(x, weight=state[f"{key}.adn.N.weight"], bias=state[f"{key}.adn.N.bias"])
-            x = F.leaky_relu(x, 0.1)
-        return x
+            return F.leaky_relu(x, 0.1)
+
+        first = step(x, f"{name}.convs.conv_0")
+        if arguments["block"] == "dense":
+            return step(torch.cat([x, first], dim=1), f"{name}.convs.conv_1")
+        second = step(first, f"{name}.convs.conv_1")
+        if arguments["block"] == "residual":
+            return second + conv(x, state[f"{name}.convs.residual.conv.weight"])
+        return second
 
     node = {(0, 0): h(x, "encoder.0")}
     for i in range(1, depth + 1):
@@ -108,6 +114,35 @@ def test_all_heads_follow_the_equation(tiny, skips, size, strides):
     for head, expected in zip(net.all_heads(x), all_heads_by_the_formula(net, x), strict=True):
         # float64: what is left is the order of summation over the pieces of a concatenation
         torch.testing.assert_close(head, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("block", ["residual", "dense"])
+@pytest.mark.parametrize("size", [ODD, (11, 9, 5)], ids=["2D", "3D"])
+def test_blocks_follow_the_equation_with_their_gradients(tiny, block, size):
+    net = tiny(len(size), block=block).double()
+    x = torch.rand(2, 1, *size, dtype=torch.float64)
+    heads, expected = net(x), all_heads_by_the_formula(net, x)
+    for head, other in zip(heads, expected, strict=True):
+        torch.testing.assert_close(head, other, rtol=0, atol=1e-10)
+    sum(head.square().mean() for head in heads).backward()
+    for parameter in net.parameters():
+        assert parameter.grad.abs().max() > 0
+    reference = tiny(len(size), block=block).double()
+    reference.load_state_dict(net.state_dict())
+    weights = dict(reference.named_parameters())
+    reference.state_dict = lambda: weights  # what the formula reads then has gradients
+    sum(head.square().mean() for head in all_heads_by_the_formula(reference, x)).backward()
+    for ours, theirs in zip(net.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("block", ["residual", "dense"])
+def test_blocks_are_pruned_and_scripted(tiny, block):
+    net, x = tiny(3, block=block).eval(), torch.rand(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        for k, head in zip((3, 2, 1), net.all_heads(x), strict=True):
+            assert torch.equal(prune(net, k)(x), head)
+        torch.testing.assert_close(torch.jit.script(net)(x), net(x), rtol=0, atol=1e-4)
 
 
 def test_dropout_comes_after_the_norm(tiny):
@@ -261,6 +296,7 @@ def test_one_level_is_enough(tiny):
 
 
 WRONG = [
+    ("block", "resnet", "block must be one of conv, residual, dense, got 'resnet'."),
     ("spatial_dims", 1, "spatial_dims must be 2 or 3, got 1."),
     ("in_channels", 0, "in_channels, out_channels must be positive ints, got [0, 2]."),
     ("out_channels", 2.0, "in_channels, out_channels must be positive ints, got [1, 2.0]."),
