@@ -191,7 +191,7 @@ class Node(kernels.Checkpointed):
         spatial_dims: 2 or 3.
         below_channels: channels of ``X^{i+1,j-1}``.
         up_channels: channels of ``U``.
-        skip_channels: channels of every skip.
+        skip_channels: channels of each skip.
         out_channels: channels of the node.
         stride: one per axis, between rows ``i`` and ``i + 1``.
         upsample: mode of MONAI's ``UpSample``.
@@ -205,7 +205,7 @@ class Node(kernels.Checkpointed):
         spatial_dims: int,
         below_channels: int,
         up_channels: int,
-        skip_channels: int,
+        skip_channels: Sequence[int],
         out_channels: int,
         stride: Sequence[int],
         upsample: str,
@@ -214,7 +214,7 @@ class Node(kernels.Checkpointed):
     ) -> None:
         super().__init__()
         self.start, self.stop = skips
-        pieces = [skip_channels] * (self.stop - self.start) + [up_channels]
+        pieces = [*skip_channels, up_channels]
         self.up = UpSample(spatial_dims, below_channels, up_channels, tuple(stride), mode=upsample)
         if upsample == "deconv" and spatial_dims == 3:
             self.up.deconv.__class__ = kernels.Deconv3d  # same weights, faster

@@ -19,6 +19,7 @@ from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
 from monai_unetpp import kernels
+from monai_unetpp.backbones import backbone_stages, backbone_widths
 from monai_unetpp.blocks import BLOCKS, EncoderRow, Node
 from monai_unetpp.kernels import mode
 
@@ -60,6 +61,11 @@ class UNetPlusPlus(nn.Module):
             exist to hold weights of MONAI's ``BasicUNetPlusPlus``.
         block: what a node is: ``"conv"``, two convolutions; ``"residual"``, with a 1x1 convolution past them;
             or ``"dense"``, whose second convolution sees what the first one saw, too.
+        encoder: name of a backbone that MONAI's ``FlexibleUNet`` knows, such as ``"resnet18"`` or
+            ``"efficientnet-b0"``: rows 1, 2, ... of column 0 are its feature maps, of which there are 5.
+            Row 0 stays ours: backbones begin at half of the input's size. ``strides`` must be 2.
+        pretrained: whether the backbone begins with MONAI's weights, downloaded; see
+            :func:`~monai_unetpp.backbones.backbone_stages`.
 
     Raises:
         ValueError: if an argument is out of range or lengths do not agree.
@@ -98,6 +104,8 @@ class UNetPlusPlus(nn.Module):
         up_channels: Sequence[int] | None = None,
         last_channels: int | None = None,
         block: str = "conv",
+        encoder: str | None = None,
+        pretrained: bool = False,
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
@@ -123,6 +131,19 @@ class UNetPlusPlus(nn.Module):
             )
         last_width = _widths("last_channels", [channels[0] if last_channels is None else last_channels])[0]
         _widths("in_channels, out_channels", [in_channels, out_channels])
+        column = channels  # widths of column 0
+        if encoder is not None:
+            maps = backbone_widths(encoder)
+            if depth > len(maps):
+                raise ValueError(
+                    f"channels must have at most {len(maps) + 1} entries, row 0 and the {len(maps)} feature "
+                    f"maps of {encoder}, got {channels}."
+                )
+            if any(step != 2 for row in stride for step in row):
+                raise ValueError(f"strides must be 2, those of {encoder}, got {strides}.")
+            column = (channels[0], *maps[:depth])
+        elif pretrained:
+            raise ValueError("pretrained must be False without an encoder: there are no weights for ours.")
 
         self.arguments = dict[str, Any](
             spatial_dims=spatial_dims,
@@ -142,6 +163,8 @@ class UNetPlusPlus(nn.Module):
             up_channels=up_width,
             last_channels=last_width,
             block=block,
+            encoder=encoder,
+            pretrained=False,  # of a network that is made again: its weights follow
         )
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
@@ -155,6 +178,7 @@ class UNetPlusPlus(nn.Module):
             for i in range(depth + 1)
         ]
         self._norm = _norm_name(norm)
+        self._backbone = encoder is not None
 
         # (i, j) of every node, diagonal by diagonal, each from the bottom up
         built = [k for k in range(1, depth + 1) if k >= self._first_level or skips != "long"]
@@ -170,7 +194,8 @@ class UNetPlusPlus(nn.Module):
             "bias": bias,
             "dropout": dropout,
         }
-        for i in range(depth + 1):
+        rows = depth + 1 if encoder is None else 1
+        for i in range(rows):
             self.encoder.append(
                 EncoderRow(
                     spatial_dims,
@@ -181,13 +206,16 @@ class UNetPlusPlus(nn.Module):
                     **settings,
                 )
             )
+        if encoder is not None:
+            self.encoder.extend(backbone_stages(encoder, spatial_dims, in_channels, pretrained)[:depth])
         for i, j in self._places:
+            start, stop = {"dense": (0, j), "short": (j - 1, j), "long": (0, 1)}[skips]
             self.nodes[f"x_{i}_{j}"] = Node(
-                skips={"dense": (0, j), "short": (j - 1, j), "long": (0, 1)}[skips],
+                skips=(start, stop),
                 spatial_dims=spatial_dims,
-                below_channels=channels[i + 1],
+                below_channels=column[i + 1] if j == 1 else channels[i + 1],
                 up_channels=up_width[i],
-                skip_channels=channels[i],
+                skip_channels=[channels[i] if n else column[i] for n in range(start, stop)],
                 out_channels=last_width if j == depth else channels[i],
                 stride=stride[i],
                 upsample=upsample,
@@ -195,7 +223,8 @@ class UNetPlusPlus(nn.Module):
                 **settings,
             )
         for node in (*self.encoder, *self.nodes.values()):
-            node.use_checkpoint = use_checkpoint
+            if isinstance(node, kernels.Checkpointed):
+                node.use_checkpoint = use_checkpoint
         for k in range(self._first_level, depth + 1):
             width = last_width if k == depth else channels[0]
             self.heads[str(k - 1)] = Conv["conv", spatial_dims](width, out_channels, 1)
@@ -270,9 +299,10 @@ class UNetPlusPlus(nn.Module):
         if self._first_level > 1:
             raise ValueError("deep_supervision is off: there are no heads above the deepest to stop at.")
         self._check_input(x, self._level)
-        rows = [[self.encoder[0](kernels.enter(x))]]
+        image = kernels.enter(x)
+        rows = [[self.encoder[0](image)]]
         for k in range(1, self._level + 1):
-            y = self.encoder[k](rows[-1][0])
+            y = self.encoder[k](image if self._backbone and k == 1 else rows[-1][0])
             rows.append([y])
             for j in range(1, k + 1):
                 y = self.nodes[f"x_{k - j}_{j}"](rows[k - j], y)
@@ -285,15 +315,16 @@ class UNetPlusPlus(nn.Module):
         """Return the logits of levels ``lowest`` .. ``level``, deepest first."""
         if torch.jit.is_scripting():
             self._check_input(x, level)
-            y = x
+            image = x
         else:
             if mode.is_eager():
                 self._check_input(x, level)
-            y = kernels.enter(x)
+            image = kernels.enter(x)
+        y = image
         rows: list[list[Tensor]] = []  # rows[i] = X^{i,0}, X^{i,1}, ...
         for i, encoder in enumerate(self.encoder):
             if i <= level:
-                y = encoder(y)
+                y = encoder(image if self._backbone and i == 1 else y)
                 rows.append([y])
         logits: list[Tensor] = []
         for n, node in enumerate(self.nodes.values()):
@@ -325,8 +356,9 @@ class UNetPlusPlus(nn.Module):
             )
         if x.shape[1] != self.in_channels:
             raise ValueError(f"x must have in_channels = {self.in_channels} on axis 1, got {x.shape[1]}.")
-        if self._norm == "instance" or (self._norm == "batch" and self.training):
-            samples = x.shape[0] if self._norm == "batch" else 1  # of one channel of row `level`
+        batch = self.training and (self._norm == "batch" or self._backbone)
+        if batch or self._norm == "instance":
+            samples = x.shape[0] if batch and self._norm != "instance" else 1  # of a channel of row `level`
             divisor = self._divisors[level]
             for axis in range(self.spatial_dims):
                 samples *= (x.shape[2 + axis] + divisor[axis] - 1) // divisor[axis]
@@ -334,7 +366,7 @@ class UNetPlusPlus(nn.Module):
                 axis = self.spatial_dims - 1
                 raise ValueError(
                     f"axis {2 + axis} of x is too short: {list(x.shape[2:])} leaves one voxel in "
-                    f"row {level}, where {self._norm} norm needs two; "
+                    f"row {level}, where {'batch' if batch else 'instance'} norm needs two; "
                     f"a size of at least {divisor[axis] + 1} would work."
                 )
 

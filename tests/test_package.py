@@ -13,7 +13,7 @@ import monai_unetpp
 HOUSE = Path(monai_unetpp.__file__).parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(HOUSE)], "monai_unetpp."))
 ONE_WAY = (
-    *("files", "extras", "readers", "pictures", "lesions", "lungs", "kernels", "blocks", "network"),
+    *("files", "extras", "readers", "pictures", "lesions", "lungs", "kernels", "blocks"),
     *(
         "inferers",
         "pruning",
