@@ -13,19 +13,9 @@ import monai_unetpp
 HOUSE = Path(monai_unetpp.__file__).parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(HOUSE)], "monai_unetpp."))
 ONE_WAY = (
-    *("files", "extras", "readers", "pictures", "lesions", "lungs", "kernels", "blocks"),
-    *(
-        "inferers",
-        "pruning",
-        "levels",
-        "export",
-        "checkpoints",
-        "handlers",
-        "losses",
-        "transforms",
-        "data",
-        "segment",
-    ),
+    *("files", "extras", "readers", "pictures", "lesions", "lungs", "kernels", "blocks", "backbones"),
+    *("network", "inferers", "pruning", "levels", "export", "checkpoints", "handlers"),
+    *("losses", "transforms", "data", "segment"),
 )
 ALONE = ("losses", "transforms", "data")  # but for files, extras, lungs, readers
 
