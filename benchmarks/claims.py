@@ -20,161 +20,21 @@ import argparse
 import csv
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from matplotlib.figure import Figure
 from measure import machine
-from monai.data import DataLoader, Dataset, partition_dataset
+from monai.data import DataLoader, Dataset
 from monai.inferers import SlidingWindowInferer
-from monai.transforms import (
-    Compose,
-    EnsureChannelFirstd,
-    LoadImaged,
-    RandAdjustContrastd,
-    RandCropByPosNegLabeld,
-    RandFlipd,
-    RandRotate90d,
-    RandScaleIntensityd,
-    RandShiftIntensityd,
-    RandSpatialCropd,
-    ScaleIntensityd,
-    ScaleIntensityRanged,
-    SpatialPadd,
-    ToTensord,
-)
 from monai.utils import set_determinism
-from PIL import Image
-from torch import Tensor
+from tasks import PAPER, TASKS, split, train
 
-from monai_unetpp import DeepSupervisionDiceLoss, LevelScore, UNetPlusPlus, score_levels, select_level
-from monai_unetpp.data import read_dataset
-from monai_unetpp.files import whole_file, write_csv
+from monai_unetpp import LevelScore, UNetPlusPlus, score_levels, select_level
+from monai_unetpp.files import write_csv
 
-KEYS = ("image", "label")
-PAPER = (32, 64, 128, 256, 512)
 TOLERANCE = 0.01
-Cases = Sequence[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Task:
-    """A data set and how to learn from it.
-
-    Args:
-        read: from its folder to cases, image and label as tensors (1, *spatial).
-        window: to train on and to slide.
-        crop: transforms that cut one window out of a case, at random.
-        channels: widths, unless those of the paper are asked for.
-        epochs: passes over the cases, one window each.
-        batch_size: windows per step.
-    """
-
-    read: Callable[[Path], Cases]
-    window: tuple[int, ...]
-    crop: tuple[Any, ...]
-    channels: tuple[int, ...]
-    epochs: int
-    batch_size: int
-
-
-def read_nodules(folder: Path) -> Cases:
-    """Cubes of 51^3 voxels in HU, in the layout of the Decathlon."""
-    load = Compose(
-        [
-            LoadImaged(KEYS),
-            EnsureChannelFirstd(KEYS),
-            ScaleIntensityRanged("image", a_min=-1000, a_max=400, b_min=0, b_max=1, clip=True),
-            ToTensord(KEYS, track_meta=False),
-        ]
-    )
-    return [load(case) for case in read_dataset(folder, out_channels=2).cases]
-
-
-def read_nuclei(folder: Path) -> Cases:
-    """Pictures in grey, and maps of instances, of which only the foreground is taken."""
-    scale = Compose([SpatialPadd(KEYS, NUCLEI), ScaleIntensityd("image")])
-    cases = []
-    for path in sorted((folder / "images").glob("*.png")):
-        grey = np.asarray(Image.open(path).convert("L"), dtype=np.float32)
-        instances = np.asarray(Image.open(folder / "labels" / path.name))
-        case = {"image": torch.tensor(grey)[None], "label": torch.tensor(instances > 0).float()[None]}
-        cases.append({key: value.as_subclass(Tensor) for key, value in scale(case).items()})
-    return cases
-
-
-NODULES, NUCLEI = (40, 40, 40), (128, 128)
-TASKS = {
-    "nodules": Task(
-        read_nodules,
-        NODULES,
-        # a nodule lies in the middle of its cube: shifted windows, or the network learns the middle
-        (RandSpatialCropd(KEYS, NODULES, random_size=False),),
-        channels=(8, 16, 32, 64, 128),
-        epochs=20,
-        batch_size=2,
-    ),
-    "nuclei": Task(
-        read_nuclei,
-        NUCLEI,
-        (RandCropByPosNegLabeld(KEYS, "label", NUCLEI, pos=3, neg=1, num_samples=1),),
-        channels=(8, 16, 32, 64, 128),
-        epochs=12,
-        batch_size=8,
-    ),
-}
-
-
-def windows(task: Task, cases: Cases, seed: int) -> DataLoader:
-    """Batches of augmented windows."""
-    dims = len(task.window)
-    transform = Compose(
-        [
-            *task.crop,
-            *(RandFlipd(KEYS, prob=0.5, spatial_axis=axis) for axis in range(dims)),
-            RandRotate90d(KEYS, prob=0.5),
-            RandScaleIntensityd("image", factors=0.1, prob=0.5),
-            RandShiftIntensityd("image", offsets=0.05, prob=0.5),
-            RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5)),
-        ]
-    ).set_random_state(seed)
-    return DataLoader(Dataset(cases, transform), batch_size=task.batch_size, shuffle=True, drop_last=True)
-
-
-def train(net: UNetPlusPlus, task: Task, cases: Cases, epochs: int, seed: int) -> None:
-    """Train on all heads; the learning rate falls to zero."""
-    loader, loss = windows(task, cases, seed), DeepSupervisionDiceLoss(include_background=False, batch=True)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-5)
-    schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, epochs * len(loader), power=0.9)
-    net.train()
-    for _ in range(epochs):
-        for batch in loader:
-            optimizer.zero_grad()
-            loss(net(batch["image"]), batch["label"]).backward()
-            optimizer.step()
-            schedule.step()
-
-
-def trained(
-    task: Task, channels: Sequence[int], cases: Cases, epochs: int, seed: int, path: Path
-) -> UNetPlusPlus:
-    """A network of these widths, from ``path``, or trained now and kept there."""
-    set_determinism(seed)
-    net = UNetPlusPlus(len(task.window), 1, 2, channels, strides=2)
-    if path.exists():
-        net.load_state_dict(torch.load(path, weights_only=True))
-    else:
-        start = time.perf_counter()
-        train(net, task, cases, epochs, seed)
-        with whole_file(path) as part:
-            torch.save(net.state_dict(), part)
-        sys.stdout.write(f"{path.stem}: trained in {time.perf_counter() - start:.0f} s\n")
-    return net
 
 
 def rows(name: str, seed: int, way: str, scores: Sequence[LevelScore]) -> Iterator[dict[str, Any]]:
@@ -219,11 +79,13 @@ def main() -> None:
     cases = task.read(args.dir)
     found: list[dict[str, Any]] = []
     for seed in range(args.seeds):
-        learn, held_back = partition_dataset(cases, ratios=[0.75, 0.25], shuffle=True, seed=seed)
+        learn, held_back = split(cases, seed)
         loader = DataLoader(Dataset(held_back), batch_size=1)
         for depth in range(len(channels) - 1, 0, -1):
             path = args.work / f"{args.data}_{channels[0]}_{epochs}_seed{seed}_L{depth}.pt"
-            net = trained(task, channels[: depth + 1], learn, epochs, seed, path)
+            set_determinism(seed)
+            net = UNetPlusPlus(len(task.window), 1, 2, channels[: depth + 1], strides=2)
+            train(net, task, learn, epochs, seed, path)
             inferer = SlidingWindowInferer(task.window, sw_batch_size=4, overlap=0.5, mode="gaussian")
             scores = score_levels(net, loader, inferer, rounds=20, progress=False)
             full = depth == len(channels) - 1

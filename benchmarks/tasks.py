@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real data sets that fit in memory, and one way to learn from each: what claims.py and depth_study.py share.
+
+nodules        100 cubes of CT around lung nodules (LIDC-IDRI), 3D
+nuclei         430 microscopy images (Data Science Bowl 2018), 2D
+liver_slices   465 axial CT slices (Medical Segmentation Decathlon), 2D, split by scan
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import DataLoader, Dataset
+from monai.transforms import (
+    Compose,
+    EnsureChannelFirstd,
+    LoadImaged,
+    RandAdjustContrastd,
+    RandCropByPosNegLabeld,
+    RandFlipd,
+    RandRotate90d,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    RandSpatialCropd,
+    ScaleIntensityd,
+    ScaleIntensityRanged,
+    SpatialPadd,
+    ToTensord,
+)
+from monai.utils import set_determinism
+from PIL import Image
+from torch import Tensor, nn
+
+from monai_unetpp import DeepSupervisionDiceLoss
+from monai_unetpp.data import read_dataset
+from monai_unetpp.files import whole_file
+
+KEYS = ("image", "label")
+PAPER = (32, 64, 128, 256, 512)
+NODULES, PICTURES = (40, 40, 40), (128, 128)
+Cases = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set and how to learn from it.
+
+    Args:
+        read: from its folder to cases: image and label as tensors (1, *spatial), and the group, such as a
+            patient, of which all or none are held back.
+        window: to train on and to slide.
+        crop: transforms that cut one window out of a case, at random.
+        channels: widths, unless those of the paper are asked for.
+        epochs: passes over the cases, one window each.
+        batch_size: windows per step.
+    """
+
+    read: Callable[[Path], Cases]
+    window: tuple[int, ...]
+    crop: tuple[Any, ...]
+    channels: tuple[int, ...]
+    epochs: int
+    batch_size: int
+
+
+def read_nodules(folder: Path) -> Cases:
+    """Cubes of 51^3 voxels in HU, in the layout of the Decathlon; one a patient."""
+    load = Compose(
+        [
+            LoadImaged(KEYS),
+            EnsureChannelFirstd(KEYS),
+            ScaleIntensityRanged("image", a_min=-1000, a_max=400, b_min=0, b_max=1, clip=True),
+            ToTensord(KEYS, track_meta=False),
+        ]
+    )
+    cases = read_dataset(folder, out_channels=2).cases
+    return [{**load(case), "group": Path(case["image"]).name} for case in cases]
+
+
+def read_nuclei(folder: Path) -> Cases:
+    """Pictures in grey, and maps of instances, of which only the foreground is taken."""
+    return [
+        _picture(path, np.asarray(Image.open(folder / "labels" / path.name)) > 0, path.name)
+        for path in sorted((folder / "images").glob("*.png"))
+    ]
+
+
+def read_liver_slices(folder: Path) -> Cases:
+    """Slices of 256^2 at half of their size; the scan's number is in the file's name."""
+    cases = []
+    for path in sorted((folder / "images").glob("*.jpg")):
+        mask = np.asarray(Image.open(folder / "masks" / path.name).convert("L")) > 127
+        scan = re.fullmatch(r"[a-z]+_(\d+)_\d+", path.stem)
+        if scan is None:
+            raise ValueError(f"{path} must be named <orientation>_<scan>_<slice>.jpg.")
+        case = _picture(path, mask, scan[1])
+        halved = nn.functional.avg_pool2d(case["image"], 2), case["label"][:, ::2, ::2]
+        cases.append({**case, "image": halved[0], "label": halved[1]})
+    return cases
+
+
+def _picture(path: Path, mask: Any, group: str) -> dict[str, Any]:
+    scale = Compose([SpatialPadd(KEYS, PICTURES), ScaleIntensityd("image")])
+    grey = np.asarray(Image.open(path).convert("L"), dtype=np.float32)
+    case = scale({"image": torch.tensor(grey)[None], "label": torch.tensor(mask).float()[None]})
+    return {**{key: value.as_subclass(Tensor) for key, value in case.items()}, "group": group}
+
+
+_AROUND_LABELS = (RandCropByPosNegLabeld(KEYS, "label", PICTURES, pos=3, neg=1, num_samples=1),)
+TASKS = {
+    "nodules": Task(
+        read_nodules,
+        NODULES,
+        # a nodule lies in the middle of its cube: shifted windows, or the network learns the middle
+        (RandSpatialCropd(KEYS, NODULES, random_size=False),),
+        channels=(8, 16, 32, 64, 128),
+        epochs=20,
+        batch_size=2,
+    ),
+    "nuclei": Task(
+        read_nuclei, PICTURES, _AROUND_LABELS, channels=(8, 16, 32, 64, 128), epochs=12, batch_size=8
+    ),
+    "liver_slices": Task(
+        read_liver_slices, PICTURES, _AROUND_LABELS, channels=(8, 16, 32, 64, 128), epochs=12, batch_size=8
+    ),
+}
+
+
+def split(cases: Cases, seed: int, held_back: float = 0.25) -> tuple[Cases, Cases]:
+    """Hold back a share of the groups."""
+    groups = sorted({case["group"] for case in cases})
+    random.Random(seed).shuffle(groups)
+    last = set(groups[: round(len(groups) * held_back)])
+    return [c for c in cases if c["group"] not in last], [c for c in cases if c["group"] in last]
+
+
+def windows(task: Task, cases: Cases, seed: int) -> DataLoader:
+    """Batches of augmented windows."""
+    dims = len(task.window)
+    transform = Compose(
+        [
+            *task.crop,
+            *(RandFlipd(KEYS, prob=0.5, spatial_axis=axis) for axis in range(dims)),
+            RandRotate90d(KEYS, prob=0.5),
+            RandScaleIntensityd("image", factors=0.1, prob=0.5),
+            RandShiftIntensityd("image", offsets=0.05, prob=0.5),
+            RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5)),
+        ]
+    ).set_random_state(seed)
+    return DataLoader(Dataset(cases, transform), batch_size=task.batch_size, shuffle=True, drop_last=True)
+
+
+def train(net: nn.Module, task: Task, cases: Cases, epochs: int, seed: int, path: Path, **loss: Any) -> None:
+    """Give ``net`` its weights from ``path``, or train it on all heads, and keep them there.
+
+    What an epoch draws at random depends on the seed and its number alone: a training that was stopped goes
+    on, after its last whole epoch, as if it had not been.
+
+    Args:
+        net: drawn with this seed.
+        task: how to learn.
+        cases: to learn from.
+        epochs: the learning rate falls to zero over them.
+        seed: of what is drawn.
+        path: of the trained weights.
+        **loss: further arguments of the loss.
+    """
+    if path.exists():
+        net.load_state_dict(torch.load(path, weights_only=True))
+        return
+    begun, started, first = path.with_suffix(".part"), time.perf_counter(), 0
+    criterion = DeepSupervisionDiceLoss(include_background=False, batch=True, **loss)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-5)
+    steps = len(windows(task, cases, seed))
+    schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, epochs * steps, power=0.9)
+    parts = {"net": net, "optimizer": optimizer, "schedule": schedule}
+    if begun.exists():
+        state = torch.load(begun, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        first = state["epoch"]
+    net.train()
+    for epoch in range(first, epochs):
+        set_determinism(1000 * seed + epoch)
+        for batch in windows(task, cases, 1000 * seed + epoch):
+            optimizer.zero_grad()
+            criterion(net(batch["image"]), batch["label"]).backward()
+            optimizer.step()
+            schedule.step()
+        with whole_file(begun) as file:
+            torch.save({name: p.state_dict() for name, p in parts.items()} | {"epoch": epoch + 1}, file)
+    with whole_file(path) as file:
+        torch.save(net.state_dict(), file)
+    begun.unlink()
+    sys.stdout.write(f"{path.stem}: trained in {time.perf_counter() - started:.0f} s\n")
+    sys.stdout.flush()
