@@ -93,6 +93,46 @@ def lidc(parser: argparse.ArgumentParser) -> Run:
 
 
 @command
+def slices(parser: argparse.ArgumentParser) -> Run:
+    """Stack pictures of axial slices, and their masks, to volumes in the layout of the Decathlon."""
+    parser.add_argument("--images", type=Path, required=True, help="folder of the pictures, 8 bit or more")
+    parser.add_argument("--masks", type=Path, required=True, help="folder of masks of the same names")
+    parser.add_argument("--out", type=Path, required=True, help="directory, made if it does not exist")
+    parser.add_argument(
+        "--name",
+        help="regular expression of a file's name, with groups scan and slice; default: ..._SCAN_SLICE",
+    )
+    parser.add_argument(
+        "--rows",
+        choices=["x", "y"],
+        default="y",
+        help="axis of the patient along which rows are counted: y as on a screen, x as volumes lie in memory",
+    )
+    parser.add_argument("--pixel", type=float, default=1.5, help="size of a pixel, mm (%(default)s)")
+    parser.add_argument("--label", default="liver", help="what the masks show (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the data set that is there")
+
+    def run(args: argparse.Namespace) -> str:
+        from monai_unetpp.data.slices import NAME, write_slices
+
+        index = write_slices(
+            args.images,
+            args.masks,
+            args.out,
+            name=args.name or NAME,
+            rows=args.rows,
+            pixel=args.pixel,
+            label=args.label,
+            overwrite=args.overwrite,
+            progress=True,
+        )
+        cases = len(json.loads(index.read_text())["training"])
+        return f"{cases} scans, listed in {index.resolve()}"
+
+    return run
+
+
+@command
 def prune(parser: argparse.ArgumentParser) -> Run:
     """Take one level out of a checkpoint: weights that need a fraction of the memory and the time."""
     parser.add_argument("--checkpoint", type=Path, required=True, help="weights, or a checkpoint of an epoch")
