@@ -185,6 +185,13 @@ def segment(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--sheets", action="store_true", help="draw slices with outlines, too")
     parser.add_argument("--overwrite", action="store_true", help="do again what is done")
     parser.add_argument(
+        "--overlay",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a JSON of the bundle that lies over inference.json, such as slices in bundles/liver",
+    )
+    parser.add_argument(
         "--set",
         nargs=2,
         action="append",
@@ -206,6 +213,7 @@ def segment(parser: argparse.ArgumentParser) -> Run:
             args.output,
             args.bundle,
             level=int(args.level) if args.level.isdecimal() else args.level,
+            overlays=args.overlay,
             probability=args.probability,
             uncertainty=args.uncertainty,
             sheets=args.sheets,

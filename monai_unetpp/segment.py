@@ -206,7 +206,12 @@ def segment(
 
 
 def segment_distributed(
-    source: PathLike, output_dir: PathLike, bundle: PathLike, level: int | str = "auto", **settings: Any
+    source: PathLike,
+    output_dir: PathLike,
+    bundle: PathLike,
+    level: int | str = "auto",
+    overlays: Sequence[str] = (),
+    **settings: Any,
 ) -> str:
     """Segment scans in one process, or in each of those that ``torchrun`` began, and sum up.
 
@@ -215,6 +220,7 @@ def segment_distributed(
         output_dir: of the masks.
         bundle: folder of a bundle.
         level: ``k`` of L^k; ``"auto"``, as it was calibrated, else the deepest; ``"early-exit"``.
+        overlays: as :func:`load_pipeline` takes them.
         **settings: as :func:`segment` takes them.
 
     Returns:
@@ -223,16 +229,17 @@ def segment_distributed(
     Raises:
         ValueError: if scans failed, with the reason of each; or see :func:`segment`.
     """
+    settings |= _level_settings(level, overlays)
     number = int(os.environ.get("WORLD_SIZE", "1"))
     if number == 1:
-        return _summary(segment(source, output_dir, bundle, **_level_settings(level), **settings))
+        return _summary(segment(source, output_dir, bundle, **settings))
     dist.init_process_group("gloo")
     try:
         rank = dist.get_rank()
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         settings["progress"] = settings.get("progress", False) and rank == 0
-        mine = segment(source, output_dir, bundle, share=(rank, number), **_level_settings(level), **settings)
+        mine = segment(source, output_dir, bundle, share=(rank, number), **settings)
         shares: list[list[Outcome]] = [[] for _ in range(number)]
         dist.all_gather_object(shares, mine)
         return _summary([outcome for share in shares for outcome in share])
@@ -252,12 +259,12 @@ def _rank(path: Path, outcomes: Sequence[Outcome]) -> None:
         write_csv(path, [{"scan": scan, "uncertainty": round(value, 4)} for scan, value in ranked])
 
 
-def _level_settings(level: int | str) -> dict[str, Any]:
-    """The settings of a level."""
+def _level_settings(level: int | str, overlays: Sequence[str]) -> dict[str, Any]:
+    """The settings of a level, over other overlays."""
     if level == "early-exit":
-        return {"overlays": ("early_exit",)}
+        return {"overlays": (*overlays, "early_exit")}
     if isinstance(level, int) or level == "auto":
-        return {"level": level}
+        return {"level": level, "overlays": overlays}
     raise ValueError(f"level must be a number, auto or early-exit, got {level}.")
 
 

@@ -57,14 +57,14 @@ def workflow(bundle: str, names: str, root: Path, **override: Any) -> ConfigWork
     return ConfigWorkflow(
         [str(BUNDLES / bundle / f"{name}.json") for name in names.split()],
         logging_file=False,
-        workflow_type="infer" if names == "inference" else "train",
+        workflow_type="infer" if names.startswith("inference") else "train",
         **{"bundle_root": str(root), **override},
     )
 
 
 def run(bundle: str, names: str, root: Path, **override: Any) -> ConfigWorkflow:
     """Run a small workflow to its end."""
-    defaults = TINY if names == "inference" else TINY_TRAINING
+    defaults = TINY if names.startswith("inference") else TINY_TRAINING
     flow = workflow(bundle, names, root, **{**defaults, **override})
     flow.initialize()
     with pytest.MonkeyPatch.context() as patch:

@@ -40,7 +40,11 @@ def check_cache(cases: Sequence[Mapping[str, str]], pixdim: Sequence[float], cac
 
 
 def cached_bytes(case: Mapping[str, str], pixdim: Sequence[float]) -> float:
-    """Return the bytes of a case's volumes in float32, resampled to ``pixdim`` in mm; an estimate."""
+    """Return the bytes of a case's volumes in float32; an estimate.
+
+    ``pixdim`` is what they are resampled to, mm; as for ``Spacing``, one that is not positive stands for the
+    volume's own.
+    """
     total = 0.0
     for path in (case[key] for key in ("image", "label") if key in case):
         try:
@@ -48,7 +52,8 @@ def cached_bytes(case: Mapping[str, str], pixdim: Sequence[float]) -> float:
         except Exception:  # said better, and with the file's name, where the case is loaded
             logger.debug(f"{path} has no header to read.")
             continue
-        total += 4 * math.prod(n * a / b for n, a, b in zip(shape, spacing, pixdim, strict=True))
+        widths = [b if b > 0 else a for a, b in zip(spacing, pixdim, strict=True)]
+        total += 4 * math.prod(n * a / b for n, a, b in zip(shape, spacing, widths, strict=True))
     return total
 
 
