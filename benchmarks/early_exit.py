@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Early exit beside the deepest level everywhere: time, Dice, and where windows stopped, volume by volume.
 
+"everywhere" computes all windows at the deepest level; "deepest" does so, too, but those of one and the same
+value once, as ``VolumeInferer`` always does; "early exit" on top of that. Speeds are against "everywhere".
+
 Also: what it costs where nothing stops (``never``, a threshold of 0), and whether the heads' disagreement
 tells which cases are wrong. Inferers take turns, round after round; times are of the windows and the way back
 to the file's grid, without reading and writing.
@@ -11,8 +14,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -21,7 +26,7 @@ from scipy.stats import spearmanr
 
 from monai_unetpp import VolumeInferer
 from monai_unetpp.files import write_csv
-from monai_unetpp.inferers import early_exit_like
+from monai_unetpp.inferers import EarlyExitInferer, early_exit_like, volume
 from monai_unetpp.levels import read_calibration
 from monai_unetpp.readers import volume_loader
 from monai_unetpp.segment import load_pipeline
@@ -47,16 +52,18 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, help="default as calibrated")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--overlap", type=float, default=0.5)
+    parser.add_argument("--overlays", nargs="*", default=[], help="JSONs over inference.json")
     parser.add_argument("--out", type=Path, required=True, help="CSV")
     args = parser.parse_args()
     threshold = args.threshold
     if threshold is None:
         threshold = read_calibration(args.checkpoint).exit.threshold
     settings = {"ckpt_path": str(args.checkpoint), "windows#overlap": args.overlap}
-    pipeline = load_pipeline(args.bundle, args.images[0], "unused", **settings)
+    pipeline = load_pipeline(args.bundle, args.images[0], "unused", args.overlays, **settings)
     windows = pipeline.inferer.inferer
     classes = pipeline.network.arguments["out_channels"]
     inferers = {
+        "everywhere": windows,
         "deepest": windows,
         "early exit": early_exit_like(windows, threshold),
         "never": early_exit_like(windows, 0.0),
@@ -68,26 +75,28 @@ def main() -> None:
         found = {}
         for _ in range(args.rounds):
             for name, inferer in inferers.items():
-                if name != "deepest":
+                if isinstance(inferer, EarlyExitInferer):
                     inferer.reset()
-                started = time.perf_counter()
-                found[name] = VolumeInferer(inferer)(image, pipeline.network)[0, 0].as_tensor()
-                seconds[name].append(time.perf_counter() - started)
+                every = mock.patch.object(volume, "FlatOnce", lambda network: network)
+                with every if name == "everywhere" else nullcontext():
+                    started = time.perf_counter()
+                    found[name] = VolumeInferer(inferer)(image, pipeline.network)[0, 0].as_tensor()
+                    seconds[name].append(time.perf_counter() - started)
         label = volume_loader()(args.labels[n])[0].as_tensor() if args.labels else found["deepest"]
         if args.foreground is not None:
             label = (label == args.foreground).byte()
         scores = {name: dice(labels, label, classes) for name, labels in found.items()}
         for name, inferer in inferers.items():
-            ratios = [a / b for a, b in zip(seconds["deepest"], seconds[name], strict=True)]
+            ratios = [a / b for a, b in zip(seconds["everywhere"], seconds[name], strict=True)]
             rows.append(
                 {
                     "image": path.name,
                     "inferer": name,
-                    "threshold": 0 if name != "early exit" else threshold,
+                    "threshold": threshold if name == "early exit" else 0,
                     "seconds": round(statistics.median(seconds[name]), 2),
                     "speed": round(statistics.median(ratios), 3),
                     "dice": round(scores[name], 4),
-                    "loss": round(scores["deepest"] - scores[name], 4),
+                    "loss": round(scores["everywhere"] - scores[name], 4),
                     "exits": " ".join(map(str, getattr(inferer, "exits", []))),
                 }
             )
