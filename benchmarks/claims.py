@@ -16,7 +16,6 @@ python benchmarks/claims.py nuclei --dir dsb2018_nuclei --work WORK --out benchm
 
 from __future__ import annotations
 
-import argparse
 import csv
 import statistics
 import sys
@@ -29,7 +28,7 @@ from measure import machine
 from monai.data import DataLoader, Dataset
 from monai.inferers import SlidingWindowInferer
 from monai.utils import set_determinism
-from tasks import PAPER, TASKS, split, train
+from tasks import PAPER, TASKS, split, study_arguments, train
 
 from monai_unetpp import LevelScore, UNetPlusPlus, score_levels, select_level
 from monai_unetpp.files import write_csv
@@ -59,19 +58,7 @@ def rows(name: str, seed: int, way: str, scores: Sequence[LevelScore]) -> Iterat
 
 def main() -> None:
     """Train what is not trained yet, score it, and write CSV, table and figure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", choices=TASKS)
-    parser.add_argument("--dir", type=Path, required=True, help="folder of the data set")
-    parser.add_argument("--work", type=Path, required=True, help="folder for trained weights")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="without suffix: .csv, .md and .png are written"
-    )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, help="default: what fits in an hour on two cores")
-    parser.add_argument("--paper", action="store_true", help=f"the paper's widths, {PAPER}; wants a GPU")
-    args = parser.parse_args()
+    args = study_arguments(__doc__).parse_args()
 
     task = TASKS[args.data]
     channels = PAPER if args.paper else task.channels

@@ -14,7 +14,6 @@ python benchmarks/depth_study.py nuclei --dir dsb2018_nuclei --work WORK --out b
 
 from __future__ import annotations
 
-import argparse
 import csv
 import statistics
 import sys
@@ -32,7 +31,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.metrics import compute_dice, compute_iou
 from monai.utils import set_determinism
 from scipy.stats import wilcoxon
-from tasks import PAPER, TASKS, Cases, Task, split, train
+from tasks import PAPER, TASKS, Cases, Task, split, study_arguments, train
 from torch import Tensor, nn
 
 from monai_unetpp import UNetPlusPlus, prune
@@ -192,17 +191,8 @@ def run(name: str, task: Task, widths: Sequence[int], epochs: int, seed: int, da
 
 def main() -> None:
     """Train what is not trained yet; when all is, write CSV, table and figure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", choices=TASKS)
-    parser.add_argument("--dir", type=Path, required=True, help="folder of the data set")
-    parser.add_argument("--work", type=Path, required=True, help="folder for trained weights")
-    parser.add_argument("--out", type=Path, required=True, help="without suffix")
+    parser = study_arguments(__doc__)
     parser.add_argument("--family", nargs="+", default=list(FAMILY), choices=FAMILY, metavar="NETWORK")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--paper", action="store_true", help=f"the paper's widths, {PAPER}; wants a GPU")
     args = parser.parse_args()
     task = TASKS[args.data]
     widths, epochs = PAPER if args.paper else task.channels, args.epochs or task.epochs

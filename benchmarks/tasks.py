@@ -8,6 +8,7 @@ liver_slices   465 axial CT slices (Medical Segmentation Decathlon), 2D, split b
 
 from __future__ import annotations
 
+import argparse
 import random
 import re
 import sys
@@ -133,6 +134,23 @@ TASKS = {
         read_liver_slices, PICTURES, _AROUND_LABELS, channels=(8, 16, 32, 64, 128), epochs=12, batch_size=8
     ),
 }
+
+
+def study_arguments(description: str | None) -> argparse.ArgumentParser:
+    """The arguments of a study: which data, where they lie, where results go, how much of it."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", choices=TASKS)
+    parser.add_argument("--dir", type=Path, required=True, help="folder of the data set")
+    parser.add_argument("--work", type=Path, required=True, help="folder for trained weights")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="without suffix: .csv, .md and .png are written"
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="default: what fits in an hour or two on two cores")
+    parser.add_argument("--paper", action="store_true", help=f"the paper's widths, {PAPER}; wants a GPU")
+    return parser
 
 
 def split(cases: Cases, seed: int, held_back: float = 0.25) -> tuple[Cases, Cases]:
