@@ -15,8 +15,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from bundles import BUNDLES, TINY, TINY_TRAINING, config, workflow
-from monai_unetpp import __version__
+from monai_unetpp import __version__, load_network
 from monai_unetpp.data import phantom
+from monai_unetpp.levels import read_calibration
 
 NAMES = sorted(path.name for path in BUNDLES.iterdir() if (path / "train.json").is_file())
 RECIPES = {"liver": "msd", "lung_nodule": "lidc"}  # overlays for real data
@@ -295,6 +296,17 @@ def test_own_weights_come_before_those_that_ship(bundle, tmp_path):
         path.parent.mkdir()
         path.touch()
         assert chosen() == str(path)
+
+
+@pytest.mark.parametrize("path", sorted(BUNDLES.glob("*/weights/model.pt")), ids=lambda p: p.parts[-3])
+def test_weights_that_ship_are_small_fit_and_are_calibrated(path):
+    assert path.stat().st_size <= 10e6
+    network = ConfigParser(config(path.parts[-3], "inference")).get_parsed_content("network_def")
+    load_network(network, path)
+    calibration = read_calibration(path)  # by the weights' checksum
+    assert 1 <= calibration.level <= network.depth
+    assert 0 <= calibration.exit.threshold < 1
+    assert (path.parent / "README.md").is_file()  # the model card
 
 
 # Logging
