@@ -28,9 +28,10 @@ from measure import machine
 from monai.data import DataLoader, Dataset
 from monai.inferers import SlidingWindowInferer
 from monai.utils import set_determinism
-from tasks import PAPER, TASKS, split, study_arguments, train
+from tasks import HELD_BACK, PAPER, TASKS, study_arguments, train
 
 from monai_unetpp import LevelScore, UNetPlusPlus, score_levels, select_level
+from monai_unetpp.data import split_cases
 from monai_unetpp.files import write_csv
 
 TOLERANCE = 0.01
@@ -66,7 +67,7 @@ def main() -> None:
     cases = task.read(args.dir)
     found: list[dict[str, Any]] = []
     for seed in range(args.seeds):
-        learn, held_back = split(cases, seed)
+        learn, held_back = split_cases(cases, HELD_BACK, seed)
         loader = DataLoader(Dataset(held_back), batch_size=1)
         for depth in range(len(channels) - 1, 0, -1):
             path = args.work / f"{args.data}_{channels[0]}_{epochs}_seed{seed}_L{depth}.pt"

@@ -31,10 +31,11 @@ from monai.inferers import SlidingWindowInferer
 from monai.metrics import compute_dice, compute_iou
 from monai.utils import set_determinism
 from scipy.stats import wilcoxon
-from tasks import PAPER, TASKS, Cases, Task, split, study_arguments, train
+from tasks import HELD_BACK, PAPER, TASKS, Cases, Task, study_arguments, train
 from torch import Tensor, nn
 
 from monai_unetpp import UNetPlusPlus, prune
+from monai_unetpp.data import split_cases
 from monai_unetpp.files import write_csv
 from monai_unetpp.levels.cost import multiply_adds
 
@@ -176,7 +177,7 @@ def run(name: str, task: Task, widths: Sequence[int], epochs: int, seed: int, da
             "head": head,
             "seed": seed,
             "case": n,
-            "group": case["group"],
+            "scan": case["scan"],
             "dice": round(dice, 4),
             "iou": round(iou, 4),
             **costs(head),
@@ -196,7 +197,7 @@ def main() -> None:
     args = parser.parse_args()
     task = TASKS[args.data]
     widths, epochs = PAPER if args.paper else task.channels, args.epochs or task.epochs
-    data = split(task.read(args.dir), seed=0)
+    data = split_cases(task.read(args.dir), HELD_BACK, seed=0)
     jobs = {
         (seed, name): args.work / f"{args.data}_{widths[0]}_{epochs}_{_slug(name)}_{seed}.csv"
         for seed in range(args.seeds)

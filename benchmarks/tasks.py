@@ -9,7 +9,6 @@ liver_slices   465 axial CT slices (Medical Segmentation Decathlon), 2D, split b
 from __future__ import annotations
 
 import argparse
-import random
 import re
 import sys
 import time
@@ -45,6 +44,7 @@ from monai_unetpp import DeepSupervisionDiceLoss
 from monai_unetpp.data import read_dataset
 from monai_unetpp.files import whole_file
 
+HELD_BACK = 0.25
 KEYS = ("image", "label")
 PAPER = (32, 64, 128, 256, 512)
 NODULES, PICTURES = (40, 40, 40), (128, 128)
@@ -56,8 +56,8 @@ class Task:
     """A data set and how to learn from it.
 
     Args:
-        read: from its folder to cases: image and label as tensors (1, *spatial), and the group, such as a
-            patient, of which all or none are held back.
+        read: from its folder to cases: image and label as tensors (1, *spatial), and the name of their
+            scan, of which all cases or none are held back.
         window: to train on and to slide.
         crop: transforms that cut one window out of a case, at random.
         channels: widths, unless those of the paper are asked for.
@@ -84,7 +84,7 @@ def read_nodules(folder: Path) -> Cases:
         ]
     )
     cases = read_dataset(folder, out_channels=2).cases
-    return [{**load(case), "group": Path(case["image"]).name} for case in cases]
+    return [{**load(case), "scan": Path(case["image"]).name} for case in cases]
 
 
 def read_nuclei(folder: Path) -> Cases:
@@ -109,11 +109,11 @@ def read_liver_slices(folder: Path) -> Cases:
     return cases
 
 
-def _picture(path: Path, mask: Any, group: str) -> dict[str, Any]:
+def _picture(path: Path, mask: Any, scan: str) -> dict[str, Any]:
     scale = Compose([SpatialPadd(KEYS, PICTURES), ScaleIntensityd("image")])
     grey = np.asarray(Image.open(path).convert("L"), dtype=np.float32)
     case = scale({"image": torch.tensor(grey)[None], "label": torch.tensor(mask).float()[None]})
-    return {**{key: value.as_subclass(Tensor) for key, value in case.items()}, "group": group}
+    return {**{key: value.as_subclass(Tensor) for key, value in case.items()}, "scan": scan}
 
 
 _AROUND_LABELS = (RandCropByPosNegLabeld(KEYS, "label", PICTURES, pos=3, neg=1, num_samples=1),)
@@ -151,14 +151,6 @@ def study_arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, help="default: what fits in an hour or two on two cores")
     parser.add_argument("--paper", action="store_true", help=f"the paper's widths, {PAPER}; wants a GPU")
     return parser
-
-
-def split(cases: Cases, seed: int, held_back: float = 0.25) -> tuple[Cases, Cases]:
-    """Hold back a share of the groups."""
-    groups = sorted({case["group"] for case in cases})
-    random.Random(seed).shuffle(groups)
-    last = set(groups[: round(len(groups) * held_back)])
-    return [c for c in cases if c["group"] not in last], [c for c in cases if c["group"] in last]
 
 
 def windows(task: Task, cases: Cases, seed: int) -> DataLoader:

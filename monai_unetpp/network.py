@@ -356,9 +356,9 @@ class UNetPlusPlus(nn.Module):
             )
         if x.shape[1] != self.in_channels:
             raise ValueError(f"x must have in_channels = {self.in_channels} on axis 1, got {x.shape[1]}.")
-        batch = self.training and (self._norm == "batch" or self._backbone)
-        if batch or self._norm == "instance":
-            samples = x.shape[0] if batch and self._norm != "instance" else 1  # of a channel of row `level`
+        instance = self._norm == "instance"
+        if instance or (self.training and (self._norm == "batch" or self._backbone)):
+            samples = 1 if instance else x.shape[0]  # of one channel of row `level`
             divisor = self._divisors[level]
             for axis in range(self.spatial_dims):
                 samples *= (x.shape[2 + axis] + divisor[axis] - 1) // divisor[axis]
@@ -366,7 +366,7 @@ class UNetPlusPlus(nn.Module):
                 axis = self.spatial_dims - 1
                 raise ValueError(
                     f"axis {2 + axis} of x is too short: {list(x.shape[2:])} leaves one voxel in "
-                    f"row {level}, where {'batch' if batch else 'instance'} norm needs two; "
+                    f"row {level}, where {'instance' if instance else 'batch'} norm needs two; "
                     f"a size of at least {divisor[axis] + 1} would work."
                 )
 

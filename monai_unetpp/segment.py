@@ -201,7 +201,7 @@ def segment(
     outcomes = list(tqdm(run.outcomes(mine), desc="Scans", total=len(mine), disable=not progress))
     if uncertainty:
         with FileLock(locks / f"{RANKING}.lock"):
-            _rank(Path(output_dir, RANKING), outcomes)
+            _write_ranking(Path(output_dir, RANKING), outcomes)
     return outcomes
 
 
@@ -247,7 +247,7 @@ def segment_distributed(
         dist.destroy_process_group()
 
 
-def _rank(path: Path, outcomes: Sequence[Outcome]) -> None:
+def _write_ranking(path: Path, outcomes: Sequence[Outcome]) -> None:
     """Add the uncertainty of scans to a table, the least certain first; what it says of others stays."""
     table = {}
     if path.exists():
