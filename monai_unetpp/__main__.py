@@ -100,7 +100,8 @@ def slices(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--out", type=Path, required=True, help="directory, made if it does not exist")
     parser.add_argument(
         "--name",
-        help="regular expression of a file's name, with groups scan and slice; default: ..._SCAN_SLICE",
+        help="regular expression of a file's name, with groups scan and slice, and flip_rows or flip_columns "
+        "where pictures were turned over; default: ..._SCAN_SLICE",
     )
     parser.add_argument(
         "--rows",

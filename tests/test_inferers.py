@@ -10,14 +10,13 @@ import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.inferers import SliceInferer, SlidingWindowInferer, sliding_window_inference
-from monai.metrics import DiceMetric
 from monai.transforms import Activationsd, Compose, CropForegroundd, Invertd, Orientationd, Spacingd
 
 from bundles import affine
 from monai_unetpp import EarlyExitInferer, UNetPlusPlus, VolumeInferer
 from monai_unetpp.inferers import disagreement, doubt
 from monai_unetpp.inferers.flat import FlatOnce
-from monai_unetpp.inferers.heads import Overlap
+from monai_unetpp.inferers.heads import ExpectedError
 from monai_unetpp.inferers.slabs import slabs
 from monai_unetpp.transforms import LoadCased
 
@@ -244,20 +243,39 @@ def test_uncertainty_is_the_divergence_of_the_heads(tmp_path):
     kl = sum((p * np.log(p / mean)).sum(axis=1) for p in heads) / 3  # the other definition
     np.testing.assert_allclose(found.uncertainty[:, 0].numpy(), kl / math.log(3), atol=1e-5)
     assert torch.equal(found.labels.as_tensor(), VolumeInferer(inferer)(batch["image"], net).as_tensor())
-    deepest, next_to_it = (torch.as_tensor(head.argmax(axis=1, keepdims=True)) for head in heads[:2])
-    dice = DiceMetric(include_background=False, num_classes=3)(deepest, next_to_it)
-    assert found.case_uncertainty == pytest.approx(1 - float(dice.nanmean()), abs=1e-3)
+    dice = []
+    for k in (1, 2):
+        p, here = heads[0][:, k], heads[0].argmax(axis=1) == k
+        dice.append(2 * p[here].sum() / (p.sum() + here.sum()))
+    assert found.case_uncertainty == pytest.approx(1 - np.mean(dice), abs=1e-3)
 
 
 @pytest.mark.parametrize("classes", [1, 3])
-def test_heads_that_find_nothing_agree(classes):
-    nothing = torch.zeros(1, classes, 4, 4)
-    nothing[:, 0] = 1 if classes > 1 else -1
-    something = -nothing
-    for a, b, dice in ((nothing, nothing, 1), (nothing, something, 0), (something, something, 1)):
-        overlap = Overlap(classes)
-        overlap.add(a, b)
-        assert overlap.dice() == dice
+def test_an_expected_error_is_0_where_all_is_certain(classes):
+    something = torch.full((1, classes, 4, 4), -100.0)
+    something[:, -1, :2] = 100
+    something[:, 0, 2:] = 100 if classes > 1 else -100
+    error = ExpectedError(classes)
+    for rows in something.split(1, dim=2):
+        error.add(rows)
+    assert error.value() == pytest.approx(0, abs=1e-6)
+
+
+def test_where_nothing_is_found_the_likeliest_voxel_counts():
+    error = ExpectedError(1)
+    error.add(torch.tensor([-9.0, 0.4, 0.1]).logit(eps=1e-9)[None, None])
+    assert error.value() == pytest.approx(0.4, abs=1e-6)
+
+
+def test_an_expected_error_is_the_error_where_probabilities_are_right():
+    rng = torch.Generator().manual_seed(0)
+    p = torch.rand(1, 1, 100_000, generator=rng) ** 3
+    truth = torch.rand(p.shape, generator=rng) < p
+    error = ExpectedError(1)
+    error.add(p.logit())
+    found = p > 0.5
+    dice = 2 * (found & truth).sum() / (found.sum() + truth.sum())
+    assert error.value() == pytest.approx(1 - float(dice), abs=0.005)
 
 
 def test_uncertainty_at_a_level_is_of_the_heads_up_to_it(tmp_path):

@@ -59,6 +59,18 @@ def test_the_mark_lies_where_the_picture_shows_it(scans, rows, where):
     np.testing.assert_allclose((label.affine @ [*voxel, 1])[:2], where)
 
 
+def test_pictures_that_were_turned_over_are_turned_back(tmp_path):
+    whole = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    for name, grey in (("as_1_1", whole), ("up_1_2", whole[::-1]), ("left_1_3", whole[:, ::-1])):
+        picture(tmp_path / "images" / f"{name}.png", np.ascontiguousarray(grey))
+        picture(tmp_path / "masks" / f"{name}.png", np.ascontiguousarray(grey + np.uint8(100)))
+    name = r"(?:as|(?P<flip_rows>up)|(?P<flip_columns>left))_(?P<scan>\d)_(?P<slice>\d)"
+    write(tmp_path, rows="x", name=name)
+    for key, wanted in (("images", whole), ("labels", whole > 27)):
+        volume = np.asarray(nib.load(tmp_path / "out" / f"{key}Tr" / "scan_1.nii.gz").dataobj)
+        np.testing.assert_array_equal(volume, np.stack([wanted] * 3, axis=-1))
+
+
 def test_colours_become_grey_and_jpeg_masks_have_soft_edges(tmp_path):
     colours = np.repeat(np.arange(48, dtype=np.uint8).reshape(6, 8, 1), 3, axis=-1)
     for name, array in (("images", colours), ("masks", colours + np.uint8(100))):

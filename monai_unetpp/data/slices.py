@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
@@ -46,7 +46,9 @@ def write_slices(
         images: folder of the pictures.
         masks: folder of masks of the same names; what is brighter than 127 is the label.
         directory: of the data set, made if it does not exist.
-        name: regular expression for a file's name without suffix, with groups ``scan`` and ``slice``.
+        name: regular expression for a file's name without suffix, with groups ``scan`` and ``slice``. A
+            picture whose name fits a group ``flip_rows`` or ``flip_columns`` was turned over, up to down or
+            left to right, and is turned back.
         rows: axis of the patient along which a picture's rows are counted: ``"y"`` as radiologists look at
             slices, from front to back; ``"x"`` where arrays of volumes were saved as they are.
         pixel: size of a pixel, mm.
@@ -72,9 +74,10 @@ def write_slices(
 
     def cases() -> Iterator[Case]:
         for scan, slices in scans.items():
-            image, mask = (_stack(paths, rows) for paths in zip(*slices, strict=True))
+            image = _stack([(each.image, each.flips) for each in slices], rows)
+            mask = _stack([(each.mask, each.flips) for each in slices], rows)
             if image.shape != mask.shape:
-                raise ValueError(f"{slices[0][1]} must be of the size of {slices[0][0]}.")
+                raise ValueError(f"{slices[0].mask} must be of the size of {slices[0].image}.")
             yield Case(f"scan_{scan}", image.astype(np.int16), (mask > HALF).astype(np.uint8), affine)
 
     return write_decathlon(
@@ -89,14 +92,21 @@ def write_slices(
     )
 
 
-def _scans(images: Path, masks: Path, name: str) -> Mapping[str, Sequence[tuple[Path, Path]]]:
-    """Of every scan its pictures with their masks, in the order of the slices."""
+class _Slice(NamedTuple):
+    image: Path
+    mask: Path
+    flips: tuple[int, ...]  # axes of the picture that were turned over
+    number: int
+
+
+def _scans(images: Path, masks: Path, name: str) -> Mapping[str, Sequence[_Slice]]:
+    """Of every scan its slices in their order."""
     pictures = [path for path in sorted(images.glob("*")) if path.suffix.lower() in PICTURES]
     if not pictures:
         raise FileNotFoundError(
             f"images must be a folder of pictures ({', '.join(PICTURES)}): {images} has none."
         )
-    found: dict[str, list[tuple[int, Path, Path]]] = {}
+    found: dict[str, list[_Slice]] = {}
     for path in pictures:
         parts = re.fullmatch(name, path.stem)
         if parts is None:
@@ -106,20 +116,22 @@ def _scans(images: Path, masks: Path, name: str) -> Mapping[str, Sequence[tuple[
         )
         if mask is None:
             raise FileNotFoundError(f"{path} has no mask: there is no {masks / path.name}.")
-        found.setdefault(parts["scan"], []).append((int(parts["slice"]), path, mask))
-    return {scan: [(image, mask) for _, image, mask in sorted(found[scan])] for scan in sorted(found)}
+        groups = parts.groupdict()
+        flips = tuple(axis for axis, group in enumerate(("flip_rows", "flip_columns")) if groups.get(group))
+        found.setdefault(groups["scan"], []).append(_Slice(path, mask, flips, int(groups["slice"])))
+    return {scan: sorted(found[scan], key=lambda each: each.number) for scan in sorted(found)}
 
 
-def _stack(paths: Sequence[Path], rows: str) -> NDArray[Any]:
-    """Grey pictures as one array (X, Y, slices)."""
+def _stack(pictures: Sequence[tuple[Path, tuple[int, ...]]], rows: str) -> NDArray[Any]:
+    """Grey pictures, turned back along their axes, as one array (X, Y, slices)."""
     slices = []
-    for path in paths:
+    for path, flips in pictures:
         try:
             picture = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))  # (rows, columns) or with colours
         except RuntimeError as error:
             raise ValueError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
-        grey = picture if picture.ndim == 2 else picture[..., :3].mean(axis=-1)
+        grey = np.flip(picture if picture.ndim == 2 else picture[..., :3].mean(axis=-1), flips)
         slices.append(grey if rows == "x" else grey.T)
         if slices[-1].shape != slices[0].shape:
-            raise ValueError(f"{path} must be of the size of {paths[0]}: they are slices of one scan.")
+            raise ValueError(f"{path} must be of the size of {pictures[0][0]}: they are slices of one scan.")
     return np.stack(slices, axis=-1)

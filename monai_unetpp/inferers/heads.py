@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Overlap", "disagreement", "labels", "probabilities"]
+__all__ = ["ExpectedError", "disagreement", "labels", "probabilities"]
 
 
 def probabilities(logits: Tensor) -> Tensor:
@@ -22,8 +22,8 @@ def labels(logits: Tensor) -> Tensor:
     return logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(dim=1)
 
 
-class Overlap:
-    """Dice between two heads' segmentations of a case that comes piece by piece.
+class ExpectedError:
+    """1 - Dice that the labels of a case would have if its probabilities were right; it comes piece by piece.
 
     Args:
         classes: of the network; one stands for foreground and background.
@@ -31,19 +31,26 @@ class Overlap:
 
     def __init__(self, classes: int) -> None:
         self.classes = max(classes, 2)
-        self.counts = torch.zeros(self.classes, self.classes, dtype=torch.int64)
+        self.inside, self.expected, self.found = torch.zeros(3, self.classes, dtype=torch.float64)
+        self.greatest = torch.zeros(self.classes, dtype=torch.float64)
 
-    def add(self, a: Tensor, b: Tensor) -> None:
-        """Count the voxels of a piece by the classes that two heads give, logits (B, K, *spatial)."""
-        joint = labels(a).long() * self.classes + labels(b)
-        self.counts += joint.flatten().bincount(minlength=self.classes**2).view_as(self.counts).cpu()
+    def add(self, logits: Tensor) -> None:
+        """Count in a piece (B, K, *spatial), by class, the voxels found and the voxels to be expected."""
+        p, here = probabilities(logits), labels(logits).long()
+        if p.shape[1] == 1:
+            p = torch.cat([1 - p, p], dim=1)
+        for k in range(1, self.classes):
+            self.found[k] += float((here == k).sum())
+            self.inside[k] += float(p[:, k][here == k].double().sum())
+            self.expected[k] += float(p[:, k].double().sum())
+            self.greatest[k] = max(self.greatest[k].item(), p[:, k].max().item())
 
-    def dice(self) -> float:
-        """Return the mean over the classes but background that either has; 1 if none has any."""
-        both = 2 * self.counts.diagonal()[1:]
-        either = (self.counts.sum(dim=0) + self.counts.sum(dim=1))[1:]
-        found = either > 0
-        return float((both[found] / either[found]).mean()) if found.any() else 1.0
+    def value(self) -> float:
+        """Return the mean over the classes found; if there is none, how likely the likeliest voxel is."""
+        found = self.found > 0
+        if not found.any():
+            return float(self.greatest.max())
+        return float((1 - 2 * self.inside / (self.found + self.expected))[found].mean())
 
 
 def disagreement(heads: Sequence[Tensor]) -> Tensor:

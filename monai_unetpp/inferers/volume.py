@@ -15,7 +15,7 @@ from torch import Tensor
 from monai_unetpp.inferers.early_exit import EarlyExitInferer
 from monai_unetpp.inferers.flat import FlatOnce
 from monai_unetpp.inferers.grids import FileGrid, Part
-from monai_unetpp.inferers.heads import Overlap, disagreement, probabilities
+from monai_unetpp.inferers.heads import ExpectedError, disagreement, probabilities
 from monai_unetpp.inferers.slabs import slabs
 from monai_unetpp.network import UNetPlusPlus
 
@@ -29,8 +29,9 @@ class Segmentation(NamedTuple):
         labels: the likeliest class, uint8; for a network of one channel, whether it is likelier than not.
         probability: of the class asked for, float32.
         uncertainty: of the heads' :func:`~monai_unetpp.inferers.disagreement`, float32.
-        case_uncertainty: 1 less the Dice between the labels and those of the next shallower head; 0 where
-            neither finds anything. It ranks cases: look first where it is high.
+        case_uncertainty: 1 - Dice that the labels would have if the deepest head's probabilities were right,
+            the mean over the classes found; where none is, how likely the likeliest voxel is. It ranks
+            cases: look first where it is high.
     """
 
     labels: MetaTensor
@@ -100,15 +101,15 @@ class VolumeInferer(Inferer):
             network = FlatOnce(network)
         logits = slabs(self.inferer, image.as_subclass(Tensor), network, _bar if self.progress else None)
         results: dict[str, Tensor] = {}
-        overlap = Overlap(classes) if classes is not None else None
-        for part in grid.resample(_maps(slab, classes, overlap)[0] for slab in logits):
+        error = ExpectedError(classes) if classes is not None else None
+        for part in grid.resample(_maps(slab, classes, error)[0] for slab in logits):
             for name, values in _results(part, classes, probability).items():
                 if name not in results:
                     results[name] = torch.zeros(size, dtype=values.dtype)
                 results[name].index_copy_(part.axis, part.planes, values.cpu())
         return Segmentation(
             **{name: _on_file(values, image, affine) for name, values in results.items()},
-            case_uncertainty=1 - overlap.dice() if overlap is not None else None,
+            case_uncertainty=error.value() if error is not None else None,
         )
 
 
@@ -123,12 +124,12 @@ def _all_heads(network: UNetPlusPlus, windows: Tensor) -> Tensor:
     return torch.cat(network.all_heads(windows)[network.depth - network.level :], dim=1)
 
 
-def _maps(logits: Tensor, classes: int | None, overlap: Overlap | None) -> Tensor:
+def _maps(logits: Tensor, classes: int | None, error: ExpectedError | None) -> Tensor:
     """Probabilities of one head's logits; of all heads' those of the deepest, and how far they disagree."""
-    if classes is None or overlap is None:
+    if classes is None or error is None:
         return probabilities(logits)
     heads = torch.split(logits, classes, dim=1)
-    overlap.add(heads[0], heads[1])
+    error.add(heads[0])
     return torch.cat([probabilities(heads[0]), disagreement(heads)], dim=1)
 
 
