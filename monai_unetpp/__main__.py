@@ -181,7 +181,7 @@ def segment(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument(
         "--uncertainty",
         action="store_true",
-        help="write how far the heads disagree, too, and rank the scans by it",
+        help="write how far the heads disagree, too, and rank the scans by the error to be expected",
     )
     parser.add_argument("--sheets", action="store_true", help="draw slices with outlines, too")
     parser.add_argument("--overwrite", action="store_true", help="do again what is done")

@@ -159,7 +159,7 @@ def segment(
         bundle: folder of a bundle.
         probability: a class whose probability is written, too, as ``<name>_probability.nii.gz``.
         uncertainty: whether to write how far the heads disagree, as ``<name>_uncertainty.nii.gz``, and to
-            list the cases, the least certain first, in ``uncertainty.csv``.
+            list the cases, that with the greatest error to be expected first, in ``uncertainty.csv``.
         sheets: whether to draw slices with the outlines of what was found, as ``<name>_sheet.png``.
         overwrite: whether scans are segmented again whose results are there.
         progress: whether to show progress over scans and over windows.

@@ -226,6 +226,36 @@ def test_a_class_that_the_network_lacks_is_refused(tmp_path):
         VolumeInferer(SlidingWindowInferer((16, 16, 16), 1)).segment(batch["image"], network(), probability=3)
 
 
+@pytest.mark.parametrize("classes", [1, 3])
+def test_of_the_foreground_the_largest_component_is_kept(tmp_path, classes):
+    voxels = np.full(SIZE, -1, "f4")
+    voxels[2:6, 2:6, 2:6] = 1
+    voxels[6:9, 2:6, 2:6] = 2  # hangs on it
+    voxels[10, 10, 10] = 2
+    batch = load(write(tmp_path / "ct.nii", voxels, PLACES["RAS"]), preprocessing(pixdim=(1, 1, 1)))
+    windows = SlidingWindowInferer((8, 8, 8), 4)
+    steps = (
+        (lambda x: x)
+        if classes == 1
+        else lambda x: -10 * torch.cat([abs(x - k + (k < 1)) for k in range(3)], 1)
+    )
+    found, whole = (
+        VolumeInferer(windows, largest_component=on)(batch["image"], steps)[0, 0] for on in (1, 0)
+    )
+    wanted = np.where(voxels > 0, voxels if classes > 1 else 1, 0)
+    np.testing.assert_array_equal(whole, wanted)
+    wanted[10, 10, 10] = 0
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_nothing_has_no_largest_component(tmp_path):
+    batch = load(
+        write(tmp_path / "ct.nii", np.zeros(SIZE, "f4"), PLACES["RAS"]), preprocessing(pixdim=(1, 1, 1))
+    )
+    inferer = VolumeInferer(SlidingWindowInferer((8, 8, 8), 4), largest_component=True)
+    assert not inferer(batch["image"], lambda x: x - 1).any()
+
+
 # The heads together
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer, SlidingWindowInferer
+from monai.transforms import KeepLargestConnectedComponent, generate_spatial_bounding_box
 from torch import Tensor
 
 from monai_unetpp.inferers.early_exit import EarlyExitInferer
@@ -50,12 +51,17 @@ class VolumeInferer(Inferer):
     Args:
         inferer: that blends windows: ``SlidingWindowInferer``, ``EarlyExitInferer``, or ``SliceInferer`` for
             a network of two dimensions.
+        largest_component: whether to keep of the foreground, all classes together, but what hangs together
+            and is largest: for an organ that is one.
         progress: whether to show a progress bar over groups of rows of windows.
     """
 
-    def __init__(self, inferer: SlidingWindowInferer, progress: bool = False) -> None:
+    def __init__(
+        self, inferer: SlidingWindowInferer, largest_component: bool = False, progress: bool = False
+    ) -> None:
         super().__init__()
         self.inferer = inferer
+        self.largest_component = largest_component
         self.progress = progress
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> MetaTensor:
@@ -107,6 +113,8 @@ class VolumeInferer(Inferer):
                 if name not in results:
                     results[name] = torch.zeros(size, dtype=values.dtype)
                 results[name].index_copy_(part.axis, part.planes, values.cpu())
+        if self.largest_component:
+            _keep_largest_component(results["labels"])
         return Segmentation(
             **{name: _on_file(values, image, affine) for name, values in results.items()},
             case_uncertainty=error.value() if error is not None else None,
@@ -148,6 +156,13 @@ def _results(part: Part, classes: int | None, probability: int | None) -> dict[s
     if classes is not None:
         results["uncertainty"] = part.maps[-1]
     return results
+
+
+def _keep_largest_component(labels: Tensor) -> None:
+    """Clear the rest of the foreground; only the box around all of it is looked at, which bounds memory."""
+    first, last = generate_spatial_bounding_box(labels[None])
+    box = labels[tuple(map(slice, first, last))]
+    box.copy_(KeepLargestConnectedComponent(independent=False)(box[None].clone())[0])
 
 
 def _checked(image: Tensor) -> MetaTensor:
