@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform
+from monai.transforms import GaussianSmooth, MapTransform, RandomizableTransform
 from torch import Tensor
 
 from monai_unetpp.files import result_path, whole_file
 from monai_unetpp.lungs import lung_region
 from monai_unetpp.readers import volume_loader
 
-__all__ = ["DeepestHeadd", "FocusOnLungsd", "LoadCased", "SaveVolumed"]
+__all__ = ["DeepestHeadd", "FocusOnLungsd", "LoadCased", "RandShiftLabeledIntensityd", "SaveVolumed"]
 
 PathLike = str | os.PathLike[str]
 
@@ -174,6 +174,49 @@ class FocusOnLungsd(MapTransform):
                 logger.warning(
                     f"{image.meta.get('filename_or_obj')} shows no lungs: it is searched as a whole."
                 )
+        return case
+
+
+class RandShiftLabeledIntensityd(RandomizableTransform, MapTransform):
+    """Make what is labelled darker or brighter than the rest: a fatty liver, another phase of contrast.
+
+    Scaling or shifting the whole volume leaves an organ as bright beside the others as it was, and a network
+    may learn that it always is.
+
+    Args:
+        keys: of the volumes (C, *spatial).
+        label_key: of the label map (1, *spatial); all that is not 0 is shifted.
+        offsets: least and greatest shift. The result stays within the volume's own range of values.
+        sigma: of the Gaussian that softens the edge, voxels.
+        prob: how often.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        label_key: str = "label",
+        offsets: tuple[float, float] = (-0.2, 0.1),
+        sigma: float = 1.0,
+        prob: float = 0.1,
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        self.label_key = label_key
+        self.offsets = offsets
+        self.sigma = sigma
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the case with the volumes shifted, all by the same."""
+        case = dict(data)
+        self.randomize(None)
+        if not self._do_transform:
+            return case
+        offset = self.R.uniform(*self.offsets)
+        label = torch.as_tensor(case[self.label_key] != 0).float()
+        where = torch.as_tensor(GaussianSmooth(self.sigma)(label))
+        for key in self.keys:
+            image: Tensor = case[key]
+            case[key] = (image + offset * where).clamp(image.min(), image.max())
         return case
 
 

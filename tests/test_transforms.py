@@ -9,7 +9,7 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImaged
 
 from bundles import AFFINES, affine, ball
-from monai_unetpp.transforms import DeepestHeadd, LoadCased
+from monai_unetpp.transforms import DeepestHeadd, LoadCased, RandShiftLabeledIntensityd
 
 LOAD = LoadCased(out_channels=3)
 
@@ -189,3 +189,30 @@ def test_deepest_head_is_that_of_the_network_in_training(tiny):
     item["pred"].sum().backward()
     assert deepest.weight.grad.abs().sum() > 0
     assert all(head.weight.grad is None for head in shallow)
+
+
+@pytest.mark.parametrize("size", [(40, 40), (24, 24, 24)])
+def test_what_is_labelled_is_shifted_and_the_rest_is_not(size):
+    label = torch.zeros(1, *size)
+    label[0, 8:16, 8:16] = 2
+    image = torch.linspace(0, 1, label.numel()).reshape(label.shape)
+    shift = RandShiftLabeledIntensityd("image", offsets=(-0.2, -0.2), sigma=0.5, prob=1)
+    moved = shift({"image": image, "label": label})["image"] - image
+    inside, far = torch.zeros_like(label), torch.ones_like(label)
+    inside[0, 10:14, 10:14] = 1
+    far[0, 4:20, 4:20] = 0
+    if len(size) == 3:
+        inside[..., :3], inside[..., -3:] = 0, 0
+    inside *= image > 0.2
+    torch.testing.assert_close(moved[inside > 0], torch.full_like(moved[inside > 0], -0.2))
+    assert not moved[far > 0].any()
+    assert (image + moved).min() >= 0
+
+
+def test_a_shift_of_what_is_labelled_comes_as_often_as_asked_and_from_its_range():
+    shift = RandShiftLabeledIntensityd("image", offsets=(-0.2, 0.1), sigma=0.1, prob=0.5).set_random_state(0)
+    case = {"image": torch.tensor([[[0.0, 1.0, 0.5, 0.5, 0.5]]]), "label": torch.ones(1, 1, 5)}
+    moved = torch.stack([shift(case)["image"] - case["image"] for _ in range(400)])[:, 0, 0, 2]
+    assert 0.42 < (moved != 0).float().mean() < 0.58
+    assert -0.2 <= moved.min() < -0.18
+    assert 0.08 < moved.max() <= 0.1

@@ -138,8 +138,8 @@ assert found.full_dice - found.dice <= 0.005
 # %% [markdown]
 # ## Where the network was unsure
 #
-# The heads are three segmentations of one pass. Where they disagree, look. The error of the whole case that the
-# deepest head's probabilities let expect, 1 less the Dice, is a number by which to rank cases.
+# The heads are three segmentations of one pass. Where they disagree, look. The error of the whole case that
+# the deepest head's probabilities let expect, 1 less the Dice, is a number by which to rank cases.
 
 # %%
 batch = next(iter(scans))
