@@ -146,7 +146,7 @@ def test_network_takes_and_gives_what_the_metadata_say(bundle, name):
     "key",
     [
         *("spatial_dims", "in_channels", "out_channels", "channels", "network_def"),
-        *("pixdim", "hu_range", "roi_size", "device", "amp", "amp_kwargs"),
+        *("pixdim", "hu_range", "hounsfield", "roi_size", "device", "amp", "amp_kwargs"),
     ],
 )
 def test_inference_repeats_what_training_says(bundle, key):
@@ -298,10 +298,15 @@ def test_own_weights_come_before_those_that_ship(bundle, tmp_path):
         assert chosen() == str(path)
 
 
-@pytest.mark.parametrize("path", sorted(BUNDLES.glob("*/weights/model.pt")), ids=lambda p: p.parts[-3])
+@pytest.mark.parametrize(
+    "path", sorted(BUNDLES.glob("*/weights/*.pt")), ids=lambda p: f"{p.parts[-3]}-{p.stem}"
+)
 def test_weights_that_ship_are_small_fit_and_are_calibrated(path):
     assert path.stat().st_size <= 10e6
-    network = ConfigParser(config(path.parts[-3], "inference")).get_parsed_content("network_def")
+    root = path.parents[1]
+    overlay = [] if path.stem == "model" else [root / f"{path.stem}.json"]  # weights are named after it
+    configs = ConfigParser.load_config_files([str(p) for p in (root / "inference.json", *overlay)])
+    network = ConfigParser(configs).get_parsed_content("network_def")
     load_network(network, path)
     calibration = read_calibration(path)  # by the weights' checksum
     assert 1 <= calibration.level <= network.depth
