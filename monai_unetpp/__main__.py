@@ -158,6 +158,46 @@ def prune(parser: argparse.ArgumentParser) -> Run:
 
 
 @command
+def pack(parser: argparse.ArgumentParser) -> Run:
+    """Build the layout of MONAI's model zoo, which MONAI Label and MONAI Deploy take, too, from a bundle."""
+    parser.add_argument("bundle", type=Path, help="its folder, such as bundles/liver")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="weights, or a checkpoint of an epoch")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make; its name is the bundle's")
+    parser.add_argument("--level", type=int, help="k: keep L^k alone; default all levels")
+    parser.add_argument(
+        "--overlay",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a JSON of the bundle that lies over train.json and inference.json, such as slices",
+    )
+    parser.add_argument(
+        "--standalone", action="store_true", help="put the code of this package in: it need not be installed"
+    )
+    parser.add_argument(
+        "--card", type=Path, help="text: data, split, scores, limits; default README.md beside the weights"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the packed bundle that is there")
+
+    def run(args: argparse.Namespace) -> str:
+        from monai_unetpp.bundle import pack_bundle
+
+        out = pack_bundle(
+            args.bundle,
+            args.checkpoint,
+            args.out,
+            level=args.level,
+            overlays=args.overlay,
+            standalone=args.standalone,
+            card=args.card,
+            overwrite=args.overwrite,
+        )
+        return f"packed in {out.resolve()}"
+
+    return run
+
+
+@command
 def segment(parser: argparse.ArgumentParser) -> Run:
     """Segment scans, each into a NIfTI mask on its own grid, by a bundle's inference configuration."""
     parser.add_argument(

@@ -25,6 +25,7 @@ from monai.data import MetaTensor, ThreadBuffer, partition_dataset
 from torch import nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from monai_unetpp.bundle import config_files
 from monai_unetpp.checkpoints import load_network
 from monai_unetpp.data import list_volumes
 from monai_unetpp.data.memory import check_volume
@@ -101,12 +102,8 @@ def load_pipeline(
             not calibrated and ``early_exit`` is asked for.
         ValueError: if the weights do not fit; see :func:`~monai_unetpp.load_network`.
     """
-    files = [Path(bundle) / f"{name}.json" for name in ("inference", *overlays)]
-    for path in files:
-        if not path.is_file():
-            raise FileNotFoundError(f"bundle must be the folder of a bundle, with {path.name}: no {path}.")
     parser = ConfigParser()
-    parser.read_config([str(path) for path in files])
+    parser.read_config(config_files(bundle, "inference", *overlays))
     places = {"bundle_root": str(bundle), "dataset_dir": str(source), "output_dir": str(output_dir)}
     parser.update({**places, **settings})
     get = parser.get_parsed_content
@@ -117,10 +114,12 @@ def load_pipeline(
     if "early_exit" in overlays:
         read_calibration(weights)  # says what is wrong with it; the parser would bury that
     network = load_network(get("network"), weights, level, device, get("runtime"))
+    inferer = get("inferer")
+    inferer.level = None  # the network is at its level
     return Pipeline(
         preprocessing=get("preprocessing"),
         network=network,
-        inferer=get("inferer"),
+        inferer=inferer,
         postprocessing=get("postprocessing"),
         device=device,
         autocast=partial(torch.autocast, device.type, enabled=get("amp"), **get("amp_kwargs")),

@@ -14,22 +14,31 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import GaussianSmooth, MapTransform, RandomizableTransform
+from monai.transforms import GaussianSmooth, MapTransform, RandomizableTransform, SaveImaged
 from torch import Tensor
 
 from monai_unetpp.files import result_path, whole_file
 from monai_unetpp.lungs import lung_region
 from monai_unetpp.readers import volume_loader
 
-__all__ = ["DeepestHeadd", "FocusOnLungsd", "LoadCased", "RandShiftLabeledIntensityd", "SaveVolumed"]
+__all__ = [
+    "DeepestHeadd",
+    "FocusOnLungsd",
+    "LoadImageAndLabeld",
+    "RandShiftLabeledIntensityd",
+    "SaveImageAtomicd",
+]
 
 PathLike = str | os.PathLike[str]
 
 logger = logging.getLogger(__name__)
 
 
-class LoadCased(MapTransform):
+class LoadImageAndLabeld(MapTransform):
     """Load a volume and, where there is one, its label; stop at what no network should see.
+
+    A host that has the volume already, such as MONAI Deploy, knows by the name that it does without: what
+    follows it in a bundle is ``EnsureChannelFirstd``, for a volume that did not come from here.
 
     Each key becomes a ``MetaTensor`` (1, *spatial), float32, as ``LoadImaged`` with
     ``ensure_channel_first`` gives. Every error names the file.
@@ -73,6 +82,7 @@ class LoadCased(MapTransform):
                 case[key] = self.load(path)
             except Exception as error:
                 raise ValueError(f"{path} cannot be read, it may be damaged: {error!r}.") from error
+            case[key].meta["original_channel_dim"] = 0  # EnsureChannelFirstd has nothing left to do
             self._check_voxels(path, case[key])
             if key == self.image_key:
                 self._warn(path, case[key])
@@ -220,11 +230,12 @@ class RandShiftLabeledIntensityd(RandomizableTransform, MapTransform):
         return case
 
 
-class SaveVolumed(MapTransform):
+class SaveImageAtomicd(SaveImaged):
     """Write each volume as NIfTI, whole or not at all, named after the file that it was made from.
 
     MONAI's ``SaveImaged`` writes under the final name from the start, and takes what follows a dot in the
-    name of a DICOM folder for a suffix.
+    name of a DICOM folder for a suffix. This is one, so that a host that writes itself, such as MONAI Label
+    or MONAI Deploy, finds it and does without.
 
     Args:
         keys: of the volumes to write, ``MetaTensor`` (1, *spatial) with ``affine``.

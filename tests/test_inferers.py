@@ -18,7 +18,7 @@ from monai_unetpp.inferers import disagreement, doubt
 from monai_unetpp.inferers.flat import FlatOnce
 from monai_unetpp.inferers.heads import ExpectedError
 from monai_unetpp.inferers.slabs import slabs
-from monai_unetpp.transforms import LoadCased
+from monai_unetpp.transforms import LoadImageAndLabeld
 
 SIZE = (23, 31, 27)
 
@@ -107,7 +107,7 @@ PLACES = {
 def preprocessing(*more, pixdim=(1.3, 1.3, 1.3)):
     return Compose(
         [
-            LoadCased(keys=["image"]),
+            LoadImageAndLabeld(keys=["image"]),
             Orientationd("image", axcodes="RAS", labels=None),
             Spacingd("image", pixdim=pixdim, mode="bilinear", dtype=None),
             *more,

@@ -15,7 +15,7 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages([str(HOUSE)], "
 ONE_WAY = (
     *("files", "extras", "readers", "pictures", "lesions", "lungs", "kernels", "blocks", "backbones"),
     *("network", "inferers", "pruning", "levels", "export", "checkpoints", "handlers"),
-    *("losses", "transforms", "data", "segment"),
+    *("losses", "transforms", "data", "bundle", "segment"),
 )
 ALONE = ("losses", "transforms", "data")  # but for files, extras, lungs, readers
 

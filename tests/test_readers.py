@@ -16,7 +16,7 @@ from monai.transforms import LoadImage
 
 from bundles import affine
 from monai_unetpp.readers import SimpleITKReader, read_geometry
-from monai_unetpp.transforms import LoadCased
+from monai_unetpp.transforms import LoadImageAndLabeld
 
 SHAPE = (11, 9, 7)
 PLACES = {
@@ -119,7 +119,7 @@ def test_cases_of_any_kind_are_loaded_by_the_bundles(tmp_path):
     sitk.WriteImage(image(PLACES["LPS"]), str(tmp_path / "ct.mhd"))
     label = (voxels() > 0).astype(np.uint8)
     nib.save(nib.Nifti1Image(label, PLACES["LPS"]), tmp_path / "label.nii.gz")
-    case = LoadCased()({"image": str(tmp_path / "ct.mhd"), "label": str(tmp_path / "label.nii.gz")})
+    case = LoadImageAndLabeld()({"image": str(tmp_path / "ct.mhd"), "label": str(tmp_path / "label.nii.gz")})
     assert torch.equal(case["image"] > 0, case["label"] > 0)
 
 

@@ -9,9 +9,9 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImaged
 
 from bundles import AFFINES, affine, ball
-from monai_unetpp.transforms import DeepestHeadd, LoadCased, RandShiftLabeledIntensityd
+from monai_unetpp.transforms import DeepestHeadd, LoadImageAndLabeld, RandShiftLabeledIntensityd
 
-LOAD = LoadCased(out_channels=3)
+LOAD = LoadImageAndLabeld(out_channels=3)
 
 
 def save(path, array, matrix):
@@ -34,7 +34,7 @@ def write(tmp_path):
     return build
 
 
-# LoadCased
+# LoadImageAndLabeld
 
 
 @pytest.mark.parametrize("matrix", AFFINES.values(), ids=AFFINES)
@@ -74,19 +74,21 @@ def test_paths_that_are_given_are_left_alone(write):
 
 def test_label_may_be_missing_where_that_is_allowed(write):
     image = {"image": write()["image"]}
-    assert LoadCased(out_channels=3, allow_missing_keys=True)(image).keys() == {"image"}
+    assert LoadImageAndLabeld(out_channels=3, allow_missing_keys=True)(image).keys() == {"image"}
     with pytest.raises(KeyError, match="label"):
         LOAD(image)
 
 
 def test_label_that_is_not_asked_for_is_not_read(write):
     paths = write() | {"label": "nowhere.nii.gz"}
-    assert LoadCased("image")(paths)["label"] == "nowhere.nii.gz"
+    assert LoadImageAndLabeld("image")(paths)["label"] == "nowhere.nii.gz"
 
 
 def test_keys_may_have_other_names(write):
     ct, seg = write().values()
-    loaded = LoadCased(("ct", "seg"), image_key="ct", label_key="seg", out_channels=3)({"ct": ct, "seg": seg})
+    loaded = LoadImageAndLabeld(("ct", "seg"), image_key="ct", label_key="seg", out_channels=3)(
+        {"ct": ct, "seg": seg}
+    )
     assert set(torch.unique(loaded["seg"]).tolist()) == {0, 1, 2}
 
 

@@ -41,7 +41,7 @@ from monai_unetpp import (
 from monai_unetpp.data import write_phantoms
 from monai_unetpp.levels import calibrate_exit
 from monai_unetpp.pictures import draw_volume
-from monai_unetpp.transforms import LoadCased, SaveVolumed
+from monai_unetpp.transforms import LoadImageAndLabeld, SaveImageAtomicd
 
 set_determinism(0)
 output = Path("output") / "03"
@@ -54,7 +54,7 @@ output = Path("output") / "03"
 # %%
 keys = ["image", "label"]
 load = [
-    LoadCased(keys, out_channels=3, allow_missing_keys=True),
+    LoadImageAndLabeld(keys, out_channels=3, allow_missing_keys=True),
     Orientationd(keys, axcodes="RAS", labels=None, allow_missing_keys=True),
     Spacingd(keys, pixdim=(6, 6, 6), mode=("bilinear", "nearest"), allow_missing_keys=True),
     ScaleIntensityRanged("image", a_min=-150, a_max=250, b_min=0, b_max=1, clip=True),
@@ -88,7 +88,7 @@ net.eval()
 # %%
 windows = SlidingWindowInferer(roi_size=(32, 32, 32), sw_batch_size=4, overlap=0.5, mode="gaussian")
 segment = VolumeInferer(windows)
-save = SaveVolumed("pred", output / "masks")
+save = SaveImageAtomicd("pred", output / "masks")
 scans = DataLoader(Dataset([{"image": case["image"]} for case in files[6:]], Compose(load)), batch_size=1)
 for batch in scans:
     labels = segment(batch["image"], net)

@@ -2,7 +2,7 @@
 """Finding the volumes to work on: a Decathlon data set to learn from, or files to segment.
 
 Everything that can be wrong with a data set as a whole is said here, before the first volume is loaded;
-what is wrong with one volume is said by :class:`monai_unetpp.transforms.LoadCased`.
+what is wrong with one volume is said by :class:`monai_unetpp.transforms.LoadImageAndLabeld`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -54,15 +55,21 @@ class VolumeInferer(Inferer):
         largest_component: whether to keep of the foreground, all classes together, but what hangs together
             and is largest: for an organ that is one.
         progress: whether to show a progress bar over groups of rows of windows.
+        level: that the network computes meanwhile; default that which it is set to.
     """
 
     def __init__(
-        self, inferer: SlidingWindowInferer, largest_component: bool = False, progress: bool = False
+        self,
+        inferer: SlidingWindowInferer,
+        largest_component: bool = False,
+        progress: bool = False,
+        level: int | None = None,
     ) -> None:
         super().__init__()
         self.inferer = inferer
         self.largest_component = largest_component
         self.progress = progress
+        self.level = level
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> MetaTensor:
         """Return the labels of :meth:`segment`; further arguments are for the network."""
@@ -78,7 +85,7 @@ class VolumeInferer(Inferer):
         probability: int | None = None,
         uncertainty: bool = False,
     ) -> Segmentation:
-        """Segment a volume.
+        """Segment a volume, at the level of this inferer.
 
         Args:
             image: ``MetaTensor`` (1, C, X, Y, Z) as the network wants it, with ``original_affine`` and
@@ -91,6 +98,12 @@ class VolumeInferer(Inferer):
             ValueError: if several volumes are given at once, the meta lack where the file lies, the class is
                 not one of the network's, or the network has one head and its uncertainty is asked for.
         """
+        with _at_level(network, self.level):
+            return self._segment(image, network, probability, uncertainty)
+
+    def _segment(
+        self, image: Tensor, network: Callable[..., Any], probability: int | None, uncertainty: bool
+    ) -> Segmentation:
         classes: int | None = None
         if uncertainty:
             if not isinstance(network, UNetPlusPlus) or len(network.heads) < 2 or network.level < 2:
@@ -119,6 +132,21 @@ class VolumeInferer(Inferer):
             **{name: _on_file(values, image, affine) for name, values in results.items()},
             case_uncertainty=error.value() if error is not None else None,
         )
+
+
+@contextmanager
+def _at_level(network: Callable[..., Any], level: int | None) -> Iterator[None]:
+    """Set a network to another level for a while; ``None`` leaves it as it is."""
+    if level is None:
+        yield
+        return
+    if not isinstance(network, UNetPlusPlus):
+        raise ValueError(f"level must be left out, got {level}: the network is no UNetPlusPlus, and has one.")
+    before, network.level = network.level, level
+    try:
+        yield
+    finally:
+        network.level = before
 
 
 def _bar(groups: Sequence[list[int]]) -> Sequence[list[int]]:

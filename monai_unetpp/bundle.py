@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle in the layout of the model zoo, for MONAI Label and MONAI Deploy: configs, papers, weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import monai.bundle
+import torch
+from monai.bundle import ConfigParser
+
+from monai_unetpp.checkpoints import load_network
+from monai_unetpp.files import refuse_existing, save_by_memory, whole_file
+from monai_unetpp.levels import read_calibration, write_calibration
+from monai_unetpp.network import UNetPlusPlus
+from monai_unetpp.pruning import prune
+
+__all__ = ["config_files", "pack_bundle"]
+
+PathLike = str | os.PathLike[str]
+Json = dict[str, Any]
+
+SELF_CONTAINED = ("train", "inference")
+OF_ALL_LEVELS = ("levels", "early_exit")  # what a single level has no use for
+CARD = "model_card.md"
+
+
+def config_files(bundle: PathLike, *names: str) -> list[str]:
+    """Return the paths of a bundle's JSONs, whether they lie flat in its folder or in its ``configs``.
+
+    Args:
+        bundle: its folder.
+        names: of the JSONs, without suffix.
+
+    Raises:
+        FileNotFoundError: if one is not there.
+    """
+    root = Path(bundle)
+    folder = root / "configs" if (root / "configs").is_dir() else root
+    paths = [folder / f"{name}.json" for name in names]
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"bundle must be the folder of a bundle, with {path.name}: no {path}.")
+    return [str(path) for path in paths]
+
+
+def pack_bundle(
+    bundle: PathLike,
+    checkpoint: PathLike,
+    out: PathLike,
+    level: int | None = None,
+    overlays: Sequence[str] = (),
+    standalone: bool = False,
+    card: PathLike | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Build the layout of MONAI's model zoo from a bundle that lies flat, and from weights.
+
+    Into ``out`` go ``configs/``, ``docs/README.md``, ``docs/data_license.txt``, ``docs/model_card.md``,
+    ``models/model.pt``, ``models/model.ts`` with metadata and inference.json in it, ``LICENSE``, and, where
+    the package ``safetensors`` is installed, ``models/model.safetensors``. The metadata name the versions
+    that are installed. It is whole or not there.
+
+    Args:
+        bundle: folder with train.json, inference.json, metadata.json and further JSONs.
+        checkpoint: weights, alone or as ``"model"``; those of a pruned network make a bundle of its level.
+        out: folder to make; its name is the bundle's.
+        level: keep L^level alone; default all that ``checkpoint`` has.
+        overlays: names of JSONs of the bundle that lie over train.json and inference.json, such as
+            ``"slices"``.
+        standalone: whether the code of this package is put in as well, so that it need not be installed.
+        card: what was trained on what, and what it scores; default the ``README.md`` beside ``checkpoint``.
+        overwrite: whether ``out``, a packed bundle, may be replaced.
+
+    Raises:
+        FileNotFoundError: if a file of the bundle, the checkpoint, or ``card`` is not there.
+        FileExistsError: if ``out`` exists and ``overwrite`` is false, or it is no packed bundle.
+        ValueError: if the weights do not fit the bundle's network, or have no head at ``level``.
+    """
+    source, out = Path(bundle), Path(out)
+    configs = _read_configs(source, overlays)
+    network = _network(configs["inference"], checkpoint, level)
+    for name in SELF_CONTAINED:
+        _fit(configs[name], network)
+    if not network.deep_supervision:
+        configs = {name: config for name, config in configs.items() if name not in OF_ALL_LEVELS}
+    _check_network(configs["inference"], network)
+    metadata = _metadata(configs.pop("metadata"), configs["inference"], standalone)
+    classes = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+    configs["train"]["labels"] = [classes[str(n)] for n in range(len(classes))]
+    with _whole_folder(out, overwrite) as part:
+        for name, config in {**configs, "metadata": metadata}.items():
+            _write_json(part / "configs" / f"{name}.json", config)
+        shutil.copy(source / "logging.conf", part / "configs")
+        shutil.copy(source / "LICENSE", part)
+        _write_docs(
+            source, part, metadata, Path(card) if card else Path(checkpoint).parent / "README.md", card
+        )
+        _write_models(part, network, Path(checkpoint))
+        _write_json(part / "configs" / "inference.json", _with_options(configs["inference"], network))
+        if standalone:
+            package = Path(__file__).parent
+            shutil.copytree(
+                package, part / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
+            )
+    return out
+
+
+# Configs
+
+
+def _read_configs(source: Path, overlays: Sequence[str]) -> dict[str, Json]:
+    """All JSONs of a bundle by name, the overlays laid over those that stand alone, paths as in the zoo."""
+    config_files(source, *SELF_CONTAINED, "metadata", *overlays)
+    configs = {
+        path.stem: json.loads(path.read_text())
+        for path in sorted(source.glob("*.json"))
+        if path.stem not in overlays
+    }
+    for name in SELF_CONTAINED:
+        config: Json = ConfigParser.load_config_files(config_files(source, name, *overlays))
+        if overlays:
+            config["_desc_"] = json.loads((source / f"{name}.json").read_text())["_desc_"]
+        configs[name] = config | {"bundle_root": "."}
+    configs["train"]["ckpt_dir"] = "$@bundle_root + '/models'"
+    configs["inference"].pop("ckpt_dir", None)
+    configs["inference"]["ckpt_path"] = "$@bundle_root + '/models/model.pt'"
+    return configs
+
+
+def _network(config: Json, checkpoint: PathLike, level: int | None) -> UNetPlusPlus:
+    """The bundle's network with the weights, of one level if that is asked for."""
+    network = load_network(ConfigParser(config).get_parsed_content("network_def"), checkpoint)
+    if not isinstance(network, UNetPlusPlus):
+        raise ValueError(f"checkpoint must hold weights, got {checkpoint}.")
+    return network if level is None else prune(network, level)
+
+
+def _fit(config: Json, network: UNetPlusPlus) -> None:
+    """Make the network of a config as deep as this one."""
+    config["channels"] = config["channels"][: network.depth + 1]
+    definition = config["network_def"]
+    for key in ("strides", "kernel_size", "up_channels"):
+        if isinstance(definition.get(key), list):
+            definition[key] = definition[key][: len(network.arguments[key])]
+    if not network.deep_supervision:
+        definition["deep_supervision"] = False
+
+
+def _check_network(config: Json, network: UNetPlusPlus) -> None:
+    """Raise if the packed config does not describe the packed weights, which would be a mistake of ours."""
+    ConfigParser(config).get_parsed_content("network_def").load_state_dict(network.state_dict())
+
+
+def _with_options(config: Json, network: UNetPlusPlus) -> Json:
+    """What MONAI Label offers a user to choose; the network's own deepest level unless they do."""
+    config = json.loads(json.dumps(config))
+    options = {"overlap": config["windows"]["overlap"]}
+    if network.deep_supervision:
+        options["level"] = network.depth
+        config["level"] = config["inferer"]["level"] = "@displayable_configs#level"
+    config["windows"]["overlap"] = "@displayable_configs#overlap"
+    return {**config, "displayable_configs": options}
+
+
+def _metadata(metadata: Json, config: Json, standalone: bool) -> Json:
+    """The metadata with the versions that are installed, and what the network takes and gives."""
+    packages = {
+        name: _installed(name)
+        for name in metadata["required_packages_version"]
+        if not (standalone and name == "monai-unetpp")
+    }
+    formats = metadata["network_data_format"]
+    image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
+    size = config["roi_size"][: config["spatial_dims"]]
+    image |= {"num_channels": config["in_channels"], "spatial_shape": size}
+    names = list(pred["channel_def"].items())[: config["out_channels"]]
+    pred |= {"num_channels": config["out_channels"], "spatial_shape": size, "channel_def": dict(names)}
+    low, high = config["hu_range"]
+    window = re.sub(r"-?\d+\.\.-?\d+ HU", f"{low}..{high} HU", metadata["image_classes"])
+    return {
+        **metadata,
+        "monai_version": _installed("monai"),
+        "pytorch_version": _installed("torch"),
+        "numpy_version": _installed("numpy"),
+        "required_packages_version": packages,
+        "image_classes": window,
+    }
+
+
+def _installed(package: str) -> str:
+    return version(package).partition("+")[0]  # 2.13.0+cpu is no version that others can ask for
+
+
+# Papers and weights
+
+
+def _write_docs(source: Path, part: Path, metadata: Json, card: Path, wanted: PathLike | None) -> None:
+    """README, licence of the data and model card, with the paths of the layout they lie in now."""
+    docs = part / "docs"
+    docs.mkdir()
+    shutil.copy(source / "data_license.txt", docs)
+    here = {"data_license.txt", CARD}
+    text = (source / "README.md").read_text()
+    (docs / "README.md").write_text(_relocated(text, source.name, here))
+    if card.is_file():
+        (docs / CARD).write_text(_relocated(card.read_text(), source.name, here))
+    elif wanted is not None:
+        raise FileNotFoundError(f"card must be a text file, no {card}.")
+    else:
+        said = {key: metadata[key] for key in ("name", "description", "data_source", "intended_use")}
+        lines = [f"| {key.replace('_', ' ')} | {value} |" for key, value in said.items()]
+        (docs / CARD).write_text(
+            "\n".join(["# Model card", "", "| | |", "| --- | --- |", *lines])
+            + "\n\nData, split and scores of these weights were not stated by whoever packed them.\n"
+        )
+
+
+def _relocated(text: str, name: str, here: set[str]) -> str:
+    """A text of a flat bundle as one of a packed bundle: its commands are run in the bundle's folder."""
+    text = text.replace("the root of the repository", "this bundle's folder")
+    text = re.sub(rf"bundles/{name}/(\w+\.json)", r"configs/\1", text)
+    text = re.sub(rf"bundles/{name}/weights/", "models/", text)
+    text = re.sub(rf"bundles/{name}/", "", text)
+    text = re.sub(rf"bundles/{name}\b", ".", text)
+    text = text.replace("(weights/README.md)", f"({CARD})")
+
+    def link(found: re.Match[str]) -> str:
+        target = found[2]
+        return found[0] if target.startswith("http") or target in here else found[1]
+
+    return re.sub(r"\[([^\]]*)\]\(([^)]+)\)", link, text)
+
+
+def _write_models(part: Path, network: UNetPlusPlus, checkpoint: Path) -> None:
+    """The weights as tensors, as TorchScript with the configs in it, and as safetensors if there are any."""
+    weights = part / "models" / "model.pt"
+    with whole_file(weights) as file:
+        save_by_memory(file, partial(torch.save, network.state_dict()))
+    if network.deep_supervision and checkpoint.with_suffix(".json").is_file():
+        found = read_calibration(checkpoint)
+        write_calibration(weights, found.level, found.exit)
+    if find_spec("safetensors"):
+        from safetensors.torch import save
+
+        state = {key: value.contiguous() for key, value in network.state_dict().items()}
+        weights.with_suffix(".safetensors").write_bytes(save(state))
+    monai.bundle.ckpt_export(
+        net_id="network_def",
+        filepath=str(weights.with_suffix(".ts")),
+        ckpt_file=str(weights),
+        meta_file=str(part / "configs" / "metadata.json"),
+        config_file=str(part / "configs" / "inference.json"),
+        bundle_root=str(part),
+    )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=4) + "\n")
+
+
+@contextmanager
+def _whole_folder(path: Path, overwrite: bool) -> Iterator[Path]:
+    """Yield a folder to fill, which becomes ``path`` when the block ends well."""
+    if path.exists() and not (overwrite and (path / "configs" / "metadata.json").is_file()):
+        if overwrite:
+            raise FileExistsError(f"out must be a packed bundle to be replaced, {path} is none.")
+        refuse_existing(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".", suffix=".part", dir=path.parent) as folder:
+        part = Path(folder) / path.name
+        part.mkdir()
+        yield part
+        if path.exists():
+            path.replace(Path(folder) / "before")
+        part.replace(path)
