@@ -73,6 +73,43 @@ def run(bundle: str, names: str, root: Path, **override: Any) -> ConfigWorkflow:
     return flow
 
 
+def schema():
+    """The mandatory keys of the MONAI Bundle Specification, and those of its schema of 2024-07-25."""
+    text, words = (
+        {"type": "string", "minLength": 1},
+        {"type": "object", "additionalProperties": {"type": "string"}},
+    )
+    size = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]}
+    tensor = {
+        "type": {"enum": ["image", "series", "tuples", "probabilities"]},
+        "format": text,
+        "num_channels": {"type": "integer", "minimum": 1},
+        "spatial_shape": {"type": "array", "items": size, "minItems": 1, "maxItems": 3},
+        "dtype": text,
+        "value_range": {"type": "array", "items": {"type": "number"}, "maxItems": 2},
+        "is_patch_data": {"type": "boolean"},
+        "channel_def": words,
+    }
+    tensors = {
+        "type": "object",
+        "minProperties": 1,
+        "additionalProperties": {
+            "type": "object",
+            "properties": {**tensor, "modality": text},
+            "required": list(tensor),
+        },
+    }
+    data_format = {"inputs": tensors, "outputs": tensors}
+    version = {"type": "string", "pattern": r"^\d+\.\d+\.\d+"}
+    top = {
+        **dict.fromkeys(["name", "schema", "task", "description", "authors", "copyright"], text),
+        **dict.fromkeys(["version", "monai_version", "pytorch_version", "numpy_version"], version),
+        **dict.fromkeys(["changelog", "required_packages_version"], words),
+        "network_data_format": {"type": "object", "properties": data_format, "required": list(data_format)},
+    }
+    return {"type": "object", "properties": top, "required": list(top)}
+
+
 # Errors
 
 

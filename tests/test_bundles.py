@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from bundles import BUNDLES, TINY, TINY_TRAINING, config, workflow
+from bundles import BUNDLES, TINY, TINY_TRAINING, config, schema, workflow
 from monai_unetpp import __version__, load_network
 from monai_unetpp.data import phantom
 from monai_unetpp.levels import read_calibration
@@ -57,43 +57,6 @@ def test_no_property_is_missing(bundle, names, balls, tmp_path):
     flow = workflow(bundle, names, tmp_path, **settings)
     flow.initialize()
     assert flow.check_properties() == []
-
-
-def schema():
-    """The mandatory keys of the MONAI Bundle Specification, and those of its schema of 2024-07-25."""
-    text, words = (
-        {"type": "string", "minLength": 1},
-        {"type": "object", "additionalProperties": {"type": "string"}},
-    )
-    size = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]}
-    tensor = {
-        "type": {"enum": ["image", "series", "tuples", "probabilities"]},
-        "format": text,
-        "num_channels": {"type": "integer", "minimum": 1},
-        "spatial_shape": {"type": "array", "items": size, "minItems": 1, "maxItems": 3},
-        "dtype": text,
-        "value_range": {"type": "array", "items": {"type": "number"}, "maxItems": 2},
-        "is_patch_data": {"type": "boolean"},
-        "channel_def": words,
-    }
-    tensors = {
-        "type": "object",
-        "minProperties": 1,
-        "additionalProperties": {
-            "type": "object",
-            "properties": {**tensor, "modality": text},
-            "required": list(tensor),
-        },
-    }
-    data_format = {"inputs": tensors, "outputs": tensors}
-    version = {"type": "string", "pattern": r"^\d+\.\d+\.\d+"}
-    top = {
-        **dict.fromkeys(["name", "schema", "task", "description", "authors", "copyright"], text),
-        **dict.fromkeys(["version", "monai_version", "pytorch_version", "numpy_version"], version),
-        **dict.fromkeys(["changelog", "required_packages_version"], words),
-        "network_data_format": {"type": "object", "properties": data_format, "required": list(data_format)},
-    }
-    return {"type": "object", "properties": top, "required": list(top)}
 
 
 # MONAI warns that a schema without a checksum is not verified: ours was written a line before

@@ -117,7 +117,7 @@ class VolumeInferer(Inferer):
         size = torch.as_tensor(image.meta["spatial_shape"]).flatten().tolist()
         grid = FileGrid(image.affine.reshape(4, 4), image.shape[2:], affine, size)
         if not isinstance(self.inferer, EarlyExitInferer):  # which sees to that itself
-            network = FlatOnce(network)
+            network = FlatOnce(partial(_deepest_head, network))
         logits = slabs(self.inferer, image.as_subclass(Tensor), network, _bar if self.progress else None)
         results: dict[str, Tensor] = {}
         error = ExpectedError(classes) if classes is not None else None
@@ -153,6 +153,12 @@ def _bar(groups: Sequence[list[int]]) -> Sequence[list[int]]:
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     return tqdm(groups, desc="Windows", leave=False)
+
+
+def _deepest_head(network: Callable[..., Any], windows: Tensor) -> Tensor:
+    """The logits; of a network in training, as MONAI Label scores with dropout, those of its deepest head."""
+    logits = network(windows)
+    return logits[0] if isinstance(logits, (list, tuple)) else logits
 
 
 def _all_heads(network: UNetPlusPlus, windows: Tensor) -> Tensor:
