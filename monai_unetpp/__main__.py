@@ -158,6 +158,21 @@ def prune(parser: argparse.ArgumentParser) -> Run:
 
 
 @command
+def bundle(parser: argparse.ArgumentParser) -> Run:
+    """Write a bundle that comes with this package into a folder, to run and to change."""
+    parser.add_argument("name", help="liver or lung_nodule")
+    parser.add_argument("--out", type=Path, default=Path("bundles"), help="folder of bundles (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace its files; what it made stays")
+
+    def run(args: argparse.Namespace) -> str:
+        from monai_unetpp.bundle import copy_bundle
+
+        return f"written to {copy_bundle(args.name, args.out, args.overwrite).resolve()}"
+
+    return run
+
+
+@command
 def pack(parser: argparse.ArgumentParser) -> Run:
     """Build the layout of MONAI's model zoo, which MONAI Label and MONAI Deploy take, too, from a bundle."""
     parser.add_argument("bundle", type=Path, help="its folder, such as bundles/liver")

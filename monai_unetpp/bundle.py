@@ -26,7 +26,7 @@ from monai_unetpp.levels import read_calibration, write_calibration
 from monai_unetpp.network import UNetPlusPlus
 from monai_unetpp.pruning import prune
 
-__all__ = ["config_files", "pack_bundle"]
+__all__ = ["config_files", "copy_bundle", "pack_bundle"]
 
 PathLike = str | os.PathLike[str]
 Json = dict[str, Any]
@@ -34,6 +34,14 @@ Json = dict[str, Any]
 SELF_CONTAINED = ("train", "inference")
 OF_ALL_LEVELS = ("levels", "early_exit")  # what a single level has no use for
 CARD = "model_card.md"
+PARTS = (
+    "*.json",
+    "*.conf",
+    "*.md",
+    "*.txt",
+    "LICENSE",
+    "weights/*",
+)  # what a bundle ships, not what it makes
 
 
 def config_files(bundle: PathLike, *names: str) -> list[str]:
@@ -53,6 +61,33 @@ def config_files(bundle: PathLike, *names: str) -> list[str]:
         if not path.is_file():
             raise FileNotFoundError(f"bundle must be the folder of a bundle, with {path.name}: no {path}.")
     return [str(path) for path in paths]
+
+
+def copy_bundle(name: str, out: PathLike = "bundles", overwrite: bool = False) -> Path:
+    """Write a bundle that comes with this package into ``out/name``, where its commands expect it.
+
+    Args:
+        name: of the bundle, ``"liver"`` or ``"lung_nodule"``.
+        out: folder of bundles; what is run beside it finds the bundle as the documentation writes it.
+        overwrite: whether files that are there may be replaced; what a training made is left alone.
+
+    Raises:
+        FileExistsError: if the folder exists and ``overwrite`` is false.
+        ValueError: if there is no such bundle.
+    """
+    package = Path(__file__).parent
+    shelf = next(path for path in (package / "bundles", package.parent / "bundles") if path.is_dir())
+    names = sorted(path.parent.name for path in shelf.glob("*/train.json"))
+    if name not in names:
+        raise ValueError(f"bundle must be one of {', '.join(names)}, got {name}.")
+    target = Path(out) / name
+    if not overwrite:
+        refuse_existing(target)
+    for pattern in PARTS:
+        for path in (shelf / name).glob(pattern):
+            with whole_file(target / path.relative_to(shelf / name)) as part:
+                shutil.copyfile(path, part)
+    return target
 
 
 def pack_bundle(

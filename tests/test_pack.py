@@ -18,7 +18,7 @@ from monai.data import MetaTensor
 
 from bundles import BUNDLES, TINY_TRAINING, schema
 from monai_unetpp import UNetPlusPlus, prune
-from monai_unetpp.bundle import pack_bundle
+from monai_unetpp.bundle import copy_bundle, pack_bundle
 from monai_unetpp.levels import read_calibration
 
 TRAINING = {key: value for key, value in TINY_TRAINING.items() if key not in ("device", "max_epochs")}
@@ -274,6 +274,38 @@ def test_folder_that_is_there_is_kept_unless_it_is_a_packed_bundle_to_overwrite(
     with pytest.raises(FileExistsError, match="out must be a packed bundle to be replaced"):
         pack_bundle(BUNDLES / "liver", weights, out, overwrite=True)
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
+
+
+# Bundles come with the package
+
+
+@pytest.mark.parametrize("name", ["liver", "lung_nodule"])
+def test_bundle_is_written_as_it_is_in_the_repository(name, tmp_path):
+    copy = copy_bundle(name, tmp_path / "bundles")
+    assert copy == tmp_path / "bundles" / name
+    known = {".json", ".conf", ".md", ".txt", ".pt", ""}
+    shipped = [p for p in (BUNDLES / name).glob("*") if p.is_file()] + [
+        *(BUNDLES / name / "weights").glob("*")
+    ]
+    files = {path.relative_to(BUNDLES / name) for path in shipped if path.suffix in known}
+    assert {path.relative_to(copy) for path in copy.rglob("*") if path.is_file()} == files
+    assert all((copy / file).read_bytes() == (BUNDLES / name / file).read_bytes() for file in files)
+
+
+def test_bundle_that_is_there_is_kept_and_what_it_made_is_never_touched(tmp_path):
+    made = tmp_path / "liver" / "models" / "model.pt"
+    made.parent.mkdir(parents=True)
+    made.write_text("trained")
+    with pytest.raises(FileExistsError, match="exists, and is not overwritten"):
+        copy_bundle("liver", tmp_path)
+    copy_bundle("liver", tmp_path, overwrite=True)
+    assert made.read_text() == "trained"
+    assert (tmp_path / "liver" / "train.json").is_file()
+
+
+def test_bundle_of_another_name_is_an_error_that_lists_them(tmp_path):
+    with pytest.raises(ValueError, match="bundle must be one of liver, lung_nodule, got spleen"):
+        copy_bundle("spleen", tmp_path)
 
 
 # MONAI Label reads one file, offers its options, and loads weights by itself

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import monai_unetpp
+from monai_unetpp.bundle import PARTS
 
 HOUSE = Path(monai_unetpp.__file__).parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(HOUSE)], "monai_unetpp."))
@@ -45,7 +46,13 @@ def test_every_folder_of_modules_is_in_the_wheel():
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     listed = tomllib.loads((HOUSE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {path.parent.relative_to(HOUSE.parent) for path in HOUSE.rglob("__init__.py")}
-    assert {*listed} == {".".join(folder.parts) for folder in folders}
+    assert {*listed} == {".".join(folder.parts) for folder in folders} | {"monai_unetpp.bundles"}
+
+
+def test_every_file_of_the_bundles_is_in_the_wheel():
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    setup = tomllib.loads((HOUSE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert {*setup["package-data"]["monai_unetpp.bundles"]} == {f"*/{pattern}" for pattern in PARTS}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if room(name) in ONE_WAY])
