@@ -8,7 +8,7 @@ from monai.networks.nets import BasicUNetPlusPlus
 from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from monai_unetpp import UNetPlusPlus
+from monai_unetpp import DeepSupervisionDiceLoss, UNetPlusPlus
 
 CASES = {
     f"{skips}-{'all-heads' if deep_supervision else 'one-head'}": (skips, deep_supervision)
@@ -32,6 +32,26 @@ def backward(net, rank, step=0):
     sum(head.square().mean() for head in (heads if isinstance(heads, list) else [heads])).backward()
 
 
+def loss_curve(net, ranks):
+    """Five steps of AdamW on the cases of these ranks as one batch: the loss of each step."""
+    loss = DeepSupervisionDiceLoss(include_background=False)  # the mean over cases
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    curve = []
+    for step in range(5):
+        cases = []
+        for rank in ranks:
+            generator = torch.Generator().manual_seed(10 * step + rank)
+            image = torch.rand(1, 1, 32, 32, dtype=torch.float64, generator=generator)
+            cases.append((image, (image > 0.7).double()))
+        images, labels = map(torch.cat, zip(*cases, strict=True))
+        optimizer.zero_grad()
+        value = loss(net(images), labels)
+        value.backward()
+        optimizer.step()
+        curve.append(value.item())
+    return curve
+
+
 def gradients(net):
     return {name: parameter.grad.clone() for name, parameter in net.named_parameters()}
 
@@ -46,6 +66,7 @@ def train(rank, folder):
         backward(net, rank)
         report[case] = gradients(net.module)
         backward(net, rank, step=1)  # unused parameters raise here
+    report["curve"] = loss_curve(DistributedDataParallel(network("dense-all-heads")), [rank])
     basic = DistributedDataParallel(BasicUNetPlusPlus(2, 1, 2, features=(4,) * 6).double())
     try:
         backward(basic, rank)
@@ -77,6 +98,13 @@ def test_gradients_are_the_mean_of_those_of_single_processes(reports, case):
         single.append(gradients(net))
     mean = {name: (single[0][name] + single[1][name]) / 2 for name in single[0]}
     torch.testing.assert_close(reports[0][case], mean, rtol=0, atol=1e-12)  # float64 rounding
+
+
+def test_loss_curve_is_that_of_one_process_with_the_doubled_batch(reports):
+    mean = [sum(values) / 2 for values in zip(*(report["curve"] for report in reports), strict=True)]
+    single = loss_curve(network("dense-all-heads"), [0, 1])
+    assert single[-1] < single[0]
+    assert mean == pytest.approx(single, abs=1e-9)
 
 
 def test_heads_that_are_built_but_not_used_are_what_this_file_guards_against(reports):
