@@ -7,10 +7,13 @@ import importlib.metadata
 import json
 import logging
 import logging.handlers
+import pickle
 
 import monai.bundle
 import pytest
+import torch
 from monai.bundle import ConfigParser
+from monai.data import DataLoader, Dataset
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -275,6 +278,31 @@ def test_weights_that_ship_are_small_fit_and_are_calibrated(path):
     assert 1 <= calibration.level <= network.depth
     assert 0 <= calibration.exit.threshold < 1
     assert (path.parent / "README.md").is_file()  # the model card
+
+
+# Workers on Windows and macOS are spawned: what they need is pickled
+
+
+@pytest.mark.parametrize("names", ["train", "train RECIPE", "inference"])
+def test_transforms_can_be_pickled(bundle, names, balls, tmp_path):
+    names = names.replace("RECIPE", RECIPES[bundle])
+    source = {"input": str(balls / "imagesTr")} if names == "inference" else {"dataset_dir": str(balls)}
+    flow = workflow(bundle, names, tmp_path, **{**TINY, "out_channels": 3, **source})
+    flow.parser.get_parsed_content("imports")
+    key = "preprocessing" if names == "inference" else "train#preprocessing"
+    transforms = flow.parser.get_parsed_content(key)
+    assert len(pickle.loads(pickle.dumps(transforms)).transforms) == len(transforms.transforms)
+
+
+def test_spawned_worker_loads_what_the_process_itself_loads(balls, tmp_path):
+    flow = workflow("liver", "train", tmp_path, **{**TINY_TRAINING, "dataset_dir": str(balls)})
+    flow.parser.get_parsed_content("imports")
+    dataset = Dataset(
+        flow.parser.get_parsed_content("dataset").cases[:1],
+        flow.parser.get_parsed_content("validate#preprocessing"),
+    )
+    [case] = DataLoader(dataset, num_workers=1, multiprocessing_context="spawn")
+    assert torch.equal(case["image"][0], dataset[0]["image"])
 
 
 # Logging
