@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """One level in every form that it is shipped in, and running the form that needs no torch.
 
-======  ============================  ==========================================
-suffix  what                          read by
-======  ============================  ==========================================
-.pt     the pruned network's weights  :func:`monai_unetpp.load_network`
-.ts     TorchScript                   ``torch.jit.load``, MONAI Label and Deploy
-.pt2    ``torch.export`` program      ``torch.export.load``
-.onnx   ONNX, opset as torch chooses  ONNX Runtime, OpenVINO: :class:`OnnxNetwork`
-======  ============================  ==========================================
+| suffix | what                         | read by                                      |
+| ------ | ---------------------------- | -------------------------------------------- |
+| .pt    | the pruned network's weights | :func:`monai_unetpp.load_network`            |
+| .ts    | TorchScript                  | ``torch.jit.load``, MONAI Label and Deploy   |
+| .pt2   | ``torch.export`` program     | ``torch.export.load``                        |
+| .onnx  | ONNX, opset as torch chooses | ONNX Runtime, OpenVINO: :class:`OnnxNetwork` |
 
 Batch and sizes are left open in all of them.
 """
@@ -107,9 +105,13 @@ def check_formats(formats: Iterable[str]) -> None:
 
 
 def example_window(data: Iterable[Mapping[str, Any]], size: Sequence[int]) -> Tensor:
-    """Return the middle of the first ``"image"`` of ``data``, (1, C, *size), zeros where it is smaller."""
+    """Return the middle of the first ``"image"`` of ``data``, (1, C, *size), zeros where it is smaller.
+
+    A window one voxel thick is a slice, for a network of two dimensions: its last axis goes.
+    """
     image = next(iter(data))["image"][0]
-    return SpatialPad(size)(CenterSpatialCrop(size)(image))[None].as_subclass(Tensor)
+    window = SpatialPad(size)(CenterSpatialCrop(size)(image))[None].as_subclass(Tensor)
+    return window.squeeze(-1) if size[-1] == 1 else window
 
 
 class OnnxNetwork(nn.Module):

@@ -256,7 +256,7 @@ class UNetPlusPlus(nn.Module):
             x: (B, in_channels, *spatial), of any size, whether the strides divide it or not.
 
         Returns:
-            Logits (B, out_channels, *spatial): in training with deep supervision a list, deepest first;
+            Logits (B, out_channels, *spatial). In training with deep supervision a list, deepest first;
             otherwise one tensor, of :attr:`level` in evaluation and of the deepest level in training.
 
         Raises:

@@ -135,6 +135,12 @@ def test_example_is_the_middle_of_the_first_case():
     assert window.shape == (1, 1, 3, 4, 5)
 
 
+def test_example_for_a_network_of_two_dimensions_is_a_slice():
+    image = MetaTensor(torch.arange(5 * 6 * 3.0).reshape(1, 5, 6, 3))
+    window = example_window(DataLoader(Dataset([{"image": image}])), (3, 4, 1))
+    assert torch.equal(window[0], image[:, 1:4, 1:5, 1].as_tensor())
+
+
 # Running
 
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How deep does the network need to be: every level measured on the validation set, and one chosen.
 
-score   what each level is worth and what it costs
-cost    multiply-adds, seconds, memory of a forward pass
-select  the shallowest level that is good enough
-exit    how sure a window has to be to stop at a level
-report  table and figure
+- score: what each level is worth and what it costs
+- cost: multiply-adds, seconds, memory of a forward pass
+- select: the shallowest level that is good enough
+- exit: how sure a window has to be to stop at a level
+- report: table and figure
 """
 
 from monai_unetpp.levels.exit import ExitScore, calibrate_exit, read_calibration, write_calibration
