@@ -1,20 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ignite glue: MONAI's handlers, with what a resumed training and a person reading need; tables and pictures.
 
-checkpoints  saving, resuming, loading a level
-tables       CSV files by case and class, by lesion
-sheets       the best, the median and the worst cases as pictures
+- checkpoints: saving, resuming, loading a level
+- tables: CSV files by case and class, by lesion
+- sheets: the best, the median and the worst cases as pictures; some at every validation
+- tracking: losses of heads, scores of levels and parameters, for TensorBoard and MLflow
 """
 
 from monai_unetpp.handlers.checkpoints import CheckpointLoader, CheckpointSaver, NetworkLoader
-from monai_unetpp.handlers.sheets import ContactSheetSaver
+from monai_unetpp.handlers.sheets import ContactSheetSaver, OutlineImages
 from monai_unetpp.handlers.tables import LesionSaver, MetricsSaver
+from monai_unetpp.handlers.tracking import HeadLosses, sqlite_store, track_levels, track_training
 
 __all__ = [
     "CheckpointLoader",
     "CheckpointSaver",
     "ContactSheetSaver",
+    "HeadLosses",
     "LesionSaver",
     "MetricsSaver",
     "NetworkLoader",
+    "OutlineImages",
+    "sqlite_store",
+    "track_levels",
+    "track_training",
 ]
