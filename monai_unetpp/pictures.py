@@ -66,19 +66,19 @@ def draw_plane(
     window: tuple[float, float],
     aspect: float,
 ) -> None:
-    """Draw a slice, and masks on it as outlines by colour.
+    """Draw a slice, and masks or label maps on it as outlines by colour.
 
     Args:
         axes: of matplotlib.
         image: (rows, columns).
-        outlines: colour -> mask (rows, columns).
+        outlines: colour -> mask (rows, columns), or label map, whose classes are all outlined.
         window: intensities drawn black and white, such as HU.
         aspect: height of a pixel over its width.
     """
     axes.imshow(image, cmap="gray", vmin=window[0], vmax=window[1], origin="lower", aspect=aspect)
     for colour, mask in outlines.items():
         if mask.any():
-            axes.contour(mask, levels=[0.5], colors=colour, linewidths=1)
+            axes.contour(mask, levels=np.arange(int(mask.max())) + 0.5, colors=colour, linewidths=1)
     axes.axis("off")
 
 

@@ -2,6 +2,7 @@
 """Packed bundles: the model zoo's own acceptance steps, and what MONAI Label and MONAI Deploy read."""
 
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -127,6 +128,17 @@ def test_zoo_exports_by_script_what_is_in_the_archive(bundle, request, tmp_path)
             torch.testing.assert_close(torch.jit.load(path).eval()(x), wanted, atol=1e-4, rtol=1e-4)
 
 
+@pytest.fixture
+def logging_as_before():
+    """What logging.conf does to the root logger, undone."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("logging_as_before")
 def test_zoo_trains_evaluates_and_infers_on_random_files(packed, random_files, tmp_path):
     cases, configs = pairs(random_files), packed / "configs"
     common = {
