@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 # %% [markdown]
-# # Choose a level, prune, ship
+# # Choose a level and prune
 #
 # A UNet++ holds a U-Net of every depth. After one training with deep supervision, held-back cases tell how
 # deep it needs to be. Here is how to
 #
 # 1. score every level in one pass, and see what each costs,
 # 2. choose,
-# 3. keep that level alone, exported in the form that your application reads,
+# 3. keep that level alone,
 # 4. train the small network on, if you like.
 #
 # It takes about a minute on one CPU core and downloads nothing: the CTs are synthetic, so no number below
 # says anything about patients. The bundles do the same for 3D volumes by one command, with `levels.json`.
 
 # %%
+import logging
+import sys
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from matplotlib import pyplot as plt
 from monai.data import DataLoader, Dataset, load_decathlon_datalist
 from monai.inferers import SliceInferer
 from monai.transforms import (
@@ -36,7 +40,7 @@ from monai_unetpp import DeepSupervisionDiceLoss, UNetPlusPlus
 from monai_unetpp.data import write_liver_phantoms
 
 set_determinism(0)
-output = Path("output") / "02"
+output = Path("output") / "03"
 
 # %% [markdown]
 # ## Train, all levels at once
@@ -72,7 +76,7 @@ def train(net, steps, learning_rate):
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps, power=0.9)
     net.train()
     for _ in range(steps):
-        batch = torch.randint(len(images), (8,))
+        batch = torch.randint(len(images), (6,))
         optimizer.zero_grad()
         loss(net(images[batch]), labels[batch]).backward()
         optimizer.step()
@@ -91,7 +95,7 @@ train(net, steps=150, learning_rate=3e-3)
 
 # %%
 from monai_unetpp import score_levels
-from monai_unetpp.levels import write_levels
+from monai_unetpp.levels import draw_levels, write_levels
 
 validation = DataLoader(Dataset(held_back), batch_size=1)
 inferer = SliceInferer(roi_size=(96, 80), spatial_dim=2, sw_batch_size=16)
@@ -110,53 +114,81 @@ for score in scores:
 # `write_levels` writes a table, for people and as CSV, and the figure to decide by.
 
 # %%
-import logging
-
 from monai_unetpp import select_level
 
-logging.basicConfig(level=logging.INFO, format="%(message)s")
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 level = select_level(scores, tolerance=0.02)
-write_levels(scores, output, level, tolerance=0.02, title="Liver in synthetic CT, slices", overwrite=True)
+title = "Liver in synthetic CT, slices"
+write_levels(scores, output, level, tolerance=0.02, title=title, overwrite=True)
 print((output / "levels.md").read_text())
 
 # %% [markdown]
-# ## Keep that level, in the form that your application reads
+# `levels.png`, which it has also written:
+
+# %%
+draw_levels(scores, level, tolerance=0.02, title=title)
+
+# %% [markdown]
+# Three cases are few, and 0.02 of Dice is a decision, not a law. Where a mistake costs more than a second,
+# take a smaller tolerance; look at single cases, too (`score.dice_per_case`), and at small structures.
 #
-# `prune` gives a network of its own. `export_level` writes its weights, TorchScript, a `torch.export` program
-# and ONNX, runs each file on a real slice beside the full network, and keeps it only if it says the same.
+# ## Keep that level
+#
+# `prune` gives a network of its own, with the same output to the last bit.
 
 # %%
 from monai_unetpp import prune
-from monai_unetpp.export import OnnxNetwork, export_level
 
 example = images[40:41]
 small = prune(net, level)
-files = export_level(net, level, output / f"L{level}", example, overwrite=True)
-torch.save(net.state_dict(), output / "full.pt")
-
 with torch.no_grad():
-    assert torch.equal(small(example), net.all_heads(example)[-level])  # to the last bit
+    assert torch.equal(small(example), net.all_heads(example)[-level])
+
+torch.save(net.state_dict(), output / "full.pt")
+torch.save(small.state_dict(), output / f"L{level}.pt")
+for name in ("full.pt", f"L{level}.pt"):
+    print(f"{name}: {(output / name).stat().st_size / 1024:.0f} KiB")
 
 # %% [markdown]
-# Size and speed, beside the full network. Which form is fastest depends on the machine and on the size of the
-# network: measure yours.
+# What is kept, and what goes: node `X^{i,j}` of row `i` and column `j` belongs to level `k` if `i + j <= k`.
+# The area of a node is its number of parameters. Most of them lie at the bottom, where a network is wide, so
+# a shallow level has few. Its time shrinks less, as the table says: the rows above have more pixels.
+
 
 # %%
-from torch.utils.benchmark import Timer
+def place(key):
+    """Row and column of the node that a parameter belongs to; heads have none."""
+    room, name = key.split(".")[:2]
+    return (int(name), 0) if room == "encoder" else tuple(int(n) for n in name.split("_")[1:])
 
-forms = {
-    "full network": (net, output / "full.pt"),
-    f"L{level}, weights": (small, files["pt"]),
-    f"L{level}, TorchScript": (torch.jit.load(files["ts"]), files["ts"]),
-    f"L{level}, torch.export": (torch.export.load(files["pt2"]).module(), files["pt2"]),
-    f"L{level}, ONNX Runtime": (OnnxNetwork(files["onnx"], "onnxruntime"), files["onnx"]),
-}
-milliseconds = {}
-with torch.no_grad():
-    for name, (form, path) in forms.items():
-        timer = Timer("form(example)", globals={"form": form, "example": example})
-        milliseconds[name] = 1e3 * timer.blocked_autorange(min_run_time=0.5).median
-        print(f"{name:20s} {path.stat().st_size / 1024:7.0f} KiB  {milliseconds[name]:6.1f} ms")
+
+sizes = Counter()
+for key, parameter in net.named_parameters():
+    if not key.startswith("heads"):
+        sizes[place(key)] += parameter.numel()
+
+figure, axes = plt.subplots(figsize=(6.4, 5), layout="constrained")
+for (i, j), size in sizes.items():
+    colour = "#d1495b" if i + j <= level else "#c3ccd6"
+    sources = [(i - 1, 0)] if j == 0 and i else [(i, n) for n in range(j)] + [(i + 1, j - 1)] * (j > 0)
+    for row, column in sources:
+        bend = 0.0 if row != i or column == j - 1 else -0.22  # long skips go around the nodes between
+        arrow = {"arrowstyle": "-", "color": colour, "connectionstyle": f"arc3,rad={bend}"}
+        axes.annotate("", (j, -i), (column, -row), arrowprops=arrow, zorder=1)
+    axes.scatter(j, -i, s=max(3000 * size / max(sizes.values()), 15), color=colour, zorder=2)
+    axes.annotate(f"{size:,}", (j + 0.07, -i - 0.24), fontsize=8, color="0.35")
+axes.set_title(
+    f"L{level}, {100 * scores[level - 1].parameters / scores[-1].parameters:.0f} % of L4", loc="left"
+)
+axes.set(xlim=(-0.5, 4.5), ylim=(-4.6, 0.6), xlabel="column j", ylabel="row i", aspect="equal")
+axes.set_xticks(range(5))
+axes.set_yticks(range(-4, 1), range(4, -1, -1))
+axes.spines[:].set_visible(False)
+axes.tick_params(length=0)
+figure.savefig(output / "kept.png", dpi=100)
+
+# %% [markdown]
+# Other forms than weights, TorchScript, `torch.export` and ONNX, are what tutorial 05 is about.
 
 # %% [markdown]
 # ## Train on
@@ -168,7 +200,7 @@ with torch.no_grad():
 from monai_unetpp import load_network
 
 blank = UNetPlusPlus(spatial_dims=2, in_channels=1, out_channels=2, channels=(8, 16, 32, 64, 128))
-small = load_network(blank, files["pt"])
+small = load_network(blank, output / f"L{level}.pt")
 print(f"L{small.depth}, {sum(p.numel() for p in small.parameters()):,} parameters")
 
 
@@ -198,6 +230,7 @@ assert level < 4
 assert chosen.parameters < scores[-1].parameters / 4
 assert chosen.seconds < scores[-1].seconds
 assert all(a.multiply_adds < b.multiply_adds for a, b in pairwise(scores))
-assert files["pt"].stat().st_size < (output / "full.pt").stat().st_size / 4
+assert (output / f"L{level}.pt").stat().st_size < (output / "full.pt").stat().st_size / 4
 assert after > before - 0.02
-assert (output / "levels.png").is_file()
+for name in ("levels.png", "kept.png"):
+    assert (output / name).is_file()
