@@ -98,7 +98,8 @@ with torch.no_grad():
     for name in readers:
         apart = {k: (forms[k, name](middle) - heads[-k]).abs().max() / heads[-k].abs().max() for k in files}
         print(f"{name:12}", *(f"L{k}: {share:.0e}" for k, share in apart.items()), sep="   ")
-        assert max(apart.values()) < 1e-4
+        # OpenVINO takes other kernels from one CPU to the next: 3e-5 on one, 2e-4 on another
+        assert max(apart.values()) < (1e-3 if name == "openvino" else 1e-4)
 
 # %% [markdown]
 # ## Size and speed
