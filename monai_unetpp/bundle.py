@@ -7,13 +7,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import monai.bundle
@@ -21,7 +19,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from monai_unetpp.checkpoints import load_network
-from monai_unetpp.files import refuse_existing, save_by_memory, whole_file
+from monai_unetpp.files import refuse_existing, save_by_memory, whole_file, whole_folder
 from monai_unetpp.levels import read_calibration, write_calibration
 from monai_unetpp.network import UNetPlusPlus
 from monai_unetpp.pruning import prune
@@ -124,6 +122,9 @@ def pack_bundle(
         ValueError: if the weights do not fit the bundle's network, or have no head at ``level``.
     """
     source, out = Path(bundle), Path(out)
+    if overwrite and out.exists() and not (out / "configs" / "metadata.json").is_file():
+        raise FileExistsError(f"out must be a packed bundle to be replaced, {out} is none.")
+    card = _find_card(card, Path(checkpoint))
     configs = _read_configs(source, overlays)
     network = _network(configs["inference"], checkpoint, level)
     for name in SELF_CONTAINED:
@@ -134,14 +135,12 @@ def pack_bundle(
     metadata = _metadata(configs.pop("metadata"), configs["inference"], standalone)
     classes = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
     configs["train"]["labels"] = [classes[str(n)] for n in range(len(classes))]
-    with _whole_folder(out, overwrite) as part:
+    with whole_folder(out, overwrite) as part:
         for name, config in {**configs, "metadata": metadata}.items():
             _write_json(part / "configs" / f"{name}.json", config)
         shutil.copy(source / "logging.conf", part / "configs")
         shutil.copy(source / "LICENSE", part)
-        _write_docs(
-            source, part, metadata, Path(card) if card else Path(checkpoint).parent / "README.md", card
-        )
+        _write_docs(source, part, metadata, card, overlays)
         _write_models(part, network, Path(checkpoint))
         _write_json(part / "configs" / "inference.json", _with_options(configs["inference"], network))
         if standalone:
@@ -241,28 +240,36 @@ def _installed(package: str) -> str:
 # Papers and weights
 
 
-def _write_docs(source: Path, part: Path, metadata: Json, card: Path, wanted: PathLike | None) -> None:
+def _find_card(card: PathLike | None, checkpoint: Path) -> Path | None:
+    """The file that tells what was trained on what, if there is one."""
+    if card is None:
+        beside = checkpoint.parent / "README.md"
+        return beside if beside.is_file() else None
+    if not Path(card).is_file():
+        raise FileNotFoundError(f"card must be a text file, no {card}.")
+    return Path(card)
+
+
+def _write_docs(source: Path, part: Path, metadata: Json, card: Path | None, overlays: Sequence[str]) -> None:
     """README, licence of the data and model card, with the paths of the layout they lie in now."""
     docs = part / "docs"
     docs.mkdir()
     shutil.copy(source / "data_license.txt", docs)
-    here = {"data_license.txt", CARD}
-    text = (source / "README.md").read_text()
-    (docs / "README.md").write_text(_relocated(text, source.name, here))
-    if card.is_file():
-        (docs / CARD).write_text(_relocated(card.read_text(), source.name, here))
-    elif wanted is not None:
-        raise FileNotFoundError(f"card must be a text file, no {card}.")
-    else:
-        said = {key: metadata[key] for key in ("name", "description", "data_source", "intended_use")}
-        lines = [f"| {key.replace('_', ' ')} | {value} |" for key, value in said.items()]
-        (docs / CARD).write_text(
-            "\n".join(["# Model card", "", "| | |", "| --- | --- |", *lines])
-            + "\n\nData, split and scores of these weights were not stated by whoever packed them.\n"
-        )
+    readme = _relocated((source / "README.md").read_text(), source.name)
+    (docs / "README.md").write_text(_without_overlays(readme, overlays))
+    (docs / CARD).write_text(
+        _relocated(card.read_text(), source.name) if card else _card_without_scores(metadata)
+    )
 
 
-def _relocated(text: str, name: str, here: set[str]) -> str:
+def _card_without_scores(metadata: Json) -> str:
+    said = {key: metadata[key] for key in ("name", "description", "data_source", "intended_use")}
+    lines = [f"| {key.replace('_', ' ')} | {value} |" for key, value in said.items()]
+    stated = "Data, split and scores of these weights were not stated by whoever packed them."
+    return "\n".join(["# Model card", "", "| | |", "| --- | --- |", *lines, "", stated, ""])
+
+
+def _relocated(text: str, name: str) -> str:
     """A text of a flat bundle as one of a packed bundle: its commands are run in the bundle's folder."""
     text = text.replace("the root of the repository", "this bundle's folder")
     text = re.sub(rf"bundles/{name}/(\w+\.json)", r"configs/\1", text)
@@ -272,10 +279,22 @@ def _relocated(text: str, name: str, here: set[str]) -> str:
     text = text.replace("(weights/README.md)", f"({CARD})")
 
     def link(found: re.Match[str]) -> str:
-        target = found[2]
-        return found[0] if target.startswith("http") or target in here else found[1]
+        kept = found[2].startswith("http") or found[2] in ("data_license.txt", CARD)
+        return found[0] if kept else found[1]
 
     return re.sub(r"\[([^\]]*)\]\(([^)]+)\)", link, text)
+
+
+def _without_overlays(readme: str, overlays: Sequence[str]) -> str:
+    """A text whose commands name no overlay: in a packed bundle they are part of what they lie over."""
+    if not overlays:
+        return readme
+    for name in overlays:
+        readme = readme.replace(f",'configs/{name}.json'", "").replace(f" --overlay {name}", "")
+    readme = re.sub(r"\"\['([^',]+)'\]\"", r"\1", readme)  # a list of one
+    title, _, rest = readme.partition("\n")
+    names = " and ".join(f"`{name}.json`" for name in overlays)
+    return f"{title}\n\n**In this folder {names} is in `train.json` and `inference.json` already.**\n{rest}"
 
 
 def _write_models(part: Path, network: UNetPlusPlus, checkpoint: Path) -> None:
@@ -304,20 +323,3 @@ def _write_models(part: Path, network: UNetPlusPlus, checkpoint: Path) -> None:
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=4) + "\n")
-
-
-@contextmanager
-def _whole_folder(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield a folder to fill, which becomes ``path`` when the block ends well."""
-    if path.exists() and not (overwrite and (path / "configs" / "metadata.json").is_file()):
-        if overwrite:
-            raise FileExistsError(f"out must be a packed bundle to be replaced, {path} is none.")
-        refuse_existing(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".", suffix=".part", dir=path.parent) as folder:
-        part = Path(folder) / path.name
-        part.mkdir()
-        yield part
-        if path.exists():
-            path.replace(Path(folder) / "before")
-        part.replace(path)

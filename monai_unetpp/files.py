@@ -12,7 +12,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-__all__ = ["first_existing", "refuse_existing", "result_path", "save_by_memory", "whole_file", "write_csv"]
+__all__ = [
+    "first_existing",
+    "refuse_existing",
+    "result_path",
+    "save_by_memory",
+    "whole_file",
+    "whole_folder",
+    "write_csv",
+]
 
 
 @contextmanager
@@ -43,6 +51,30 @@ def whole_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator
     with TemporaryDirectory(prefix=".", suffix=".part", dir=path.parent) as folder:
         part = Path(folder) / path.name
         yield part
+        part.replace(path)
+
+
+@contextmanager
+def whole_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty folder to fill, which becomes ``path`` when the block ends well.
+
+    Args:
+        path: of the folder.
+        overwrite: whether a folder that is there may be replaced, with all that is in it.
+
+    Raises:
+        FileExistsError: if ``path`` exists and ``overwrite`` is false.
+    """
+    path = Path(path)
+    if not overwrite:
+        refuse_existing(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".", suffix=".part", dir=path.parent) as folder:
+        part = Path(folder) / path.name
+        part.mkdir()
+        yield part
+        if path.exists():
+            path.replace(Path(folder) / "before")
         part.replace(path)
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
+from safetensors.torch import load_file
 
 from bundles import BUNDLES, TINY_TRAINING, schema
 from monai_unetpp import UNetPlusPlus, prune
@@ -48,6 +49,13 @@ def weights(tmp_path_factory):
 def pruned(weights, tmp_path_factory):
     """The liver bundle at L2."""
     return pack_bundle(BUNDLES / "liver", weights, tmp_path_factory.mktemp("zoo") / "liver_L2", level=2)
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory):
+    """The liver bundle with its overlay of two dimensions, and the weights that ship."""
+    out = tmp_path_factory.mktemp("zoo") / "liver_2d"
+    return pack_bundle(BUNDLES / "liver", BUNDLES / "liver/weights/slices.pt", out, overlays=["slices"])
 
 
 @pytest.fixture(scope="module")
@@ -234,17 +242,14 @@ def test_packed_level_is_the_head_of_the_network(pruned, weights):
 
 
 def test_safetensors_are_the_same_weights(packed):
-    safetensors = pytest.importorskip("safetensors.torch")
     weights = torch.load(packed / "models" / "model.pt", weights_only=True)
-    safe = safetensors.load_file(packed / "models" / "model.safetensors")
+    safe = load_file(packed / "models" / "model.safetensors")
     assert safe.keys() == weights.keys()
     assert all(torch.equal(safe[key], weights[key]) for key in weights)
 
 
-def test_overlay_becomes_part_of_configs_that_stand_alone(tmp_path):
-    net = UNetPlusPlus(2, 1, 2, (16, 32, 64, 128, 256), strides=2)
-    torch.save(net.state_dict(), tmp_path / "slices.pt")
-    root = pack_bundle(BUNDLES / "liver", tmp_path / "slices.pt", tmp_path / "liver_2d", overlays=["slices"])
+def test_overlay_becomes_part_of_configs_that_stand_alone(slices):
+    root = slices
     for name in ("train", "inference"):
         config = json.loads((root / "configs" / f"{name}.json").read_text())
         assert (config["spatial_dims"], config["hu_range"]) == (2, [0, 255])
@@ -256,14 +261,29 @@ def test_overlay_becomes_part_of_configs_that_stand_alone(tmp_path):
     assert "0..255 HU" in metadata["image_classes"]
 
 
-def test_readme_names_files_as_they_lie_now(packed):
-    text = (packed / "docs" / "README.md").read_text()
-    assert "bundles/lung_nodule" not in text
+@pytest.mark.parametrize("bundle", ["packed", "pruned", "slices"])
+def test_readme_names_files_as_they_lie_now(bundle, request):
+    root = request.getfixturevalue(bundle)
+    text = (root / "docs" / "README.md").read_text()
+    assert not re.search(r"bundles/(liver|lung_nodule)", text)
     for name in re.findall(r"configs/\w+\.json", text):
-        assert (packed / name).is_file()
+        assert (root / name).is_file() or (bundle == "pruned" and "levels" in name), name
     for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
-        assert (packed / "docs" / target).is_file()
+        assert (root / "docs" / target).is_file()
+
+
+def test_readme_says_which_overlay_is_in_the_configs(slices, pruned):
+    said = "**In this folder `slices.json` is in `train.json` and `inference.json` already.**"
+    text = (slices / "docs" / "README.md").read_text()
+    assert said in text
+    assert said not in (pruned / "docs" / "README.md").read_text()
+    assert "--overlay" not in text
+    assert "--config_file configs/train.json --dataset_dir FOLDER --hounsfield False" in text
+
+
+def test_model_card_is_that_of_the_weights(packed, pruned):
     assert "Not for clinical use" in (packed / "docs" / "model_card.md").read_text()
+    assert "were not stated by whoever packed them" in (pruned / "docs" / "model_card.md").read_text()
 
 
 def test_bundle_that_is_not_there_or_does_not_fit_is_an_error_and_leaves_nothing(weights, tmp_path):

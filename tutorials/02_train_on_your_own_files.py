@@ -16,7 +16,6 @@
 # %%
 import json
 import logging
-import shutil
 import sys
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from matplotlib import pyplot as plt
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 
-import monai_unetpp
+from monai_unetpp.bundle import copy_bundle
 from monai_unetpp.data import liver_phantom, read_dataset, split_cases
 from monai_unetpp.data.parts import Part
 from monai_unetpp.pictures import View
@@ -106,16 +105,12 @@ print(json.dumps(dataset["training"][0]))
 # %% [markdown]
 # ## A bundle of your own
 #
-# A bundle is a folder of JSON files: a training, an evaluation, an inference. Copy the one that is closest,
-# and put what differs into a file of its own. It lies over the others, so that training and inference cannot
-# disagree about the grid or the network.
+# A bundle is a folder of JSON files: a training, an evaluation, an inference. Copy the one that is closest
+# (`python -m monai_unetpp bundle liver --out .`), and put what differs into a file of its own. It lies over
+# the others, so that training and inference cannot disagree about the grid or the network.
 
 # %%
-liver = Path(monai_unetpp.__file__).parents[1] / "bundles" / "liver"  # of the clone that was installed
-bundle = output / "organs"
-bundle.mkdir(exist_ok=True)
-for config in liver.glob("*.json"):
-    shutil.copy(config, bundle)
+bundle = copy_bundle("liver", output, overwrite=True)
 
 settings = {
     "_desc_": "Liver, spleen and kidneys, coarse enough for a CPU.",
@@ -132,7 +127,7 @@ settings = {
 # On the command line this is
 #
 # ```
-# python -m monai.bundle run --config_file "['organs/train.json','organs/organs.json']" --bundle_root organs \
+# python -m monai.bundle run --config_file "['liver/train.json','liver/organs.json']" --bundle_root liver \
 #     --dataset_dir clinic --max_epochs 25 --learning_rate 0.01
 # ```
 #
@@ -167,7 +162,7 @@ run("train", "organs", max_epochs=25, learning_rate=0.01)
 #
 # ## What the log tells
 #
-# The bundle writes curves to `runs`, for `tensorboard --logdir organs/runs`. They are drawn here without it.
+# The bundle writes curves to `runs`, for `tensorboard --logdir liver/runs`. They are drawn here without it.
 
 # %%
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -223,7 +218,7 @@ Image.open(bundle / "eval" / "cases.png").convert("RGB")
 # ## Segment a scan
 #
 # ```
-# python -m monai_unetpp segment -i clinic/images/ct-4.nii.gz -o masks --bundle organs --overlay organs
+# python -m monai_unetpp segment -i clinic/images/ct-4.nii.gz -o masks --bundle liver --overlay organs
 # ```
 #
 # or from Python, for a case that was held back:
@@ -280,7 +275,7 @@ with plt.style.context("dark_background"):
 # - `cache_rate`: the share of cases kept in memory. Where they do not fit, the error says what would.
 #
 # A GPU is used where there is one. `msd.json` holds a recipe for one, and lies between the two:
-# `"['organs/train.json','organs/msd.json','organs/organs.json']"`. It has not been run to its end yet.
+# `"['liver/train.json','liver/msd.json','liver/organs.json']"`. It has not been run to its end yet.
 #
 # Two cases held back say little. With few cases, train several times with another `seed` each, and look at
 # the spread before you believe a difference.

@@ -26,8 +26,8 @@ from monai.metrics import compute_dice
 from monai.transforms import Compose, Orientationd, ScaleIntensityRanged, Spacingd
 from PIL import Image
 
-import monai_unetpp
 from monai_unetpp import UNetPlusPlus, VolumeInferer, load_network
+from monai_unetpp.bundle import copy_bundle
 from monai_unetpp.data import write_phantoms
 from monai_unetpp.inferers import EarlyExitSliceInferer
 from monai_unetpp.pictures import View, draw_plane
@@ -35,7 +35,7 @@ from monai_unetpp.segment import segment
 from monai_unetpp.transforms import LoadImageAndLabeld, SaveImageAtomicd
 
 output = Path("output") / "04"
-bundle = Path(monai_unetpp.__file__).parents[1] / "bundles" / "liver"  # of the clone that was installed
+bundle = copy_bundle("liver", output, overwrite=True)
 
 # %% [markdown]
 # ## A folder

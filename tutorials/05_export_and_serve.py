@@ -32,8 +32,8 @@ import torch
 from matplotlib import pyplot as plt
 from monai.metrics import compute_dice
 
-import monai_unetpp
 from monai_unetpp import UNetPlusPlus, load_network, prune
+from monai_unetpp.bundle import copy_bundle
 from monai_unetpp.data import write_phantoms
 from monai_unetpp.export import export_level
 from monai_unetpp.pictures import View, draw_plane
@@ -46,7 +46,7 @@ warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # deprecate
 # ## A network and a scan
 
 # %%
-bundle = Path(monai_unetpp.__file__).parents[1] / "bundles" / "liver"  # of the clone that was installed
+bundle = copy_bundle("liver", output, overwrite=True)
 blank = UNetPlusPlus(
     spatial_dims=2, in_channels=1, out_channels=2, channels=(16, 32, 64, 128, 256), strides=2
 )

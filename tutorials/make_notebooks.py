@@ -20,6 +20,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PROGRESS = re.compile(r"\r|\d+%\|")
+NO_WIDGETS = re.compile(r".*TqdmWarning: IProgress not found.*\n.*\n")  # progress bars are text, then
 
 
 def cells(text: str) -> list[tuple[str, str]]:
@@ -77,7 +78,8 @@ def tidy(output: Any, machine: tuple[str, ...]) -> Any:
     """Return an output as it is kept, or ``None``."""
     if output.output_type == "stream":
         if output.name == "stderr":
-            rest = [line for line in output.text.splitlines() if line.strip() and not PROGRESS.search(line)]
+            lines = NO_WIDGETS.sub("", output.text).splitlines()
+            rest = [line for line in lines if line.strip() and not PROGRESS.search(line)]
             if rest:
                 raise RuntimeError("on stderr: " + "\n".join(rest))
             return None
