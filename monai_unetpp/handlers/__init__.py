@@ -2,12 +2,16 @@
 """Ignite glue: MONAI's handlers, with what a resumed training and a person reading need; tables and pictures.
 
 - checkpoints: saving, resuming, loading a level
+- resuming: seeds of epochs, stopping on a signal, stopping early
+- finite: no NaN reaches the weights
 - tables: CSV files by case and class, by lesion
 - sheets: the best, the median and the worst cases as pictures; some at every validation
 - tracking: losses of heads, scores of levels and parameters, for TensorBoard and MLflow
 """
 
 from monai_unetpp.handlers.checkpoints import CheckpointLoader, CheckpointSaver, NetworkLoader
+from monai_unetpp.handlers.finite import FiniteSteps
+from monai_unetpp.handlers.resuming import EarlyStop, EpochSeeds, StopOnSignal
 from monai_unetpp.handlers.sheets import ContactSheetSaver, OutlineImages
 from monai_unetpp.handlers.tables import LesionSaver, MetricsSaver
 from monai_unetpp.handlers.tracking import HeadLosses, sqlite_store, track_levels, track_training
@@ -16,11 +20,15 @@ __all__ = [
     "CheckpointLoader",
     "CheckpointSaver",
     "ContactSheetSaver",
+    "EarlyStop",
+    "EpochSeeds",
+    "FiniteSteps",
     "HeadLosses",
     "LesionSaver",
     "MetricsSaver",
     "NetworkLoader",
     "OutlineImages",
+    "StopOnSignal",
     "sqlite_store",
     "track_levels",
     "track_training",

@@ -4,39 +4,91 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import monai.handlers
+import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import Checkpoint
+from ignite.handlers.checkpoint import BaseSaveHandler
 from monai.engines import SupervisedEvaluator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from monai_unetpp.checkpoints import check_fit, load_network, read_checkpoint
+from monai_unetpp.files import save_by_memory, whole_file
 from monai_unetpp.network import UNetPlusPlus
 
 __all__ = ["CheckpointLoader", "CheckpointSaver", "NetworkLoader"]
 
 logger = logging.getLogger(__name__)
 
+EPOCH = "checkpoint_epoch={}.pt"
+SCALER = "scaler"
+WAITS = (1, 5)  # seconds between tries to write a checkpoint
+
 
 class CheckpointSaver(monai.handlers.CheckpointSaver):
-    """MONAI's handler, which can be part of a checkpoint itself.
+    """MONAI's handler, which loses nothing, and can be part of a checkpoint itself.
 
-    So a resumed training knows the best score it has to beat, and does not overwrite the best weights
-    with its first ones.
+    - A file appears whole or not at all, and what it replaces goes afterwards. If it cannot be written, it
+      is tried again, since file systems of a network fail now and then; then the error says where to go on.
+    - As part of a checkpoint it lets a resumed training know the best score it has to beat.
+    - Checkpoints of the epochs before count among ``n_saved`` in a resumed training, too.
+    - Weights that are not finite are never saved, and a score that is not finite is never the best.
+    - The scaler of a trainer with ``amp`` is saved with the rest.
     """
 
     _key_metric_checkpoint: Any  # ignite's, or None
+    _interval_checkpoint: Any
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        checkpoints: list[Any] = [
+            self._final_checkpoint,
+            self._key_metric_checkpoint,
+            self._interval_checkpoint,
+        ]
+        for checkpoint in filter(None, checkpoints):
+            name = checkpoint.save_handler.filename
+            checkpoint.save_handler = _WholeFiles(Path(self.save_dir), name, self.save_dict)
+        self._knows_earlier = False
 
     def attach(self, engine: Engine) -> None:
         """Attach to an engine, whose best metric becomes part of its state."""
         super().attach(engine)
         if self._key_metric_checkpoint is not None:
             engine.state_dict_user_keys.extend(["best_metric", "best_metric_epoch"])
+        if (scaler := getattr(engine, "scaler", None)) is not None:
+            self.save_dict[SCALER] = scaler
+
+    def metrics_completed(self, engine: Engine) -> None:
+        """Save if the score is the best one, and a number."""
+        state: Any = engine.state
+        name = state.key_metric_name
+        if not math.isfinite(state.metrics[name]):
+            logger.warning(f"{name} is {state.metrics[name]}: these weights are not the best ones.")
+            return
+        super().metrics_completed(engine)
+
+    def interval_completed(self, engine: Engine) -> None:
+        """Save the epoch that is over."""
+        self._count_earlier(engine.state.epoch - 1)
+        super().interval_completed(engine)
+
+    def save_within_epoch(self, engine: Engine) -> None:
+        """Save an epoch that is begun, in the place of the one before."""
+        epochs = engine.state.epoch - 1
+        self._count_earlier(epochs)
+        checkpoint = {name: target.state_dict() for name, target in self.save_dict.items()}
+        self._interval_checkpoint.save_handler(checkpoint, EPOCH.format(epochs))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores and file names of the best checkpoints, for ``load_state_dict``."""
@@ -47,6 +99,77 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
         fixed = self._key_metric_checkpoint.save_handler.filename
         if all(_is_whole(Path(self.save_dir) / (fixed or name)) for _, name in state_dict["_saved"]):
             super().load_state_dict(state_dict)
+
+    def _count_earlier(self, epochs: int) -> None:
+        """Let files of this training's first ``epochs`` make room for new ones; warn of those of another."""
+        if self._knows_earlier:
+            return
+        self._knows_earlier = True
+        found = _epochs(Path(self.save_dir))
+        self._interval_checkpoint._saved = [
+            Checkpoint.Item(epoch, found[epoch].name) for epoch in sorted(found) if epoch <= epochs
+        ]
+        if found and max(found) > epochs:
+            logger.warning(
+                f"{self.save_dir} holds checkpoints of a longer training, {found[max(found)].name}: "
+                "--resume True would go on from those. Remove them, or name another --ckpt_dir."
+            )
+
+
+class _WholeFiles(BaseSaveHandler):
+    """Write checkpoints into a folder, each whole or not at all, by the first process.
+
+    Args:
+        folder: to write into.
+        filename: of the only file; default as many as are asked for.
+        saved: what is saved, by name.
+    """
+
+    def __init__(self, folder: Path, filename: str | None, saved: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.filename = filename
+        self.saved = saved
+
+    @idist.one_rank_only()
+    def __call__(self, checkpoint: Any, filename: str, metadata: Any = None) -> None:  # noqa: ARG002
+        path = self.folder / (self.filename or filename)
+        self._check_finite(path)
+        for wait in (*WAITS, None):
+            try:
+                with whole_file(path) as part:
+                    save_by_memory(part, partial(torch.save, checkpoint))
+                return
+            except OSError as error:
+                if wait is None:
+                    raise OSError(
+                        f"{path} could not be saved: {error}. Make room, or name another folder by "
+                        f"--ckpt_dir. {self._last_good()}"
+                    ) from error
+                logger.warning(f"{path} could not be saved: {error}. Trying again in {wait} s.")
+                time.sleep(wait)
+
+    @idist.one_rank_only()
+    def remove(self, filename: str) -> None:
+        """Remove a file; the only one is replaced by the next."""
+        if self.filename is None:
+            (self.folder / filename).unlink(missing_ok=True)
+
+    def _check_finite(self, path: Path) -> None:
+        for name, target in self.saved.items():
+            wrong = [
+                key
+                for key, value in (target.state_dict() if isinstance(target, nn.Module) else {}).items()
+                if not torch.isfinite(value).all()
+            ]
+            if wrong:
+                raise ValueError(
+                    f"{path} is not saved: {name} is not finite in {wrong[0]} and {len(wrong) - 1} more. "
+                    f"{self._last_good()}"
+                )
+
+    def _last_good(self) -> str:
+        found = _epochs(self.folder)
+        return f"--resume True goes on from {found[max(found)]}." if found else "No epoch was saved yet."
 
 
 class CheckpointLoader(monai.handlers.CheckpointLoader):
@@ -74,6 +197,8 @@ class CheckpointLoader(monai.handlers.CheckpointLoader):
         else:
             checkpoint = read_checkpoint(path)
         single = len(self.load_dict) == 1 and next(iter(self.load_dict)) not in checkpoint
+        if (scaler := getattr(engine, "scaler", None)) is not None and SCALER in checkpoint:
+            self.load_dict = {**self.load_dict, SCALER: scaler}
         for name, target in self.load_dict.items():
             if not single and name not in checkpoint:
                 raise ValueError(f"{path} has no {name!r}, only {', '.join(map(repr, checkpoint))}.")
@@ -83,8 +208,9 @@ class CheckpointLoader(monai.handlers.CheckpointLoader):
         lengths = {e: e.state.epoch_length for e in self.load_dict.values() if isinstance(e, Engine)}
         super().__call__(engine)
         for loaded, length in lengths.items():  # of the data of now: another batch size, another rank
-            loaded.state.epoch_length = length
-            loaded.state.iteration = loaded.state.epoch * (length or 0)
+            if loaded.state.epoch_length != length:
+                loaded.state.epoch_length = length
+                loaded.state.iteration = loaded.state.epoch * (length or 0)
         for target in self.load_dict.values():
             if isinstance(target, LambdaLR):
                 for group, rate, factor in zip(
@@ -123,7 +249,7 @@ class NetworkLoader:
 
 def _latest(directory: Path) -> tuple[Path, Mapping[str, Any]]:
     """Return the checkpoint of the last epoch, ``checkpoint_epoch=N.pt``, that is whole."""
-    found = {int(path.stem.split("=")[1]): path for path in directory.glob("checkpoint_epoch=*.pt")}
+    found = _epochs(directory)
     if not found:
         raise FileNotFoundError(f"nothing to resume: {directory.absolute()} holds no checkpoint_epoch=*.pt.")
     for epoch in sorted(found, reverse=True):
@@ -134,6 +260,11 @@ def _latest(directory: Path) -> tuple[Path, Mapping[str, Any]]:
                 raise
             logger.warning(f"{error} Trying the one before.")
     raise AssertionError("one is read, or raises")
+
+
+def _epochs(directory: Path) -> dict[int, Path]:
+    """The checkpoints of epochs in a folder."""
+    return {int(path.stem.split("=")[1]): path for path in directory.glob(EPOCH.format("*"))}
 
 
 def _is_whole(path: Path) -> bool:
