@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -15,20 +16,21 @@ from bundles import BUNDLES, TINY_TRAINING, affine, ball, run, write_cases
 SETTINGS = {**TINY_TRAINING, "out_channels": 3, "max_epochs": 2, "val_fraction": 0.6, "batch_size": 1}
 
 
-def torchrun(bundle, root, data, **override):
-    """Run ``multi_gpu_train.json`` over ``train.json`` in two processes; returns what they print."""
+def command(bundle, root, data, **override):
+    """Of ``multi_gpu_train.json`` over ``train.json`` in two processes, and of its environment."""
     files = [str(BUNDLES / bundle / f"{name}.json") for name in ("train", "multi_gpu_train")]
     settings = {**SETTINGS, "bundle_root": root, "dataset_dir": data, **override}
     del settings["device"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-    command += ["monai.bundle", "run", "--config_file", str(files)]
-    command += [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    words += ["monai.bundle", "run", "--config_file", str(files)]
+    words += [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    return {"args": words, "env": {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}}
+
+
+def torchrun(bundle, root, data, **override):
+    """Run it; returns what it prints."""
     done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        **command(bundle, root, data, **override), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -82,3 +84,22 @@ def test_two_processes_resume(trained, five, tmp_path):
     root, _ = trained
     output = torchrun("liver", tmp_path, five, ckpt_dir=root / "models", resume=True, max_epochs=3)
     assert re.findall(r"Epoch\[(\d)\] Metrics -- train_loss", output) == ["3"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
+def test_two_processes_stop_together_at_a_signal_and_what_they_save_goes_on(five, tmp_path):
+    models = tmp_path / "models"
+    with (tmp_path / "log.txt").open("w") as log:
+        process = subprocess.Popen(
+            **command("liver", tmp_path, five, max_epochs=10_000), stdout=log, stderr=subprocess.STDOUT
+        )
+        while process.poll() is None and not (models / "checkpoint_epoch=2.pt").exists():
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(timeout=60) != 0
+    text = (tmp_path / "log.txt").read_text()
+    assert "SIGTERM: saving after this step, then stopping." in text, text[-3000:]
+    [*_, last] = sorted(models.glob("checkpoint_epoch=*.pt"), key=lambda path: path.stat().st_mtime)
+    epoch = torch.load(last, weights_only=True)["trainer"]["iteration"]  # one step an epoch in each process
+    output = torchrun("liver", tmp_path, five, resume=True, max_epochs=epoch + 1)
+    assert re.findall(r"Epoch\[(\d+)\] Metrics -- train_loss", output) == [str(epoch + 1)]

@@ -37,7 +37,6 @@ def test_tutorial_keeps_its_promises(tutorial: Path, elsewhere: Path) -> None:
     assert [path.name for path in elsewhere.iterdir()] == ["output"]
 
 
-@pytest.mark.skipif(not NOTEBOOKS, reason="not made yet: python tutorials/make_notebooks.py")
 def test_every_tutorial_has_a_notebook() -> None:
     assert [path.stem for path in NOTEBOOKS] == [path.stem for path in TUTORIALS]
 

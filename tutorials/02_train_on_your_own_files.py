@@ -119,7 +119,8 @@ settings = {
     "roi_size": [32, 32, 24],  # voxels of a patch, 256 x 256 x 192 mm
     "channels": [8, 16, 32, 64],  # width of each row: four rows, so levels L1, L2, L3
 }
-(bundle / "organs.json").write_text(json.dumps(settings, indent=4))
+with (bundle / "organs.json").open("w") as file:
+    json.dump(settings, file, indent=4)
 
 # %% [markdown]
 # ## Train

@@ -35,6 +35,7 @@ from monai.transforms import (
     Spacingd,
 )
 from monai.utils import set_determinism
+from PIL import Image
 
 from monai_unetpp import DeepSupervisionDiceLoss, UNetPlusPlus
 from monai_unetpp.data import write_liver_phantoms
@@ -95,7 +96,7 @@ train(net, steps=150, learning_rate=3e-3)
 
 # %%
 from monai_unetpp import score_levels
-from monai_unetpp.levels import draw_levels, write_levels
+from monai_unetpp.levels import write_levels
 
 validation = DataLoader(Dataset(held_back), batch_size=1)
 inferer = SliceInferer(roi_size=(96, 80), spatial_dim=2, sw_batch_size=16)
@@ -123,10 +124,10 @@ write_levels(scores, output, level, tolerance=0.02, title=title, overwrite=True)
 print((output / "levels.md").read_text())
 
 # %% [markdown]
-# `levels.png`, which it has also written:
+# `levels.png`, which it has also written (`draw_levels` gives the figure itself):
 
 # %%
-draw_levels(scores, level, tolerance=0.02, title=title)
+Image.open(output / "levels.png").convert("RGB")
 
 # %% [markdown]
 # Three cases are few, and 0.02 of Dice is a decision, not a law. Where a mistake costs more than a second,
