@@ -257,11 +257,11 @@ def segment(parser: argparse.ArgumentParser) -> Run:
     )
 
     def run(args: argparse.Namespace) -> str:
-        from monai_unetpp.segment import segment_distributed
+        from monai_unetpp.segment import as_text, segment_distributed
 
         settings = {key: _value(value) for key, value in args.set}
         if args.checkpoint is not None:
-            settings["ckpt_path"] = str(args.checkpoint)
+            settings["ckpt_path"] = as_text(args.checkpoint)
         if args.device is not None:
             settings["device"] = f"$torch.device({args.device!r})"
         return segment_distributed(

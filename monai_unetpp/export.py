@@ -247,6 +247,7 @@ def _read_weights(net: UNetPlusPlus, path: Path) -> UNetPlusPlus:
     return twin.eval()
 
 
+# only what was written a moment ago: loading .ts and .pt2 of others can run their code
 _READ: dict[str, Callable[[UNetPlusPlus, Path], Callable[[Tensor], Tensor]]] = {
     "pt": _read_weights,
     "ts": lambda _, path: torch.jit.load(path),  # type: ignore[no-untyped-call]

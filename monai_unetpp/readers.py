@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813  its own documentation's name
-from monai.data import ImageReader
+from monai.data import ImageReader, NumpyReader
 from monai.data.utils import orientation_ras_lps
 from monai.transforms import LoadImage
 from monai.utils import ensure_tuple
@@ -114,6 +114,8 @@ def _begins_as_dicom(path: Path) -> bool:
 def volume_loader() -> LoadImage:
     """Return MONAI's ``LoadImage``, channel first, for NIfTI and for what :class:`SimpleITKReader` knows."""
     load = LoadImage(image_only=True, ensure_channel_first=True)
+    # MONAI 1.5 unpickles what is in a .npy file, which may be code
+    load.readers = [reader for reader in load.readers if not isinstance(reader, NumpyReader)]
     load.register(SimpleITKReader())
     return load
 

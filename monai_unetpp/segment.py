@@ -10,11 +10,13 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ from monai_unetpp.checkpoints import load_network
 from monai_unetpp.data import list_volumes
 from monai_unetpp.data.memory import check_volume
 from monai_unetpp.extras import need
-from monai_unetpp.files import result_path, write_csv
+from monai_unetpp.files import left_over, result_path, short_name, write_csv
 from monai_unetpp.inferers import EarlyExitInferer, Segmentation, VolumeInferer
 from monai_unetpp.levels import read_calibration
 from monai_unetpp.pictures import draw_volume
@@ -104,8 +106,8 @@ def load_pipeline(
     """
     parser = ConfigParser()
     parser.read_config(config_files(bundle, "inference", *overlays))
-    places = {"bundle_root": str(bundle), "dataset_dir": str(source), "output_dir": str(output_dir)}
-    parser.update({**places, **settings})
+    places = {"bundle_root": bundle, "dataset_dir": source, "output_dir": output_dir}
+    parser.update({**{key: as_text(path) for key, path in places.items()}, **settings})
     get = parser.get_parsed_content
     get("imports")
     device, weights, level = get("device"), get("ckpt_path"), get("level")
@@ -125,6 +127,11 @@ def load_pipeline(
         autocast=partial(torch.autocast, device.type, enabled=get("amp"), **get("amp_kwargs")),
         window=tuple(get("hu_range")),
     )
+
+
+def as_text(path: PathLike) -> str:
+    """Return a path as a value of a configuration, which would run one that begins with ``$`` as code."""
+    return str(path) if Path(path).is_absolute() else os.path.join(os.curdir, path)  # noqa: PTH118  keeps ./
 
 
 def _calibrated_level(weights: PathLike) -> int | None:
@@ -194,14 +201,10 @@ def segment(
         need("figures", "matplotlib")
     pipeline = load_pipeline(bundle, source, output_dir, overlays, **settings)
     pipeline.inferer.progress = progress
-    locks = Path(output_dir) / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    run = _Run(pipeline, Path(source), Path(output_dir), wanted, probability, overwrite, locks)
-    outcomes = list(tqdm(run.outcomes(mine), desc="Scans", total=len(mine), disable=not progress))
-    if uncertainty:
-        with FileLock(locks / f"{RANKING}.lock"):
-            _write_ranking(Path(output_dir, RANKING), outcomes)
-    return outcomes
+    locks = _make_locks(Path(output_dir))
+    left = left_over(output_dir)
+    run = _Run(pipeline, Path(source), Path(output_dir), wanted, probability, overwrite, locks, left)
+    return list(tqdm(run.outcomes(mine), desc="Scans", total=len(mine), disable=not progress))
 
 
 def segment_distributed(
@@ -246,16 +249,27 @@ def segment_distributed(
         dist.destroy_process_group()
 
 
-def _write_ranking(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """Add the uncertainty of scans to a table, the least certain first; what it says of others stays."""
+def _make_locks(output_dir: Path) -> Path:
+    """Make the folder of locks, before hours of computing end in a folder that takes no files."""
+    locks = output_dir / ".locks"
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=locks):
+            return locks
+    except OSError as error:
+        hint = f"{error.strerror}: output must be a folder that can be written to, name another"
+        raise OSError(error.errno, hint, str(output_dir)) from error
+
+
+def _add_to_ranking(path: Path, image: str, uncertainty: float) -> None:
+    """Add a scan to a table, the least certain first; what it says of others stays."""
     table = {}
     if path.exists():
         with path.open(newline="") as file:
             table = {row["scan"]: float(row["uncertainty"]) for row in csv.DictReader(file)}
-    table |= {o.image: o.uncertainty for o in outcomes if o.uncertainty is not None}
+    table[image] = round(uncertainty, 4)
     ranked = sorted(table.items(), key=lambda row: row[1], reverse=True)
-    if ranked:
-        write_csv(path, [{"scan": scan, "uncertainty": round(value, 4)} for scan, value in ranked])
+    write_csv(path, [{"scan": scan, "uncertainty": value} for scan, value in ranked])
 
 
 def _level_settings(level: int | str, overlays: Sequence[str]) -> dict[str, Any]:
@@ -299,6 +313,7 @@ class _Run:
     probability: int | None
     overwrite: bool
     locks: Path
+    left: Mapping[Path, Sequence[Path]]
 
     def outcomes(self, cases: Sequence[Mapping[str, str]]) -> Iterator[Outcome]:
         """Segment scans one by one; the next is read while one is computed."""
@@ -323,22 +338,31 @@ class _Run:
         """Claim and load the scans that are still to do."""
         for case in cases:
             image = case["image"]
-            seg = self.paths(image)["seg"]
-            name = seg.relative_to(self.output_dir).as_posix().replace("/", "%")
-            lock = FileLock(self.locks / f"{name}.lock", thread_local=False)  # released by another thread
+            lock = FileLock(self._lock_of(image), thread_local=False)  # released by another thread
             try:
                 lock.acquire(timeout=0)
             except Timeout:
                 yield Outcome(image, "elsewhere"), None, None
                 continue
-            if not self.overwrite and all(path.exists() for path in self.paths(image).values()):
-                yield Outcome(image, "kept"), None, lock
-                continue
             try:
-                check_volume(image)
-                yield Outcome(image, "done"), self.pipeline.preprocessing(dict(case)), lock
+                outcome, scan = self._load(case)
             except Exception as error:  # one bad scan stops no other
-                yield Outcome(image, "failed", _reason(image, error)), None, lock
+                outcome, scan = Outcome(image, "failed", _reason(image, error)), None
+            yield outcome, scan, lock
+
+    def _lock_of(self, image: str) -> Path:
+        name = self.paths(image)["seg"].relative_to(self.output_dir).as_posix().replace("/", "%")
+        return self.locks / f"{short_name(name)}.lock"
+
+    def _load(self, case: Mapping[str, str]) -> tuple[Outcome, Any]:
+        """Load a scan whose lock is held, if there is still something to do."""
+        image, paths = case["image"], self.paths(case["image"]).values()
+        for path in paths:
+            self._clear(path)
+        if not self.overwrite and all(path.exists() for path in paths):
+            return Outcome(image, "kept"), None
+        check_volume(image)
+        return Outcome(image, "done"), self.pipeline.preprocessing(dict(case))
 
     def _attempt(self, outcome: Outcome, scan: Mapping[str, Any]) -> Outcome:
         """Segment a loaded scan and write the results, the mask last: where it is, all are."""
@@ -367,8 +391,17 @@ class _Run:
                 write_nifti(paths[kind], values[0, 0], values.affine, "float32")
         if "sheet" in self.wanted:
             draw_volume(paths["sheet"], image, found.labels[0, 0], pipeline.window)
+        if found.case_uncertainty is not None:
+            with FileLock(self.locks / f"{RANKING}.lock"):
+                self._clear(self.output_dir / RANKING)
+                _add_to_ranking(self.output_dir / RANKING, image, found.case_uncertainty)
         pipeline.postprocessing({**scan, "pred": found.labels[0]})
         return found
+
+    def _clear(self, path: Path) -> None:
+        """Remove what a process that was killed while writing ``path`` left behind; its lock must be held."""
+        for part in self.left.get(path.with_name(short_name(path.name)), ()):
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _reason(image: str, error: BaseException) -> str:

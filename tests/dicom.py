@@ -2,7 +2,7 @@
 """DICOM series for tests, written slice by slice."""
 
 import locale
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,12 @@ def write_series(
     pixel: float = 0.7,
     modality: str = "CT",
     first: int = 0,
+    more: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write slices, (z in mm, int16 (X, Y) in HU) each, numbered from ``first``; returns ``folder``."""
+    """Write slices, (z in mm, int16 (X, Y) in HU) each, numbered from ``first``; returns ``folder``.
+
+    ``more`` are tags of every slice, such as the patient's.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     before = locale.setlocale(locale.LC_ALL)
     writer = sitk.ImageFileWriter()
@@ -36,6 +40,7 @@ def write_series(
             "0020|0037": "1\\0\\0\\0\\1\\0",
             "0028|1052": "-1024",
             "0028|1053": "1",
+            **(more or {}),
         }.items():
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{uid}_{n - 1:02d}.dcm"))

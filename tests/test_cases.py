@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom import write_series
 
 from bundles import AFFINES, write_balls
 from monai_unetpp.data import cases, list_volumes, memory, read_dataset, split_cases
@@ -206,3 +207,10 @@ def test_two_volumes_that_would_be_written_as_one_are_refused(folder):
     (folder / "inside" / "a.nii.gz").touch()
     with pytest.raises(ValueError, match=r"a\.nii and .*inside/a\.nii\.gz would both be written as a"):
         list_volumes([folder / "a.nii", folder / "inside"])
+
+
+def test_link_back_up_does_not_go_round(tmp_path):
+    write_series(tmp_path / "a" / "ct", [(0, np.zeros((4, 4), np.int16))])
+    (tmp_path / "a" / "again").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "b").symlink_to(tmp_path / "a" / "ct", target_is_directory=True)
+    assert list_volumes(tmp_path) == [{"image": str(tmp_path / name)} for name in ("a/ct", "b")]

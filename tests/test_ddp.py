@@ -81,7 +81,7 @@ def train(rank, folder):
 def reports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
     spawn(train, (folder,), nprocs=2)
-    return [torch.load(folder / f"rank-{rank}.pt") for rank in (0, 1)]
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -83,7 +83,7 @@ files = {k: export_level(net, k, output / f"L{k}", middle, overwrite=True) for k
 
 # %%
 runtimes = [name for name in ("onnxruntime", "openvino") if find_spec(name)]
-readers = {
+readers = {  # of files made above: those of others can run code, but for weights and ONNX
     "weights": ("pt", partial(load_network, blank)),
     "TorchScript": ("ts", torch.jit.load),
     "torch.export": ("pt2", lambda path: torch.export.load(path).module()),

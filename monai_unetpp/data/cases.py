@@ -53,6 +53,7 @@ def read_dataset(
     phantom: str = "liver",
     pixdim: Sequence[float] | None = None,
     cache_rate: float = 0.0,
+    allow_outside: bool = False,
 ) -> DataSet:
     """Read what a data set in the layout of the Medical Segmentation Decathlon holds.
 
@@ -63,11 +64,14 @@ def read_dataset(
         phantom: which are made, ``"liver"`` or ``"chest"``.
         pixdim: spacing in mm at which a share ``cache_rate`` of the cases will be kept in memory.
         cache_rate: see :func:`~monai_unetpp.data.memory.check_cache`.
+        allow_outside: whether ``dataset.json`` may name files that are not in its folder, by an absolute
+            path, by ``..``, or through a link that leads out: for one that you wrote, not for one that came
+            from elsewhere.
 
     Raises:
         ValueError: if ``dataset_dir`` is not given, or ``dataset.json`` is damaged, names no training
-            cases, or one without a label, or has another number of labels than ``out_channels``; or if
-            the cases do not fit in memory.
+            cases, or one without a label, or files outside of its folder, or has another number of labels
+            than ``out_channels``; or if the cases do not fit in memory.
         FileNotFoundError: if the folder has no ``dataset.json``, or a file that it names does not exist.
     """
     if dataset_dir is None:
@@ -88,9 +92,11 @@ def read_dataset(
         raise ValueError(f"{index} is not a Decathlon data set: {error!r}.") from error
     if not cases:
         raise ValueError(f"{index} lists no training cases.")
-    lacking = [case for case in cases if not case.keys() >= {"image", "label"}]
+    lacking = [case for case in cases if not all(isinstance(case.get(k), str) for k in ("image", "label"))]
     if lacking:
         raise ValueError(f"{index} must name an image and a label for every training case, got {lacking[0]}.")
+    if not allow_outside:
+        _check_inside(index, cases)
     missing = [case[k] for case in cases for k in ("image", "label") if not Path(case[k]).exists()]
     if missing:
         raise FileNotFoundError(f"{index} names {len(missing)} files that do not exist, first {missing[0]}.")
@@ -127,6 +133,18 @@ def split_cases(
     ratios = [1 - val_fraction, val_fraction]
     train, held_back = partition_dataset(list(scans.values()), ratios, shuffle=True, seed=seed)
     return [case for scan in train for case in scan], [case for scan in held_back for case in scan]
+
+
+def _check_inside(index: Path, cases: Sequence[dict[str, str]]) -> None:
+    """Raise if a data set names files that are not in its folder, before any of them is looked at."""
+    home = index.parent.resolve()
+    paths = [case[k] for case in cases for k in ("image", "label")]
+    outside = [path for path in paths if not Path(path).resolve().is_relative_to(home)]
+    if outside:
+        raise ValueError(
+            f"{index} names {len(outside)} files outside of its folder, first {outside[0]}: put them into "
+            "it, or, if you trust it, allow that by allow_outside=True (--dataset#allow_outside True)."
+        )
 
 
 def _make_phantoms(index: Path, phantom: str) -> None:
@@ -182,6 +200,8 @@ def _volumes_in(folder: Path) -> list[Path]:
     """The volumes in a folder, and the DICOM series in it at any depth."""
     found = []
     for path in sorted(path for path in folder.iterdir() if path.name[0] != "."):
+        if path.is_symlink() and path.resolve() in (folder.resolve(), *folder.resolve().parents):
+            continue  # back up: one would go round for ever
         if path.is_dir():
             found += [path] if is_series(path) else [p for p in _volumes_in(path) if p.is_dir()]
         elif path.name.lower().endswith(VOLUMES):

@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import nibabel as nib
@@ -23,7 +23,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_unetpp.files import whole_file
 
-__all__ = ["Case", "write_case", "write_decathlon", "write_index"]
+__all__ = ["Case", "check_name", "write_case", "write_decathlon", "write_index"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Case:
     """A volume with its label.
 
     Args:
-        name: of both files, without suffix.
+        name: of both files, without suffix or folders.
         image: int16 (X, Y, Z), HU.
         label: uint8 (X, Y, Z).
         affine: (4, 4), voxel index to world mm (RAS+).
@@ -128,7 +128,15 @@ def write_index(
     return index
 
 
+def check_name(name: str) -> str:
+    """Return the name of a case, which may come from a DICOM header; refuse one that leads elsewhere."""
+    if not name or not PurePosixPath(name).name == PureWindowsPath(name).name == name:
+        raise ValueError(f"name of a case must be that of a file, without folders, got {name!r}.")
+    return name
+
+
 def _entry(name: str) -> dict[str, str]:
+    check_name(name)
     return {key: f"./{key}sTr/{name}.nii.gz" for key in ("image", "label")}
 
 

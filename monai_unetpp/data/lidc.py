@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from scipy import ndimage  # type: ignore[import-untyped]
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from monai_unetpp.data.decathlon import Case, write_case, write_index
+from monai_unetpp.data.decathlon import Case, check_name, write_case, write_index
 from monai_unetpp.extras import need
 from monai_unetpp.files import refuse_existing, write_csv
 from monai_unetpp.readers import SimpleITKReader
@@ -298,6 +298,7 @@ def consensus_labels(readers: int = 2, database: str | os.PathLike[str] | None =
 def _write_scan(uid: str, path: Path, label: Labeller, out: Path, cube: float) -> list[Nodule]:
     """Write the cases of a scan; what is wrong with it becomes a row."""
     try:
+        check_name(uid)
         scan = read_scan(path)
         labels = label(uid, scan)
     except (OSError, ValueError) as error:
