@@ -284,6 +284,15 @@ def test_resumed_training_makes_room_for_new_epochs(tmp_path):
     assert names(tmp_path) == ["checkpoint_epoch=3.pt", "checkpoint_epoch=4.pt"]
 
 
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    net = nn.Linear(1, 1)
+    half = tmp_path / ".checkpoint_epoch=1.pt.abcd1234.part"
+    half.mkdir(parents=True)
+    (half / "checkpoint_epoch=1.pt").write_bytes(b"half")
+    epochs(saver(tmp_path, net), 1, net)
+    assert names(tmp_path) == ["checkpoint_epoch=1.pt"]
+
+
 def test_checkpoints_of_a_longer_training_are_kept_and_named(tmp_path, caplog):
     net = nn.Linear(1, 1)
     epochs(saver(tmp_path, net), 5, net)

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from monai_unetpp.checkpoints import check_fit, load_network, read_checkpoint
-from monai_unetpp.files import save_by_memory, whole_file
+from monai_unetpp.files import left_over, save_by_memory, whole_file
 from monai_unetpp.network import UNetPlusPlus
 
 __all__ = ["CheckpointLoader", "CheckpointSaver", "NetworkLoader"]
@@ -101,10 +103,16 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
             super().load_state_dict(state_dict)
 
     def _count_earlier(self, epochs: int) -> None:
-        """Let files of this training's first ``epochs`` make room for new ones; warn of those of another."""
+        """Let files of this training's first ``epochs`` make room for new ones; warn of those of another.
+
+        What a process left that was killed while it wrote is removed: two trainings do not share a folder.
+        """
         if self._knows_earlier:
             return
         self._knows_earlier = True
+        if idist.get_rank() == 0:
+            for part in chain.from_iterable(left_over(self.save_dir).values()):
+                shutil.rmtree(part, ignore_errors=True)
         found = _epochs(Path(self.save_dir))
         self._interval_checkpoint._saved = [
             Checkpoint.Item(epoch, found[epoch].name) for epoch in sorted(found) if epoch <= epochs
@@ -142,8 +150,8 @@ class _WholeFiles(BaseSaveHandler):
             except OSError as error:
                 if wait is None:
                     raise OSError(
-                        f"{path} could not be saved: {error}. Make room, or name another folder by "
-                        f"--ckpt_dir. {self._last_good()}"
+                        f"{path} could not be saved: {error.strerror or error}. --ckpt_dir names another "
+                        f"folder. {self._last_good()}"
                     ) from error
                 logger.warning(f"{path} could not be saved: {error}. Trying again in {wait} s.")
                 time.sleep(wait)
