@@ -342,6 +342,16 @@ def test_bad_number_stops_the_training_and_says_where_it_came_from(poisoned, bal
     assert not list((tmp_path / "models").glob("*.pt"))
 
 
+def test_bad_number_is_explained_in_a_training_that_goes_on_within_an_epoch(poisoned, balls, tmp_path):
+    name, augmentation = poisoned
+    with pytest.raises(SystemExit):
+        train(tmp_path, balls, until=(Events.ITERATION_STARTED(once=1), terminate))
+    with raises_within(
+        ValueError, rf"Epoch \d, step \d: the loss is nan.*{name} is not finite after PoisonOne"
+    ):
+        train(tmp_path, balls, augmentation=augmentation, resume=True)
+
+
 def test_bad_step_is_left_out_and_nothing_of_it_stays(poisoned, balls, tmp_path, caplog):
     name, augmentation = poisoned
     train(tmp_path, balls, augmentation=augmentation, bad_numbers="skip")

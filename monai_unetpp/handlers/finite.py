@@ -73,23 +73,23 @@ def _describe(engine: Engine, loss: float) -> str:
     """Where it happened, in which cases, and what is to blame."""
     state: Any = engine.state
     what = "a gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
-    images = {
-        str(image.meta.get("filename_or_obj")): image for image in decollate_batch(state.batch["image"])
-    }
+    images = decollate_batch(state.batch["image"])  # several may be of one case
+    paths = [str(image.meta.get("filename_or_obj")) for image in images]
+    bad = {path for path, image in zip(paths, images, strict=True) if not torch.isfinite(image).all()}
     blame = [
-        f"The image of {path} is not finite after {_blame(state.dataloader, path)}."
-        for path, image in images.items()
-        if not torch.isfinite(image).all()
+        f"The image of {path} is not finite after {_blame(state.dataloader, path)}." for path in sorted(bad)
     ]
     cause = " ".join(blame) or "The images are finite: a lower learning_rate may help, or amp False."
-    return f"Epoch {state.epoch}, step {state.iteration}: {what}. Cases: {', '.join(images)}. {cause}"
+    return (
+        f"Epoch {state.epoch}, step {state.iteration}: {what}. Cases: {', '.join(sorted({*paths}))}. {cause}"
+    )
 
 
 def _blame(loader: Any, path: str) -> str:
     """The first transform after which the image of a case is not finite; random ones are tried again."""
     dataset = loader.dataset
     cases = [case for case in dataset.data if Path(str(case["image"])) == Path(path)]
-    transforms = dataset.transform.flatten().transforms
+    transforms = deepcopy(dataset.transform).flatten().transforms  # the training's own draw nothing here
     for case, _ in product(cases, range(DRAWS)):
         parts = [deepcopy(case)]
         for number, transform in enumerate(transforms, start=1):

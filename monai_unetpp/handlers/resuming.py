@@ -69,7 +69,7 @@ class EpochSeeds:
             engine.state.dataloader = loader = loader.loader
         [draw] = np.random.SeedSequence([self.seed, epoch, self.rank]).generate_state(1)
         set_determinism(int(draw))
-        set_rnd(getattr(loader, "dataset", None), int(draw))
+        set_rnd(loader.dataset, int(draw))
         seen = engine.state.iteration - (epoch - 1) * (engine.state.epoch_length or 0)
         if seen > 0:
             engine.state.dataloader = _Rest(loader, seen)
@@ -87,8 +87,9 @@ class EpochSeeds:
 class _Rest:
     """A loader without its first batches, once."""
 
-    def __init__(self, loader: Iterable[Any], seen: int) -> None:
+    def __init__(self, loader: Any, seen: int) -> None:
         self.loader = loader
+        self.dataset = loader.dataset
         self.seen = seen
 
     def __iter__(self) -> Iterator[Any]:
