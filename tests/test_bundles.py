@@ -143,7 +143,7 @@ def test_overlay_changes_only_what_there_is_to_change(bundle, name):
     parser = ConfigParser(config(bundle, "train"))
     scored = {"ckpt_path", "eval_cases", "level"}
     new = {
-        "evaluate": {*scored, "validate#additional_metrics#val_mean_iou"},
+        "evaluate": {*scored, "validate#additional_metrics#val_mean_iou", "finalize"},
         "multi_gpu_train": {"backend", "finalize", "train#sampler", "validate#sampler"}
         | {"train#dataloader#sampler", "validate#dataloader#sampler"},
         "levels": {*scored, "levels_dir", "tolerance", "surface_tolerance", "formats", "overwrite"}

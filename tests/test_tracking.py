@@ -378,6 +378,19 @@ def test_levels_are_logged_with_table_and_figure_in_a_run_of_their_own(tracked, 
 
 
 @needs_mlflow
+def test_evaluation_is_a_run_of_its_own_that_ends(tracked, balls):
+    from mlflow import MlflowClient
+
+    uri = sqlite_store(tracked / "runs" / "evaluated.db")
+    settings = {"dataset_dir": str(balls), "channels": CHANNELS, "tracking_uri": uri}
+    run("liver", "train evaluate", tracked, tracking="mlflow", **settings).finalize()
+    client = MlflowClient(uri)
+    [made] = client.search_runs([found.experiment_id for found in client.search_experiments()])
+    assert made.info.status == "FINISHED"
+    assert made.data.metrics["val_mean_dice"] > 0
+
+
+@needs_mlflow
 def test_run_that_goes_on_keeps_the_parameters_that_it_has(tracked, tiny):
     uri = sqlite_store(tracked / "runs" / "mlruns.db")
     for seed in (1, 2):  # the first is stopped, so that its run is still open

@@ -224,7 +224,8 @@ def _score(item: Mapping[str, Any], surface_tolerance: float, warn: bool) -> Ten
             f"the label of {_name(item)} must be one-hot on the grid of the prediction, {list(pred.shape)}, "
             f"got {list(label.shape)}: see postprocessing."
         )
-    spacing = label.pixdim.tolist() if isinstance(label, MetaTensor) else None
+    # MONAI 1.5 tells three even of a picture
+    spacing = label.pixdim.tolist()[: label.ndim - 1] if isinstance(label, MetaTensor) else None
     y_pred, y = (torch.as_tensor(x)[None].float() for x in (pred, label))
     background = y.shape[1] == 1  # then the one channel is the class
     with warnings.catch_warnings():
