@@ -7,16 +7,19 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine, Events, State
+from monai.data import MetaTensor
 from torch import nn
 
 from bundles import TINY_TRAINING, raises_within, run, workflow
 from monai_unetpp.files import whole_file
 from monai_unetpp.handlers import (
+    CheckpointLoader,
     CheckpointSaver,
     EarlyStop,
     EpochSeeds,
@@ -368,6 +371,46 @@ def test_gradient_alone_is_enough_to_stop(balls, tmp_path):
 
     with raises_within(ValueError, "a gradient is not finite.*The images are finite: a lower learning_rate"):
         train(tmp_path, balls, until=(Events.STARTED, spoil))
+
+
+def scaled(loss):
+    """A trainer in float16 after its backward pass: a gradient that overflowed, and a loss."""
+    net = nn.Linear(1, 1)
+    for parameter in net.parameters():
+        parameter.grad = torch.full_like(parameter, float("inf"))
+    state = State(output={"loss": torch.tensor(loss)}, epoch=1, iteration=2, batch={"image": IMAGES})
+    return SimpleNamespace(
+        network=net,
+        state=state,
+        scaler=torch.amp.GradScaler("cpu"),
+        optimizer=torch.optim.SGD(net.parameters(), lr=1.0),
+    )
+
+
+IMAGES = MetaTensor(torch.zeros(2, 1, 4, 4, 4), meta={"filename_or_obj": ["a.nii", "a.nii"]})
+IMAGES.is_batch = True
+
+
+def test_gradients_that_overflow_are_left_to_the_scaler(caplog):
+    FiniteSteps("stop")(scaled(1.0))
+    made = scaled(float("nan"))
+    FiniteSteps("skip")(made)
+    assert "the loss is nan. Cases: a.nii. The images are finite" in caplog.text
+    assert all(parameter.grad is not None for parameter in made.network.parameters())
+    with pytest.raises(ValueError, match="the loss is nan"):
+        FiniteSteps("stop")(scaled(float("nan")))
+
+
+def test_scaler_goes_on_with_its_scale(tmp_path):
+    net, made = nn.Linear(1, 1), Engine(lambda *_: None)
+    made.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    saver(tmp_path, net).attach(made)
+    made.run([0], max_epochs=1)
+    again = Engine(lambda *_: None)
+    again.scaler = torch.amp.GradScaler("cpu")
+    CheckpointLoader(str(tmp_path), {"model": net}).attach(again)
+    again.run([0], max_epochs=1)
+    assert again.scaler.state_dict()["scale"] == 8.0
 
 
 def test_other_action_is_refused():
