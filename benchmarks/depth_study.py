@@ -7,7 +7,7 @@ same held-back cases with its last weights; nothing is chosen on them.
 
 The command may be killed and begun again, and begun several times at once, one process a core: each trains
 what no other is at. What is trained is kept in --work. The last to end writes <out>.csv, one line per
-network, seed and case, <out>.md and <out>.png.
+network, head, seed and case held back, <out>.md and <out>.png.
 
 python benchmarks/depth_study.py nuclei --dir dsb2018_nuclei --work WORK --out benchmarks/results/depth_nuclei
 """
@@ -121,6 +121,7 @@ FAMILY = {
     "UNet++ residual, deep supervision": Member(plus(block="residual")),
     "UNet++ dense, deep supervision": Member(plus(block="dense")),
 }
+KEPT = ("network", "head", "seed", "case", "dice", "iou")  # of a row; the rest is the same in many
 BASE = "U-Net"  # what the others are compared with, case by case
 
 
@@ -219,7 +220,7 @@ def main() -> None:
     for path in jobs.values():
         with path.open(newline="") as file:
             rows += list(csv.DictReader(file))
-    write_csv(args.out.with_suffix(".csv"), rows)
+    write_csv(args.out.with_suffix(".csv"), [{key: row[key] for key in KEPT} for row in rows])
     report(args.data, rows, args.out)
 
 
@@ -246,6 +247,9 @@ def report(data: str, rows: Sequence[Mapping[str, str]], out: Path) -> None:
             f"| {label} | {100 * per_seed.mean():.1f}{_spread(100 * per_seed)} | {dice:.3f} | {gain} | {p} | "
             f"{int(first['parameters']):,} | {int(first['multiply-adds']) / 1e9:.2f} G |"
         )
+    seeds, cases = base.shape if base is not None else next(iter(table.values())).shape
+    machines = ", ".join(sorted({row["machine"] for row in rows}))
+    lines += ["", f"{rows[0]['epochs']} epochs, {seeds} seeds, {cases} cases held back; {machines}."]
     out.with_suffix(".md").write_text("\n".join(lines) + "\n")
     chosen = [name for name in names if not name[1]]
     figure = Figure(figsize=(7.2, 0.36 * len(chosen) + 1.2), layout="constrained")
