@@ -265,8 +265,11 @@ def _add_to_ranking(path: Path, image: str, uncertainty: float) -> None:
     """Add a scan to a table, the least certain first; what it says of others stays."""
     table = {}
     if path.exists():
-        with path.open(newline="") as file:
-            table = {row["scan"]: float(row["uncertainty"]) for row in csv.DictReader(file)}
+        try:
+            with path.open(newline="") as file:
+                table = {row["scan"]: float(row["uncertainty"]) for row in csv.DictReader(file)}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} must be as it was written, or be moved away: {error!r}.") from error
     table[image] = round(uncertainty, 4)
     ranked = sorted(table.items(), key=lambda row: row[1], reverse=True)
     write_csv(path, [{"scan": scan, "uncertainty": value} for scan, value in ranked])

@@ -213,4 +213,5 @@ def test_link_back_up_does_not_go_round(tmp_path):
     write_series(tmp_path / "a" / "ct", [(0, np.zeros((4, 4), np.int16))])
     (tmp_path / "a" / "again").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "b").symlink_to(tmp_path / "a" / "ct", target_is_directory=True)
-    assert list_volumes(tmp_path) == [{"image": str(tmp_path / name)} for name in ("a/ct", "b")]
+    (tmp_path / "c.nii").symlink_to("c.nii")  # to itself
+    assert list_volumes(tmp_path) == [{"image": str(tmp_path / name)} for name in ("a/ct", "b", "c.nii")]

@@ -213,6 +213,13 @@ def linked_folder(data):
     (data / "imagesTr").symlink_to(data.parent / "elsewhere", target_is_directory=True)
 
 
+def test_link_that_goes_round_is_a_file_that_does_not_exist(data):
+    (data / "imagesTr" / "RAS.nii.gz").unlink()
+    (data / "imagesTr" / "RAS.nii.gz").symlink_to("RAS.nii.gz")
+    with pytest.raises(FileNotFoundError, match=r"names 1 files that do not exist, first .*RAS\.nii\.gz"):
+        read_dataset(data, 3)
+
+
 @pytest.mark.parametrize("way", [absolute, dots, link, linked_folder], ids=lambda way: way.__name__)
 def test_data_set_may_name_files_outside_of_its_folder_on_request_only(data, way):
     way(data)

@@ -119,6 +119,15 @@ def test_run_after_one_that_was_killed_cleans_up_and_lists_every_scan(balls, out
         assert {Path(row["scan"]).name for row in csv.DictReader(file)} == {f"{n}.nii.gz" for n in names}
 
 
+def test_ranking_that_was_changed_by_hand_is_named(balls, out, deep):
+    out.mkdir()
+    (out / "uncertainty.csv").write_text("scan;uncertainty\na;0,5\n")  # as a spreadsheet may save it
+    [outcome] = segment_here(balls / "imagesTr" / "RAS.nii.gz", out, deep, uncertainty=True)
+    assert outcome.state == "failed"
+    assert f"{out}/uncertainty.csv must be as it was written, or be moved away" in outcome.reason
+    assert not (out / "RAS_seg.nii.gz").exists()
+
+
 def test_only_what_no_process_is_writing_is_cleaned_up(balls, out, deep):
     folders = [out / f".{name}_seg.nii.gz.abcdefgh.part" for name in ("LPS", "RAS", "other")]
     for folder in folders:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several processes on one folder, some killed at random: is every scan done, once, whole?
 
-OMP_NUM_THREADS=1 python benchmarks/faults/load.py --processes 2 --kills 3 --out benchmarks/results/load_2.csv
-OMP_NUM_THREADS=1 python benchmarks/faults/load.py --processes 4 --kills 6 --out benchmarks/results/load_4.csv
+export OMP_NUM_THREADS=1
+python benchmarks/faults/load.py --processes 2 --kills 3 --uncertainty --out benchmarks/results/load_2.csv
+python benchmarks/faults/load.py --processes 4 --kills 6 --uncertainty --out benchmarks/results/load_4.csv
 """
 
 from __future__ import annotations
@@ -150,8 +151,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--kills", type=int, default=3, help="of each trial")
-    parser.add_argument("--volumes", type=int, default=200)
-    parser.add_argument("--trials", type=int, default=5)
+    parser.add_argument("--volumes", type=int, default=300)
+    parser.add_argument("--trials", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="number of the first trial, a seed")
     parser.add_argument("--out", required=True)
     args, more = parser.parse_known_args()

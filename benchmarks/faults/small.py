@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import locale
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ SIZE = (20, 18, 16)
 # of the bundle's inference.json, so that a scan takes a fraction of a second
 SETTINGS: dict[str, Any] = {
     "device": "$torch.device('cpu')",
-    "channels": [4, 8],
+    "channels": [4, 6, 8],
     "pixdim": [4.0, 4.0, 4.0],
     "roi_size": [16, 16, 16],
 }
@@ -36,13 +37,16 @@ def write_weights(path: Path) -> Path:
 def write_scans(folder: Path, count: int, bad_every: int = 0) -> None:
     """Write scans, the kinds in turn; of ``bad_every`` one is cut off, if that is not 0."""
     folder.mkdir(parents=True)
-    kinds = list(KINDS.values())
+    kinds, series = list(KINDS), None
     for n in range(count):
-        name = folder / f"scan_{n:05d}"
+        name, kind = folder / f"scan_{n:05d}", kinds[n % len(kinds)]
         if is_bad(name, bad_every):
             _cut(name)
+        elif kind == "DICOM" and series is not None:
+            shutil.copytree(series, name)  # in a tenth of the time that writing it takes
         else:
-            kinds[n % len(kinds)](name, _image(n % len(kinds)))
+            KINDS[kind](name, _image(n % len(kinds)))
+            series = name if kind == "DICOM" else series
 
 
 def is_bad(scan: str | Path, bad_every: int) -> bool:

@@ -137,14 +137,18 @@ def split_cases(
 
 def _check_inside(index: Path, cases: Sequence[dict[str, str]]) -> None:
     """Raise if a data set names files that are not in its folder, before any of them is looked at."""
-    home = index.parent.resolve()
+    home = _real(index.parent)
     paths = [case[k] for case in cases for k in ("image", "label")]
-    outside = [path for path in paths if not Path(path).resolve().is_relative_to(home)]
+    outside = [path for path in paths if not _real(path).is_relative_to(home)]
     if outside:
         raise ValueError(
             f"{index} names {len(outside)} files outside of its folder, first {outside[0]}: put them into "
             "it, or, if you trust it, allow that by allow_outside=True (--dataset#allow_outside True)."
         )
+
+
+def _real(path: PathLike) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve raises where links go round, before Python 3.13
 
 
 def _make_phantoms(index: Path, phantom: str) -> None:
@@ -200,7 +204,7 @@ def _volumes_in(folder: Path) -> list[Path]:
     """The volumes in a folder, and the DICOM series in it at any depth."""
     found = []
     for path in sorted(path for path in folder.iterdir() if path.name[0] != "."):
-        if path.is_symlink() and path.resolve() in (folder.resolve(), *folder.resolve().parents):
+        if path.is_symlink() and _real(folder).is_relative_to(_real(path)):
             continue  # back up: one would go round for ever
         if path.is_dir():
             found += [path] if is_series(path) else [p for p in _volumes_in(path) if p.is_dir()]
