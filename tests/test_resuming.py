@@ -100,6 +100,7 @@ def test_sigterm_saves_within_the_epoch_and_nothing_is_repeated(whole, balls, tm
     assert end.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
     assert "SIGTERM: saving after this step, then stopping." in caplog.text
+    assert "Saved and stopped: --resume True goes on from here." in caplog.text
     assert last(tmp_path, step // 3)["trainer"]["iteration"] == step
     flow = train(tmp_path, balls, resume=True)
     assert flow.trainer.state.iteration == 9

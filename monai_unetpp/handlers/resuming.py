@@ -138,6 +138,8 @@ class StopOnSignal:
         for number, before in self._before.items():
             signal.signal(number, before)
         self._before = {}
+        if self._received:
+            logger.warning("Saved and stopped: --resume True goes on from here.")
 
     def _is_over(self) -> bool:
         self._received = (
