@@ -27,12 +27,12 @@ from small import BUNDLE, SETTINGS, write_scans, write_weights, wrong_grid
 from monai_unetpp.data import list_volumes
 from monai_unetpp.files import left_over, result_path, write_csv
 
-WROTE = "Wrote "
+WROTE, FAILED = "INFO Wrote ", "ERROR "
 
 
 def work(log: str, arguments: list[str]) -> None:
     """Be ``python -m monai_unetpp segment`` with a log; this process may be killed at any moment."""
-    logging.basicConfig(filename=log, level=logging.INFO, format="%(message)s")
+    logging.basicConfig(filename=log, level=logging.INFO, format="%(levelname)s %(message)s")
     sys.argv[1:] = ["segment", *arguments]
     runpy.run_module("monai_unetpp", run_name="__main__", alter_sys=True)
 
@@ -99,10 +99,10 @@ class Trial:
             self.running = [process for process in self.running if process.poll() is None]
         return killed
 
-    def log_counts(self) -> collections.Counter[str]:
-        """How often each mask is said to have been written."""
+    def said(self, start: str) -> collections.Counter[str]:
+        """How often the processes said what begins so, such as that a mask was written."""
         lines = [line for log in self.logs.glob("*.log") for line in log.read_text().splitlines()]
-        return collections.Counter(line for line in lines if line.startswith(WROTE))
+        return collections.Counter(line for line in lines if line.startswith(start))
 
 
 def trial(number: int, args: argparse.Namespace, more: list[str]) -> dict[str, object]:
@@ -130,14 +130,15 @@ def trial(number: int, args: argparse.Namespace, more: list[str]) -> dict[str, o
             "masks": len(this.seen),
             "wrong": len(wrong),
             "written twice": sum(len(files) > 1 for files in this.seen.values())
-            + sum(count > 1 for count in this.log_counts().values()),
+            + sum(count > 1 for count in this.said(WROTE).values()),
+            "failed": this.said(FAILED).total(),
             "hidden folders after kills": left,
             "hidden folders at the end": sum(map(len, left_over(this.masks).values())),
             "ranked": len(ranked.read_text().splitlines()) - 1 if ranked.exists() else "",
             "last exit status": status,
             "seconds": round(time.perf_counter() - started, 1),
         }
-        for text in wrong[:3]:
+        for text in [*wrong[:3], *this.said(FAILED)][:6]:
             sys.stdout.write(f"{text}\n")
         if wrong or status:
             shutil.copytree(this.logs, f"{args.out}.logs.{number}")
