@@ -8,19 +8,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import SimpleITK as sitk  # noqa: N813  its own documentation's name
-from monai.data import ImageReader, NumpyReader
+from monai.data import ImageReader, NibabelReader, NumpyReader
 from monai.data.utils import orientation_ras_lps
 from monai.transforms import LoadImage
 from monai.utils import ensure_tuple
 from numpy.typing import NDArray
 
-__all__ = ["SUFFIXES", "SimpleITKReader", "is_series", "read_geometry", "volume_loader"]
+from monai_unetpp.headers import check_dicom, check_metaimage, check_nifti, check_nrrd
+
+__all__ = [
+    "SUFFIXES",
+    "NiftiReader",
+    "SimpleITKReader",
+    "check_header",
+    "is_series",
+    "read_geometry",
+    "volume_loader",
+]
 
 SUFFIXES = (".mhd", ".mha", ".nrrd", ".nhdr")
+MOST = 1e6  # of a slope or an intercept to HU
 SLACK = 0.02  # of the distance between slices by which it may vary, and 1 mm at most
 MODALITY, POSITION, ORIENTATION = "0008|0060", "0020|0032", "0020|0037"
+RESCALE = ("0028|1053", "0028|1052")  # slope and intercept
+SPACING, FRAMES = "0028|0030", "0028|0008"
+FORMAT = ("0028|0100", "0028|0101", "0028|0102", "0028|0103")  # bits, and whether they are signed
 
 
 class SimpleITKReader(ImageReader):
@@ -73,13 +88,14 @@ class SimpleITKReader(ImageReader):
             return self._read_series(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist.")
-        _check_data_file(path)
+        check_header(path)
         try:
             return sitk.ReadImage(str(path))
         except RuntimeError as error:
             raise ValueError(f"{path} cannot be read, it may be damaged: {_reason(error)}") from error
 
     def _read_series(self, folder: Path) -> sitk.Image:
+        check_header(folder)
         found = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
         if not found:
             raise FileNotFoundError(f"{folder} holds no DICOM series.")
@@ -100,6 +116,20 @@ class SimpleITKReader(ImageReader):
             raise ValueError(f"{folder} cannot be read, a slice may be damaged: {_reason(error)}") from error
 
 
+class NiftiReader(NibabelReader):
+    """Read NIfTI where its sform puts it, else its qform, as the standard says.
+
+    MONAI's reader believes one that agrees with ``pixdim`` to the fifth digit more: a rounded spacing is
+    enough to lose where a scan lies.
+    """
+
+    def read(self, data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], **settings: Any) -> Any:
+        """Return a nibabel image, or a list of them for several files."""
+        self.filenames = ensure_tuple(data)
+        images = [nib.load(path, **{**self.kwargs, **settings}) for path in self.filenames]
+        return images if len(images) > 1 else images[0]
+
+
 def is_series(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds DICOM: by the first of its files that is called .dcm or begins as DICOM does."""
     files = sorted(path for path in Path(folder).iterdir() if path.is_file() and path.name[0] != ".")
@@ -117,6 +147,7 @@ def volume_loader() -> LoadImage:
     # MONAI 1.5 unpickles what is in a .npy file, which may be code
     load.readers = [reader for reader in load.readers if not isinstance(reader, NumpyReader)]
     load.register(SimpleITKReader())
+    load.register(NiftiReader())
     return load
 
 
@@ -126,9 +157,8 @@ def read_geometry(path: str | os.PathLike[str]) -> tuple[Sequence[int], Sequence
     Of a DICOM series the distance between slices is taken for their thickness: an estimate.
     """
     path, slices = Path(path), 1
+    check_header(path, voxels=False)
     if not SimpleITKReader().verify_suffix(path):
-        import nibabel as nib
-
         header: Any = nib.load(path).header
         return header.get_data_shape()[:3], header.get_zooms()[:3]
     if path.is_dir():
@@ -166,18 +196,28 @@ def _meta(image: sitk.Image) -> dict[str, Any]:
     }
 
 
-def _check_data_file(path: Path) -> None:
-    """Raise if a text header names a file of voxels that is not there; ITK would only say that it failed."""
-    if path.suffix.lower() not in (".mhd", ".nhdr"):
-        return
-    keys = ("elementdatafile", "data file", "datafile")
-    for line in path.read_bytes()[:100_000].decode("latin-1").splitlines():
-        key, _, name = line.replace("=", ":", 1).partition(":")
-        name = name.strip()
-        if key.strip().lower() in keys and name and name.split()[0].upper() not in ("LOCAL", "LIST"):
-            if "%" not in name and not (path.parent / name).is_file():
-                raise FileNotFoundError(f"{path} names its voxels {name}, which is not beside it.")
-            return
+def check_header(path: Path, voxels: bool = True) -> None:
+    """Raise if a header is damaged, before a library takes it as it is; of a folder every slice is looked at.
+
+    Args:
+        path: of a volume.
+        voxels: whether the file of voxels that it names is looked for.
+
+    Raises:
+        FileNotFoundError: if it names a file of voxels that is not there.
+        ValueError: if it is damaged, or claims more voxels than the file can hold.
+    """
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        for file in sorted(path.iterdir()):
+            if file.is_file():
+                check_dicom(file)
+    elif suffix in (".mhd", ".mha"):
+        check_metaimage(path, voxels)
+    elif suffix in (".nrrd", ".nhdr"):
+        check_nrrd(path, voxels)
+    elif path.name.lower().endswith((".nii", ".nii.gz")):
+        check_nifti(path)
 
 
 def _header(name: str) -> Mapping[str, str]:
@@ -186,15 +226,34 @@ def _header(name: str) -> Mapping[str, str]:
     reader.SetFileName(name)
     reader.ReadImageInformation()
     tags = {
-        tag: reader.GetMetaData(tag).strip()
-        for tag in (MODALITY, POSITION, ORIENTATION)
+        tag: reader.GetMetaData(tag).strip(" \0")
+        for tag in (MODALITY, POSITION, ORIENTATION, SPACING, FRAMES, *RESCALE, *FORMAT)
         if reader.HasMetaDataKey(tag)
     }
+    _check_pixels(name, tags, reader)
+    if min(reader.GetSize()[:2]) < 2:
+        raise ValueError(f"{name} must have two rows and columns or more, got {reader.GetSize()[:2]}.")
     return {
         **tags,
+        "format": ", ".join(tags.get(tag, "?") for tag in FORMAT),
+        "rescaled": " and ".join("with" if tag in tags else "without" for tag in RESCALE),
         "spacing": str(tuple(round(s, 4) for s in reader.GetSpacing()[:2])),
         "name": Path(name).name,
     }
+
+
+def _check_pixels(name: str, tags: Mapping[str, str], reader: sitk.ImageFileReader) -> None:
+    """Raise if the pixels of a slice, or their spacing, are not what GDCM takes them for."""
+    allocated, stored, high, _ = (int(tags.get(tag, "-1")) for tag in FORMAT)
+    if allocated not in (8, 16, 32) or not 1 <= stored <= allocated or high != stored - 1:
+        raise ValueError(
+            f"{name} must have pixels of 8, 16 or 32 bits, of which the lowest are used, got "
+            f"{allocated}, {stored} and {high} (tags {', '.join(FORMAT[:3])})."
+        )
+    if SPACING in tags:
+        rows, columns = _decimals(Path(name).parent, {**tags, "name": Path(name).name}, SPACING, 2)
+        if not np.allclose(reader.GetSpacing()[:2], (columns, rows), rtol=1e-3):
+            raise ValueError(f"{name} must have a spacing of pixels above 0, got {tags[SPACING]}.")
 
 
 def _check_no_file_is_left_out(folder: Path, series: Sequence[str]) -> None:
@@ -214,18 +273,31 @@ def _check_slices(folder: Path, headers: Sequence[Mapping[str, str]], modality: 
     got = headers[0].get(MODALITY, "unknown")
     if modality is not None and got != modality:
         raise ValueError(f"{folder} must be {modality}, got modality {got}.")
-    for tag, what in ((ORIENTATION, "direction"), ("spacing", "pixel spacing")):
-        kinds = {header.get(tag, "") for header in headers}
+    for key, what in (
+        (ORIENTATION, "direction"),
+        ("spacing", "pixel spacing"),
+        ("format", "pixel format"),
+        ("rescaled", "kinds, with and without slope and intercept to HU"),
+    ):
+        kinds = {header.get(key, "") for header in headers}
         if len(kinds) > 1:
             raise ValueError(f"{folder} mixes slices of different {what}: {'; '.join(sorted(kinds))}.")
+    for header in headers:
+        for tag, count in {SPACING: 2, **dict.fromkeys(RESCALE, 1)}.items():
+            if tag in header and np.abs(_decimals(folder, header, tag, count)).max() > MOST:
+                raise ValueError(f"{folder / header['name']} is damaged: its tag {tag} is {header[tag]}.")
+        if SPACING not in header and FRAMES not in header:  # several frames keep it elsewhere
+            raise ValueError(f"{folder / header['name']} does not say how far its pixels are apart.")
+        if ORIENTATION in header:
+            _check_direction(folder, header)
     if len(headers) < 2:
         return
     without = [h["name"] for h in headers if POSITION not in h or ORIENTATION not in h]
     if without:
         raise ValueError(f"{folder} has slices without a position or a direction, first {without[0]}.")
-    row, column = np.array(headers[0][ORIENTATION].split("\\"), dtype=float).reshape(2, 3)
+    row, column = _decimals(folder, headers[0], ORIENTATION, 6).reshape(2, 3)
     normal = np.cross(row, column)
-    places = np.array([h[POSITION].split("\\") for h in headers], dtype=float)
+    places = np.array([_decimals(folder, header, POSITION, 3) for header in headers])
     heights = places @ normal
     aside = np.linalg.norm(places - places[0] - np.outer(heights - heights[0], normal), axis=1)
     if aside.max() > 0.5:
@@ -242,6 +314,28 @@ def _check_slices(folder: Path, headers: Sequence[Mapping[str, str]], modality: 
             f"{folder} lacks a slice or is unevenly spaced: {gaps[n]:.2f} mm between {between}, "
             f"{usual:.2f} mm elsewhere."
         )
+
+
+def _check_direction(folder: Path, header: Mapping[str, str]) -> None:
+    """Raise if rows and columns of a slice are no two directions at a right angle."""
+    row, column = _decimals(folder, header, ORIENTATION, 6).reshape(2, 3)
+    if not np.allclose([row @ row, column @ column, row @ column], [1, 1, 0], atol=0.01):
+        raise ValueError(
+            f"{folder / header['name']} must have directions at a right angle, got {row}, {column}."
+        )
+
+
+def _decimals(folder: Path, header: Mapping[str, str], tag: str, count: int) -> NDArray[Any]:
+    """The numbers of a tag; raises a ValueError that names the slice if they are none."""
+    try:
+        values = np.array([float(text) for text in header[tag].split("\\")])
+    except ValueError:
+        values = np.array([])
+    if len(values) != count or not np.isfinite(values).all():
+        raise ValueError(
+            f"{folder / header['name']} must have {count} numbers in its tag {tag}, it may be damaged."
+        )
+    return values
 
 
 def _reason(error: Exception) -> str:

@@ -80,6 +80,7 @@ class Pipeline:
     device: torch.device
     autocast: Any
     window: tuple[float, float]
+    pixdim: tuple[float, ...]
 
 
 def load_pipeline(
@@ -126,6 +127,7 @@ def load_pipeline(
         device=device,
         autocast=partial(torch.autocast, device.type, enabled=get("amp"), **get("amp_kwargs")),
         window=tuple(get("hu_range")),
+        pixdim=tuple(get("pixdim")),
     )
 
 
@@ -364,7 +366,7 @@ class _Run:
             self._clear(path)
         if not self.overwrite and all(path.exists() for path in paths):
             return Outcome(image, "kept"), None
-        check_volume(image)
+        check_volume(image, self.pipeline.pixdim)
         return Outcome(image, "done"), self.pipeline.preprocessing(dict(case))
 
     def _attempt(self, outcome: Outcome, scan: Mapping[str, Any]) -> Outcome:

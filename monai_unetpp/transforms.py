@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -18,8 +19,9 @@ from monai.transforms import GaussianSmooth, MapTransform, RandomizableTransform
 from torch import Tensor
 
 from monai_unetpp.files import result_path, whole_file
+from monai_unetpp.headers import check_affine
 from monai_unetpp.lungs import lung_region
-from monai_unetpp.readers import volume_loader
+from monai_unetpp.readers import check_header, volume_loader
 
 __all__ = [
     "DeepestHeadd",
@@ -79,11 +81,13 @@ class LoadImageAndLabeld(MapTransform):
         for key in self.key_iterator(case):
             path = case[key]
             try:
+                check_header(Path(path))
                 case[key] = self.load(path)
             except Exception as error:
                 raise ValueError(f"{path} cannot be read, it may be damaged: {error!r}.") from error
             case[key].meta["original_channel_dim"] = 0  # EnsureChannelFirstd has nothing left to do
             self._check_voxels(path, case[key])
+            check_affine(path, case[key].affine, case[key].shape[1:])
             if key == self.image_key:
                 self._warn(path, case[key])
         if self.label_key in case and self.label_key in self.keys:

@@ -34,6 +34,7 @@ TINY = {
     "hu_range": [-150, 250],
     "roi_size": [16, 16, 16],
 }
+DEEP = [4, 6, 8]  # channels of a network of two levels
 TINY_TRAINING = {
     **TINY,
     "max_epochs": 2,

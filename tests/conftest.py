@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
-from bundles import run, write_balls
+from bundles import DEEP, run, write_balls
 from monai_unetpp import UNetPlusPlus
 
 torch.set_num_threads(1)
+settings.register_profile("tests", derandomize=True, deadline=None, database=None, max_examples=25)
+settings.register_profile("campaign", deadline=None, database=None, max_examples=1000, print_blob=True)
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +50,18 @@ def trained(balls: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("liver")
     run("liver", "train", root, dataset_dir=str(balls))
     return root
+
+
+@pytest.fixture(scope="session")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Weights of two levels for the liver bundle, not trained."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("deep") / "model.pt"
+    torch.save(UNetPlusPlus(3, 1, 3, channels=DEEP, strides=2).state_dict(), path)
+    return str(path)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A folder that is not there yet."""
+    return tmp_path / "out"

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes as they come: read by SimpleITK, at the same place as by nibabel and by ITK."""
 
+import re
+import struct
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -15,7 +17,8 @@ from dicom import write_series
 from monai.transforms import LoadImage
 
 from bundles import affine
-from monai_unetpp.readers import SimpleITKReader, read_geometry
+from monai_unetpp.headers import check_affine, check_nifti
+from monai_unetpp.readers import SimpleITKReader, read_geometry, volume_loader
 from monai_unetpp.transforms import LoadImageAndLabeld
 
 SHAPE = (11, 9, 7)
@@ -139,7 +142,7 @@ def test_header_without_its_voxels_is_named(tmp_path):
 def test_damaged_file_is_named(tmp_path, suffix):
     path = tmp_path / f"ct{suffix}"
     path.write_bytes(b"\x00\x01 no header")
-    with pytest.raises(ValueError, match=rf"ct\{suffix} cannot be read, it may be damaged"):
+    with pytest.raises(ValueError, match=rf"ct\{suffix} is damaged"):
         SimpleITKReader().read(path)
 
 
@@ -218,3 +221,116 @@ def test_tilted_gantry_is_named(tmp_path):
         ValueError, match=r"scan was scanned with a tilted gantry: slices are shifted by up to 1\.6"
     ):
         SimpleITKReader().read(tmp_path / "scan")
+
+
+# Headers that cannot be believed: what tests of damaged files by the thousand found (benchmarks/faults)
+
+
+def written(folder, suffix):
+    path = folder / f"ct{suffix}"
+    sitk.WriteImage(image(PLACES["LPS"]), str(path))
+    return path
+
+
+def spoilt(path, old, new):
+    """A copy of a text header with something in it replaced."""
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new, 1))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("suffix", "old", "new", "message"),
+    [
+        (".mhd", b"NDims = 3", b"NDims = -1", "must have as many dimsize"),  # ITK ends the process
+        (".mhd", b"NDims = 3", b"NDims = 4294967296", "must have as many dimsize"),  # the same
+        (".mhd", b"= RAI", b"= " + 5000 * b"A", "is damaged: its header has 5"),  # the same
+        (".mhd", b"ElementSpacing", b"ElementSpacimg", "must say elementspacing"),  # 1 mm was taken
+        (".mhd", b"= ct.raw", b"= %s%n", "names its voxels %s%n, which is not beside it"),
+        (".mhd", b"DimSize = ", b"DimSize = 9", "is cut off or damaged: it claims"),
+        (".nrrd", b"endian: little", b"endian: " + 5000 * b"A", "is damaged: its header has 5"),
+        (".nrrd", b"sizes: ", b"sizes: 9", "is cut off or damaged"),
+        (".nrrd", b"space directions", b"space\x00directions", "its header is no text"),
+    ],
+)
+def test_header_that_is_damaged_is_refused_before_a_library_takes_it(tmp_path, suffix, old, new, message):
+    path = spoilt(written(tmp_path, suffix), old, new)
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)) as error:
+        volume_loader()(path)
+    assert str(path) in str(error.value)
+
+
+def test_what_a_header_does_not_say_is_a_warning(tmp_path, caplog):
+    path = spoilt(written(tmp_path, ".mhd"), b"Offset", b"Offzet")
+    assert volume_loader()(path).affine[:3, 3].abs().max() == 0
+    assert "does not say offset" in caplog.text
+
+
+def nifti(tmp_path, name="ct.nii.gz", sform=1, qform=1, pixdim=None):
+    """A NIfTI file with a spacing of 1, 2 and 3 mm, of which header fields may be other ones."""
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    image = nib.Nifti1Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5), affine)
+    image.set_sform(affine, code=sform)
+    image.set_qform(affine, code=qform)
+    if pixdim is not None:
+        image.header["pixdim"][1:4] = pixdim
+    path = tmp_path / name
+    nib.save(image, path)
+    return path
+
+
+def test_nifti_lies_where_its_sform_puts_it(tmp_path, caplog):
+    """MONAI's reader takes the qform as soon as ``pixdim`` is rounded, here to 1 mm."""
+    path = nifti(tmp_path, pixdim=[1.0, 1.0, 1.0])
+    found = volume_loader()(path)
+    check_nifti(path)
+    assert found.affine.diag().tolist() == [1, 2, 3, 1]
+    assert "contradicts itself: voxels of 1 x 2 x 3 mm by its sform, which is taken" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data[:-30] + bytes(30), "is cut off or damaged"),  # the check sum of gzip
+        (lambda data: data[:40], "is cut off or damaged"),
+    ],
+    ids=["check sum", "cut"],
+)
+def test_packed_nifti_whose_voxels_are_damaged_is_refused(tmp_path, change, message):
+    path = nifti(tmp_path)
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match=message):
+        check_nifti(path)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [
+        (0, struct.pack("<i", 7), "is no NIfTI file"),
+        (42, struct.pack("<h", 32767), "is cut off or damaged: it claims"),
+        (254, struct.pack("<h", 99), "its sform_code must be 0 to 5, got 99"),
+    ],
+)
+def test_nifti_header_that_is_damaged_is_refused(tmp_path, at, value, message):
+    path = nifti(tmp_path, "ct.nii")
+    data = bytearray(path.read_bytes())
+    data[at : at + len(value)] = value
+    path.write_bytes(data)
+    with pytest.raises((ValueError, nib.filebasedimages.ImageFileError), match=message):
+        check_nifti(path)
+
+
+@pytest.mark.parametrize(
+    ("affine", "message"),
+    [
+        (np.diag([1, 1e-6, 1, 1]), "must have voxels of"),
+        (np.diag([1, np.nan, 1, 1]), "must have voxels of"),
+        (np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), "two of them are one"),
+        (np.diag([1, 1, 900, 1]), "must be at most 5 m long, got 9 m"),
+        (np.array([[1, 0, 0, 1e9], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), "less than 1 km away"),
+    ],
+)
+def test_volume_that_cannot_lie_where_its_affine_puts_it_is_refused(affine, message):
+    with pytest.raises(ValueError, match=message):
+        check_affine("ct.nii", affine, (10, 10, 10))

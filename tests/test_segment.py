@@ -17,7 +17,7 @@ import torch
 from dicom import write_series
 from filelock import FileLock
 
-from bundles import AFFINES, BUNDLES, TINY, run
+from bundles import AFFINES, BUNDLES, DEEP, TINY, run
 from monai_unetpp import UNetPlusPlus
 from monai_unetpp.__main__ import main
 from monai_unetpp.files import result_path
@@ -25,27 +25,12 @@ from monai_unetpp.readers import SimpleITKReader
 from monai_unetpp.segment import load_pipeline, segment
 
 SETTINGS = {**TINY, "channels": [4, 8]}
-DEEP = [4, 6, 8]
 LIVER = BUNDLES / "liver"
 
 
 @pytest.fixture(scope="session")
 def weights(trained):
     return str(trained / "models" / "model.pt")
-
-
-@pytest.fixture(scope="session")
-def deep(tmp_path_factory):
-    """Weights of two levels, not trained."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("deep") / "model.pt"
-    torch.save(UNetPlusPlus(3, 1, 3, channels=DEEP, strides=2).state_dict(), path)
-    return str(path)
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
 
 
 def segment_here(source, out, weights, **more):

@@ -14,34 +14,18 @@ from pathlib import Path
 
 import nibabel as nib
 import pytest
-import torch
 from dicom import write_series
 from filelock import FileLock
 
-from bundles import BUNDLES, TINY
-from monai_unetpp import UNetPlusPlus
+from bundles import BUNDLES, DEEP, TINY
 from monai_unetpp.__main__ import main
 from monai_unetpp.files import left_over, short_name, whole_file
 from monai_unetpp.segment import segment
 
-SETTINGS = {**TINY, "channels": [4, 6, 8]}
+SETTINGS = {**TINY, "channels": DEEP}
 SETS = [text for key, value in SETTINGS.items() for text in ("--set", key, json.dumps(value))]
 LIVER = BUNDLES / "liver"
 TRIALS = Path(__file__).parents[1] / "benchmarks" / "faults"
-
-
-@pytest.fixture(scope="session")
-def deep(tmp_path_factory):
-    """Weights of two levels, not trained."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("deep") / "model.pt"
-    torch.save(UNetPlusPlus(3, 1, 3, channels=SETTINGS["channels"], strides=2).state_dict(), path)
-    return str(path)
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
 
 
 def segment_here(source, out, weights, **more):

@@ -57,23 +57,36 @@ def cached_bytes(case: Mapping[str, str], pixdim: Sequence[float]) -> float:
     return total
 
 
-def check_volume(path: str) -> None:
+def check_volume(path: str, pixdim: Sequence[float] | None = None) -> None:
     """Stop before a volume is loaded that does not fit in memory.
+
+    Args:
+        path: of the volume.
+        pixdim: what it is resampled to, in mm, as :func:`cached_bytes` takes it; default not at all.
 
     Raises:
         ValueError: if it takes more memory than is available: three times its voxels in float32, which
-            reading and turning it take at most.
+            reading and turning it, or resampling it, take at most.
     """
     try:
-        size, _ = read_geometry(path)
+        size, spacing = read_geometry(path)
     except Exception:  # said better where it is loaded
         return
-    needed, available = 3 * 4 * math.prod(size), available_memory()
+    voxels: float = math.prod(size)
+    resampled = _resampled(size, spacing, pixdim) if pixdim is not None else 0.0
+    needed, available = 3 * 4 * max(voxels, resampled), available_memory()
     if available is not None and needed > available:
+        at = f" at pixdim {list(pixdim)} mm" if pixdim is not None and resampled > voxels else ""
         raise ValueError(
-            f"{path} has {math.prod(size) / 1e6:,.0f} million voxels, which take {needed / _GIB:.1f} GiB; "
-            f"{available / _GIB:.1f} GiB of memory are available."
+            f"{path} has {max(voxels, resampled) / 1e6:,.0f} million voxels{at}, which take "
+            f"{needed / _GIB:.1f} GiB; {available / _GIB:.1f} GiB of memory are available."
         )
+
+
+def _resampled(size: Sequence[int], spacing: Sequence[float], pixdim: Sequence[float]) -> float:
+    """Voxels of a volume at ``pixdim``, one at least along each axis."""
+    widths = [b if b > 0 else a for a, b in zip(spacing, pixdim, strict=False)]
+    return math.prod(max(n * a / b, 1) for n, a, b in zip(size, spacing, widths, strict=False))
 
 
 def available_memory() -> int | None:
