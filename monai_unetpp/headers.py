@@ -148,6 +148,8 @@ def check_metaimage(path: Path, voxels: bool = True) -> None:
     name, _, more = rest.partition(b"\n")
     lines = _text(path, head + sign + name)
     fields = _fields(path, lines, "=")
+    if fields.get("objecttype", "Image") != "Image":
+        raise ValueError(f"{path} must have the ObjectType Image, got {fields['objecttype']!r}.")
     data = fields.get("elementdatafile", "")
     if not data:
         raise ValueError(f"{path} must name its voxels by ElementDataFile.")

@@ -180,9 +180,9 @@ def _pack(path: Path, data: bytes) -> None:
 def _head(path: Path, data: bytes) -> int:
     """Where the voxels begin."""
     if path.suffix == ".nrrd":
-        return data.index(b"\n\n") + 2
+        return data.find(b"\n\n") + 2 if b"\n\n" in data else len(data)
     if path.suffix == ".dcm":
-        return data.rindex(b"\xe0\x7f\x10\x00") + 8
+        return data.rfind(b"\xe0\x7f\x10\x00") + 8 if b"\xe0\x7f\x10\x00" in data else len(data)
     return len(data) if path.suffix == ".mhd" else 352
 
 
