@@ -361,7 +361,7 @@ def test_forward_names_what_is_wrong_with_the_shape(tiny, shape, message):
 
 
 @pytest.mark.parametrize("by", [0, -1], ids=["that-works", "and-one-less-does-not"])
-@pytest.mark.parametrize("strides", [2, [2, (1, 3), 2]], ids=["isotropic", "anisotropic"])
+@pytest.mark.parametrize("strides", [2, 3, [2, (1, 3), 2]], ids=["even", "odd", "anisotropic"])
 @pytest.mark.parametrize(
     ("norm", "training"),
     [("instance", True), ("instance", False), ("batch", True)],
