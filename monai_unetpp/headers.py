@@ -148,32 +148,32 @@ def check_metaimage(path: Path, voxels: bool = True) -> None:
     name, _, more = rest.partition(b"\n")
     lines = _text(path, head + sign + name)
     fields = _fields(path, lines, "=")
-    if fields.get("objecttype", "Image") != "Image":
-        raise ValueError(f"{path} must have the ObjectType Image, got {fields['objecttype']!r}.")
-    data = fields.get("elementdatafile", "")
+    if fields.get("ObjectType", "Image") != "Image":
+        raise ValueError(f"{path} must have the ObjectType Image, got {fields['ObjectType']!r}.")
+    data = fields.get("ElementDataFile", "")
     if not data:
         raise ValueError(f"{path} must name its voxels by ElementDataFile.")
     local = data.upper() == "LOCAL"
     if more.strip() and not local and not data.upper().startswith("LIST"):
         raise ValueError(f"{path} is damaged: after ElementDataFile, the last line, comes {more[:40]!r}.")
     held = _voxels(path, "" if local else data) if voxels else None
-    shape = _sizes(path, fields, "ndims", "dimsize")
-    _numbers(path, fields, ("elementspacing", "elementsize"), len(shape), needed=True)
-    _numbers(path, fields, ("offset", "position", "origin"), len(shape))
-    _numbers(path, fields, ("transformmatrix", "rotation", "orientation"), len(shape) ** 2)
-    for key in ("headersize", "elementnumberofchannels"):
+    shape = _sizes(path, fields, "NDims", "DimSize")
+    _numbers(path, fields, ("ElementSpacing", "ElementSize"), len(shape), needed=True)
+    _numbers(path, fields, ("Offset", "Position", "Origin"), len(shape))
+    _numbers(path, fields, ("TransformMatrix", "Rotation", "Orientation"), len(shape) ** 2)
+    for key in ("HeaderSize", "ElementNumberOfChannels"):
         _whole(path, key, fields.get(key, "1"))
-    for key in ("binarydata", "binarydatabyteordermsb", "elementbyteordermsb", "compresseddata"):
+    for key in ("BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData"):
         if fields.get(key, "false").lower() not in ("true", "false"):
             raise ValueError(f"{path} must have {key} True or False, got {fields[key]!r}.")
-    kind = fields.get("elementtype", "")
+    kind = fields.get("ElementType", "")
     if kind not in BYTES_OF_METAIMAGE:
         raise ValueError(f"{path} must have an ElementType such as MET_SHORT, got {kind!r}.")
     if held is not None:
         claimed = (
-            math.prod(shape) * BYTES_OF_METAIMAGE[kind] * int(fields.get("elementnumberofchannels", "1"))
+            math.prod(shape) * BYTES_OF_METAIMAGE[kind] * int(fields.get("ElementNumberOfChannels", "1"))
         )
-        check_claim(path, claimed, held, fields.get("compresseddata", "false").lower() == "true")
+        check_claim(path, claimed, held, fields.get("CompressedData", "false").lower() == "true")
 
 
 def check_nrrd(path: Path, voxels: bool = True) -> None:
@@ -184,7 +184,8 @@ def check_nrrd(path: Path, voxels: bool = True) -> None:
     magic, *lines = _text(path, head)
     if not magic.startswith("NRRD000"):
         raise ValueError(f"{path} must begin with NRRD000, got {magic[:20]!r}.")
-    fields = _fields(path, [line for line in lines if line[:1] != "#" and ":=" not in line], ":")
+    told = [line for line in lines if line[:1] != "#" and ":=" not in line]
+    fields = {key.lower(): value for key, value in _fields(path, told, ":").items()}
     data = fields.get("data file", fields.get("datafile", ""))
     held = _voxels(path, data) if voxels else None
     shape = _sizes(path, fields, "dimension", "sizes")
@@ -247,7 +248,7 @@ def _fields(path: Path, lines: Sequence[str], mark: str) -> Mapping[str, str]:
     fields: dict[str, str] = {}
     for line in filter(str.strip, lines):
         key, found, value = line.partition(mark)
-        key = key.strip().lower()
+        key = key.strip()  # capitals count in MetaImage
         if not found or key in fields:
             raise ValueError(
                 f"{path} is damaged: its header has the line {line[:60]!r}{' twice' if found else ''}."
@@ -290,8 +291,13 @@ def _numbers(
         values = [float(word) for word in text.split()]
     except ValueError:
         values = []
-    if len(values) != count or not all(map(math.isfinite, values)):
-        raise ValueError(f"{path} must have {count} numbers as {keys[0]}, got {text!r}.")
+    if len(values) != count or not _usable(values):
+        raise ValueError(f"{path} must have {count} numbers up to {FAR:g} as {keys[0]}, got {text!r}.")
+
+
+def _usable(values: Sequence[float]) -> bool:
+    """Whether numbers are such that a library ends with them: ITK turns 1e308 over for ever."""
+    return all(math.isfinite(value) and abs(value) <= FAR for value in values)
 
 
 def _vector(path: Path, text: str) -> None:

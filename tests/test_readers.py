@@ -243,10 +243,12 @@ def spoilt(path, old, new):
 @pytest.mark.parametrize(
     ("suffix", "old", "new", "message"),
     [
-        (".mhd", b"NDims = 3", b"NDims = -1", "must have as many dimsize"),  # ITK ends the process
-        (".mhd", b"NDims = 3", b"NDims = 4294967296", "must have as many dimsize"),  # the same
+        (".mhd", b"NDims = 3", b"NDims = -1", "must have as many DimSize"),  # ITK ends the process
+        (".mhd", b"NDims = 3", b"NDims = 4294967296", "must have as many DimSize"),  # the same
         (".mhd", b"= RAI", b"= " + 5000 * b"A", "is damaged: its header has 5"),  # the same
-        (".mhd", b"ElementSpacing", b"ElementSpacimg", "must say elementspacing"),  # 1 mm was taken
+        (".mhd", b"ElementSpacing", b"ElementSpacimg", "must say ElementSpacing"),  # 1 mm was taken
+        (".mhd", b"ElementSpacing", b"ELementSpacing", "must say ElementSpacing"),  # 1 mm was taken
+        (".mhd", b"Offset = ", b"Offset = 1e308 ", "must have 3 numbers up to 1e+06 as Offset"),
         (".mhd", b"= ct.raw", b"= %s%n", "names its voxels %s%n, which is not beside it"),
         (".mhd", b"DimSize = ", b"DimSize = 9", "is cut off or damaged: it claims"),
         (".nrrd", b"endian: little", b"endian: " + 5000 * b"A", "is damaged: its header has 5"),
@@ -264,7 +266,7 @@ def test_header_that_is_damaged_is_refused_before_a_library_takes_it(tmp_path, s
 def test_what_a_header_does_not_say_is_a_warning(tmp_path, caplog):
     path = spoilt(written(tmp_path, ".mhd"), b"Offset", b"Offzet")
     assert volume_loader()(path).affine[:3, 3].abs().max() == 0
-    assert "does not say offset" in caplog.text
+    assert "does not say Offset" in caplog.text
 
 
 def nifti(tmp_path, name="ct.nii.gz", sform=1, qform=1, pixdim=None):
