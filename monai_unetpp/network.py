@@ -116,6 +116,10 @@ class UNetPlusPlus(nn.Module):
             raise ValueError(f"block must be one of {', '.join(BLOCKS)}, got {block!r}.")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}.")
+        switches = {"deep_supervision": deep_supervision, "bias": bias, "use_checkpoint": use_checkpoint}
+        for name, value in switches.items():
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} must be True or False, got {value!r}.")
         channels = _widths("channels", channels)
         if len(channels) < 2:
             raise ValueError(f"channels must have at least 2 entries (one level), got {channels}.")

@@ -298,6 +298,8 @@ def test_one_level_is_enough(tiny):
 WRONG = [
     ("block", "resnet", "block must be one of conv, residual, dense, got 'resnet'."),
     ("spatial_dims", 1, "spatial_dims must be 2 or 3, got 1."),
+    ("deep_supervision", None, "deep_supervision must be True or False, got None."),
+    ("use_checkpoint", 2, "use_checkpoint must be True or False, got 2."),
     ("in_channels", 0, "in_channels, out_channels must be positive ints, got [0, 2]."),
     ("out_channels", 2.0, "in_channels, out_channels must be positive ints, got [1, 2.0]."),
     ("channels", (4,), "channels must have at least 2 entries (one level), got (4,)."),
