@@ -259,7 +259,7 @@ def report(data: str, rows: Sequence[Mapping[str, str]], out: Path) -> None:
         axes.scatter(values, [n] * len(values), s=16, color="#4a7fb0", alpha=0.5, linewidth=0)
         axes.scatter([values.mean()], [n], s=44, color="#d1495b", zorder=3)
     axes.set_yticks(range(len(chosen)), [name for name, _ in reversed(chosen)])
-    axes.set_xlabel("IoU on cases held back, %: small points are seeds, large ones their mean")
+    axes.set_xlabel("IoU on cases held back, %: seeds, and their mean")
     axes.set_title(data, loc="left", fontsize="medium")
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
