@@ -170,13 +170,59 @@ def _two_series(folder):
             ValueError,
             "mixes slices of different pixel spacing",
         ),
+        (
+            lambda f: write_dicom(f, more={"0020|0032": "0\\nan\\0"}),
+            {},
+            ValueError,
+            r"must have 3 numbers in its tag 0020\|0032",
+        ),
     ],
-    ids=["empty", "two-series", "unknown-series", "missing-slice", "modality", "mixed-spacing"],
+    ids=[
+        *("empty", "two-series", "unknown-series", "missing-slice", "modality", "mixed-spacing"),
+        "position",
+    ],
 )
 def test_series_that_is_no_volume_is_named(tmp_path, make, settings, error, message):
     make(tmp_path / "scan")
     with pytest.raises(error, match=rf"scan.*{message}"):
         SimpleITKReader(**settings).read(tmp_path / "scan")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            b"\x28\x00\x30\x00",
+            b"\x28\x00\x32\x00",
+            "mixes slices of different pixel spacing",
+        ),  # 1 mm was taken
+        (
+            b"\x28\x00\x52\x10",
+            b"\x28\x00\x5f\x10",
+            "mixes slices of different kinds, with and without slope",
+        ),
+        (b"-1024 ", b"1e30  ", r"is damaged: its tag 0028\|1052 is 1e30"),
+        (b"1\\0\\0\\0\\1\\0", b"1\\0\\0\\1\\1\\0", "mixes slices of different direction"),
+    ],
+    ids=["spacing", "intercept", "number", "direction"],
+)
+def test_slice_whose_header_is_damaged_is_refused(tmp_path, old, new, message):
+    folder = write_dicom(tmp_path / "scan")
+    spoilt(folder / "1.2.3_01.dcm", old, new)
+    with pytest.raises(ValueError, match=message):
+        SimpleITKReader().read(folder)
+
+
+def test_element_that_is_longer_than_the_file_is_refused_before_memory_is_asked_for(tmp_path):
+    folder = write_dicom(tmp_path / "scan")
+    path = folder / "1.2.3_01.dcm"
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, data.index(b"\xe0\x7f\x10\x00") + 4, 2_000_000_000)
+    path.write_bytes(data)
+    with pytest.raises(
+        ValueError, match=r"1\.2\.3_01\.dcm is cut off or damaged: one of its elements is longer"
+    ):
+        SimpleITKReader().read(folder)
 
 
 @pytest.mark.parametrize("n", [0, 2, 4])
