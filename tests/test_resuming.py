@@ -84,8 +84,10 @@ def whole(balls, tmp_path_factory):
 
 @pytest.mark.parametrize("step", [4, 6, 7], ids=["after an epoch", "at the end of one", "within the third"])
 def test_killed_training_ends_as_one_that_was_not(whole, balls, tmp_path, step):
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, balls, until=(Events.ITERATION_COMPLETED(once=step), interrupt))
+    assert signal.getsignal(signal.SIGTERM) is before
     train(tmp_path, balls, resume=True)
     assert same(last(tmp_path), whole)
 
@@ -135,8 +137,9 @@ def test_sigterm_while_validating_lets_the_validation_end(whole, balls, tmp_path
 def test_trainer_in_another_thread_runs_without_listening(tmp_path):
     """Python lets the main thread alone listen to signals."""
     made = Engine(lambda *_: None)
-    StopOnSignal(CheckpointSaver(str(tmp_path), {"model": nn.Linear(1, 1)}, save_interval=1)).attach(made)
-    thread = threading.Thread(target=made.run, args=([0],), kwargs={"max_epochs": 2})
+    made.load_state_dict({"epoch": 0, "max_epochs": 2, "epoch_length": 1})
+    stop = StopOnSignal(CheckpointSaver(str(tmp_path), {"model": nn.Linear(1, 1)}, save_interval=1))
+    thread = threading.Thread(target=stop.run, args=(made,))
     thread.start()
     thread.join()
     assert made.state.epoch == 2

@@ -12,6 +12,7 @@ import logging
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -103,43 +104,46 @@ class StopOnSignal:
     A validation that runs is ended first. In several processes all stop at the same step.
 
     Args:
-        saver: of epochs.
+        saver: of epochs, attached to the trainer.
         signals: to listen to while the trainer runs; by default that of SLURM, Kubernetes and Docker.
     """
 
     def __init__(self, saver: CheckpointSaver, signals: Iterable[int] = (signal.SIGTERM,)) -> None:
         self.saver = saver
         self.signals = tuple(signals)
-        self._before: dict[int, Any] = {}
         self._received = 0
 
-    def attach(self, engine: Engine) -> None:
-        """Attach to a trainer, after the saver."""
-        engine.add_event_handler(Events.STARTED, self._listen)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._within_epoch)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
-        engine.add_event_handler(Events.COMPLETED, self._leave)
+    def run(self, trainer: Engine) -> None:
+        """Run it, listening.
 
-    def end(self) -> None:
-        """Raise SystemExit if a signal came: what is to be done after a whole training is not."""
+        Raises:
+            SystemExit: a signal came, and what there is, is saved. What follows a whole training is left out.
+        """
+        with (
+            self._listening(),
+            trainer.add_event_handler(Events.ITERATION_COMPLETED, self._within_epoch),
+            trainer.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch),
+        ):
+            trainer.run()
         if self._received:
+            logger.warning("Saved and stopped: --resume True goes on from here.")
             raise SystemExit(128 + self._received)
 
-    def _listen(self) -> None:
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
         self._received = 0
+        before = {}
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-            self._before = {number: signal.signal(number, self._receive) for number in self.signals}
+            before = {number: signal.signal(number, self._receive) for number in self.signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _receive(self, number: int, _frame: Any) -> None:
         self._received = number
         logger.warning(f"{signal.Signals(number).name}: saving after this step, then stopping.")
-
-    def _leave(self) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-        self._before = {}
-        if self._received:
-            logger.warning("Saved and stopped: --resume True goes on from here.")
 
     def _is_over(self) -> bool:
         self._received = (
