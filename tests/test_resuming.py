@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training that was stopped ends as one that was not; no bad number reaches its weights."""
 
-import os
 import shutil
 import signal
 import sys
@@ -61,7 +60,7 @@ def interrupt(*_):
 
 
 def terminate(*_):
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.fixture(scope="module", autouse=True)
