@@ -37,8 +37,9 @@ def whole_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator
     """Yield a path to write to, which becomes ``path`` when the block ends well.
 
     Until then it lies in a hidden folder beside ``path``, under the same name; if the block raises, for
-    instance because the disk is full, nothing is left of it, and what was at ``path`` stays. Only a process
-    that is killed leaves that folder behind, ``.NAME.xxxxxxxx.part``: see :func:`left_over`.
+    instance because the disk is full, nothing is left of it, and what was at ``path`` stays, also when the
+    power fails. Only a process that is killed leaves that folder behind, ``.NAME.xxxxxxxx.part``: see
+    :func:`left_over`.
 
     Args:
         path: of the file; its folder is made if it does not exist.
@@ -61,6 +62,8 @@ def whole_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator
     with _hidden_folder(path) as folder, _names_a_full_disk(path):
         part = folder / path.name
         yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())  # or the name may survive a power failure, and the content not
         part.replace(path)
 
 

@@ -210,6 +210,19 @@ def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path):
     assert (tmp_path / "a.txt").read_text() == "old"
 
 
+def test_file_that_the_disk_did_not_take_after_all_replaces_nothing(tmp_path, monkeypatch):
+    """A network file system may take every write, and say only at the end that it could not."""
+
+    def fsync(_):
+        raise OSError(5, "Input/output error")
+
+    (tmp_path / "a.txt").write_text("old")
+    monkeypatch.setattr("os.fsync", fsync)
+    with pytest.raises(OSError, match="Input/output"), whole_file(tmp_path / "a.txt") as part:
+        part.write_text("new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
 FULL_DISK = """
 import resource, signal, sys, torch
 from monai_unetpp.checkpoints import prune_checkpoint
