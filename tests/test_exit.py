@@ -80,6 +80,12 @@ def test_the_threshold_is_the_greatest_that_loses_no_more_than_is_accepted(net, 
     assert min(scores.values()) < 0.95  # or there was nothing to choose
 
 
+def test_no_window_stops_early_if_every_threshold_loses_too_much(net, data):
+    found = calibrate_exit(net, data, SlidingWindowInferer(**WINDOW), tolerance=0.0, thresholds=(0.4, 0.5))
+    assert (found.threshold, found.dice) == (0, found.full_dice)
+    assert found.exits[:-1] == (0, 0)
+
+
 def test_the_network_is_left_as_it_was(net, data):
     net.level = 2
     calibrate_exit(net, data, SlidingWindowInferer(**WINDOW), thresholds=(0.1,))

@@ -62,7 +62,7 @@ def score(level, dice, parameters=100, seconds=1.0, **other):
 
 SCORES = [
     score(1, 0.8, 10, 0.1),
-    score(2, 0.912, 1000, 0.3),
+    score(2, 0.912, 1000, 0.3, multiply_adds=250_000_000, peak_mib=2.5),
     score(3, 0.9, 5000, 0.6),
     score(4, 0.918, 17700, 0.87),
 ]
@@ -332,7 +332,9 @@ def test_markdown_marks_the_chosen_level(tmp_path):
     table = [line for line in lines if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
     assert [line.startswith("| **L2** | 0.912") for line in table[2:]] == [False, True, False, False]
-    assert "300 ms (34%)" in table[3]
+    assert table[3] == (
+        "| **L2** | 0.912 | 0.912 | 0.912 | 1,000 (5.6%) | 0.25 G (25%) | 300 ms (34%) | 2.5 MiB (25%) |"
+    )
     assert lines[-1].endswith("Chosen: L2, the shallowest within 0.01 Dice of the best.")
 
 
@@ -354,6 +356,9 @@ def test_figure_shows_quality_against_time_with_parameters_as_area():
     colours = [tuple(point.get_facecolor()[0]) for point in points]
     assert colours[1] not in (colours[0], colours[2])
     assert colours[0] == colours[2] == colours[3]
+    for (left, right), place in zip((axes.get_xlim(), axes.get_ylim()), np.transpose(places), strict=True):
+        assert left < place.min() <= place.max() < right
+        assert place.max() - place.min() > 0.5 * (right - left)  # and they fill it
 
 
 @pytest.mark.parametrize("name", ["levels.csv", "levels.md", "levels.png", "L2"])
