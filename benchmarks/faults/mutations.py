@@ -25,60 +25,17 @@ NIFTI_FIELDS = [(0, "i"), (32, "i"), (36, "h"), (39, "b"), *((40 + 2 * n, "h") f
 NIFTI_FIELDS += [(68, "h"), (70, "h"), (72, "h"), (74, "h"), *((76 + 4 * n, "f") for n in range(8))]
 NIFTI_FIELDS += [(108, "f"), (112, "f"), (116, "f"), (120, "h"), (123, "b"), (252, "h"), (254, "h")]
 NIFTI_FIELDS += [*((256 + 4 * n, "f") for n in range(18)), (344, "i"), (348, "i")]
-WHOLE = [
-    0,
-    1,
-    -1,
-    2,
-    3,
-    4,
-    5,
-    7,
-    8,
-    16,
-    64,
-    127,
-    128,
-    255,
-    256,
-    512,
-    1000,
-    2**15 - 1,
-    -(2**15),
-    2**31 - 1,
-    -(2**31),
-]
+WHOLE = [0, 1, -1, 2, 3, 4, 5, 7, 8, 16, 64, 127, 128, 255, 256, 512, 1000]
+WHOLE += [2**15 - 1, -(2**15), 2**31 - 1, -(2**31)]
 REAL = [0.0, -0.0, 1.0, -1.0, 0.5, 1e-3, 1e-10, 1e-30, 1e3, 1e5, 1e10, 1e30, 3e38]
 REAL += [float("nan"), float("inf"), float("-inf"), 351.0, 352.5, 353.0, -352.0, 2.0**31, 2.0**40]
-WORDS = ["", " ", "0", "1", "-1", "2", "3", "4", "255", "65536", "2147483648", "4294967296", "1099511627776"]
-WORDS += [
-    "-9223372036854775809",
-    "99999999999999999999",
-    "1e30",
-    "1e-30",
-    "1e308",
-    "1e999",
-    "nan",
-    "-nan",
-    "inf",
-]
-WORDS += [
-    "-inf",
-    "0x10",
-    "1,5",
-    "1.5.2",
-    "True",
-    "False",
-    "none",
-    "None",
-    "LOCAL",
-    "LIST",
-    "%s%n",
-    "%03d",
-    "../x",
-]
-WORDS += ["short", "double", "MET_DOUBLE", "MET_OTHER", "gzip", "raw", "ascii", "hex", "bzip2", "A" * 5000]
-WORDS += ["right-anterior-superior", "scanner-xyz", "(0,0,0)", "(1,0,0", "(nan,0,0)", "/dev/zero", "."]
+PLAIN = """
+0 1 -1 2 3 4 255 65536 2147483648 4294967296 1099511627776 -9223372036854775809 99999999999999999999 1e30 1e-30
+1e308 1e999 nan -nan inf -inf 0x10 1,5 1.5.2 True False none None LOCAL LIST %s%n %03d ../x short double
+MET_DOUBLE MET_OTHER gzip raw ascii hex bzip2
+"""
+PLACES = "right-anterior-superior scanner-xyz (0,0,0) (1,0,0 (nan,0,0) /dev/zero ."
+WORDS = ["", " ", *PLAIN.split(), "A" * 5000, *PLACES.split()]
 
 
 def write_sample(folder: Path, kind: str, rng: Generator) -> Path:
