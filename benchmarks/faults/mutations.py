@@ -30,9 +30,9 @@ WHOLE += [2**15 - 1, -(2**15), 2**31 - 1, -(2**31)]
 REAL = [0.0, -0.0, 1.0, -1.0, 0.5, 1e-3, 1e-10, 1e-30, 1e3, 1e5, 1e10, 1e30, 3e38]
 REAL += [float("nan"), float("inf"), float("-inf"), 351.0, 352.5, 353.0, -352.0, 2.0**31, 2.0**40]
 PLAIN = """
-0 1 -1 2 3 4 255 65536 2147483648 4294967296 1099511627776 -9223372036854775809 99999999999999999999 1e30 1e-30
-1e308 1e999 nan -nan inf -inf 0x10 1,5 1.5.2 True False none None LOCAL LIST %s%n %03d ../x short double
-MET_DOUBLE MET_OTHER gzip raw ascii hex bzip2
+0 1 -1 2 3 4 255 65536 2147483648 4294967296 1099511627776 -9223372036854775809 99999999999999999999 1e30
+1e-30 1e308 1e999 nan -nan inf -inf 0x10 1,5 1.5.2 True False none None LOCAL LIST %s%n %03d ../x short
+double MET_DOUBLE MET_OTHER gzip raw ascii hex bzip2
 """
 PLACES = "right-anterior-superior scanner-xyz (0,0,0) (1,0,0 (nan,0,0) /dev/zero ."
 WORDS = ["", " ", *PLAIN.split(), "A" * 5000, *PLACES.split()]
