@@ -291,6 +291,12 @@ def test_choice_explains_itself_in_one_line(caplog, tolerance, line):
     assert [record.message for record in caplog.records] == [line]
 
 
+def test_of_levels_that_are_equal_the_shallowest_is_the_best(caplog):
+    with caplog.at_level(logging.INFO, logger="monai_unetpp"):
+        select_level([score(k, dice) for k, dice in enumerate((0.7, 0.9, 0.8, 0.9), start=1)], 0.0)
+    assert "L2: Dice 0.900, best L2 0.900" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("scores", "tolerance", "message"),
     [
@@ -351,6 +357,9 @@ def test_figure_shows_quality_against_time_with_parameters_as_area():
     points = axes.collections
     places = [tuple(point.get_offsets()[0]) for point in points]
     assert np.allclose(places, [(100, 0.8), (300, 0.912), (600, 0.9), (870, 0.918)])
+    assert np.allclose(axes.lines[0].get_xydata(), places)
+    labels = [text.get_text() for text in axes.texts]
+    assert labels == ["L1  0 k", "L2  1 k", "L3  5 k", "L4  18 k", " within 0.01 of the best"]
     areas = [point.get_sizes()[0] for point in points]
     assert areas[2] / areas[3] == pytest.approx(5000 / 17700)
     colours = [tuple(point.get_facecolor()[0]) for point in points]
