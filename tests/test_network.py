@@ -375,7 +375,7 @@ def test_forward_names_what_is_wrong_with_the_shape(tiny, shape, message):
 )
 def test_too_short_axis_is_named_with_the_size(tiny, by, strides, norm, training):
     net, x = tiny(norm=norm, strides=strides).train(training), torch.rand(1, 1, 4, 5)
-    message = r"axis 3 of x is too short: \[4, 5\] leaves one voxel in row 3"
+    message = rf"axis 3 of x is too short: \[4, 5\] leaves one voxel in row 3, where {norm} norm needs two"
     with pytest.raises(ValueError, match=message) as error:
         net(x)
     size = int(re.search(r"a size of at least (\d+) would work", str(error.value))[1])
