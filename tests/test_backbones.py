@@ -44,13 +44,15 @@ def test_widths_are_those_of_the_maps(name):
 
 
 @pytest.mark.parametrize("name", ["resnet10", "efficientnet-b0"])
-@pytest.mark.parametrize(("dims", "size"), [(2, (64, 96)), (2, (71, 45)), (3, (64, 32, 33))])
-def test_levels_are_pruned_and_scripted(name, dims, size):
-    net, x = network(name, dims).eval(), torch.rand(1, 1, *size)
+@pytest.mark.parametrize(
+    ("depth", "size"), [(5, (64, 96)), (5, (71, 45)), (3, (32, 16, 17))], ids=["2D", "2D-odd", "3D"]
+)
+def test_levels_are_pruned_and_scripted(name, depth, size):
+    net, x = network(name, len(size), depth).eval(), torch.rand(1, 1, *size)
     with torch.no_grad():
         heads = net.all_heads(x)
-        assert [head.shape for head in heads] == [(1, 2, *size)] * 5
-        for level, head in zip((5, 4, 3, 2, 1), heads, strict=True):
+        assert [head.shape for head in heads] == [(1, 2, *size)] * depth
+        for level, head in zip(range(depth, 0, -1), heads, strict=True):
             small = prune(net, level)
             assert torch.equal(small(x), head)
             assert len(small.encoder) == level + 1
