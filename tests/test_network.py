@@ -387,6 +387,15 @@ def test_too_short_axis_is_named_with_the_size(tiny, by, strides, norm, training
             net(longer)
 
 
+def test_too_short_axis_of_three_is_named(tiny):
+    with pytest.raises(ValueError, match="axis 4 of x is too short"):
+        tiny(3)(torch.rand(1, 1, 4, 4, 4))
+
+
+def test_group_norm_needs_no_more_than_a_voxel(tiny):
+    assert len(tiny(norm=("group", {"num_groups": 2}))(torch.rand(1, 1, 4, 4))) == 3
+
+
 def test_a_shallower_level_takes_shorter_axes(tiny):
     net = tiny().eval()
     net.level = 2
