@@ -293,7 +293,7 @@ def test_choice_explains_itself_in_one_line(caplog, tolerance, line):
 
 def test_of_levels_that_are_equal_the_shallowest_is_the_best(caplog):
     with caplog.at_level(logging.INFO, logger="monai_unetpp"):
-        select_level([score(k, dice) for k, dice in enumerate((0.7, 0.9, 0.8, 0.9), start=1)], 0.0)
+        select_level([score(4, 0.9), score(3, 0.8), score(2, 0.9), score(1, 0.7)], 0.0)
     assert "L2: Dice 0.900, best L2 0.900" in caplog.text
 
 
