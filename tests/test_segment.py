@@ -196,7 +196,7 @@ def launch(source, out, weights):
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        timeout=240,
+        timeout=300,
         check=False,
     )
 
