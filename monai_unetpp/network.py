@@ -114,6 +114,8 @@ class UNetPlusPlus(nn.Module):
             raise ValueError(f"skips must be one of {', '.join(SKIPS)}, got {skips!r}.")
         if block not in BLOCKS:
             raise ValueError(f"block must be one of {', '.join(BLOCKS)}, got {block!r}.")
+        if _layer_name("act", act) == "geglu":
+            raise ValueError("act must keep the number of channels; geglu halves it.")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}.")
         switches = {"deep_supervision": deep_supervision, "bias": bias, "use_checkpoint": use_checkpoint}
@@ -182,8 +184,6 @@ class UNetPlusPlus(nn.Module):
             for i in range(depth + 1)
         ]
         self._norm = _layer_name("norm", norm)
-        if _layer_name("act", act) == "geglu":
-            raise ValueError("act must keep the number of channels; geglu halves it.")
         self._backbone = encoder is not None
 
         # (i, j) of every node, diagonal by diagonal, each from the bottom up
@@ -385,10 +385,9 @@ def _layer_name(name: str, layer: tuple[Any, ...] | str | None) -> str:
 
 
 def _widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
-    def fits(width: object) -> bool:
-        return isinstance(width, int) and not isinstance(width, bool) and width > 0
-
-    if isinstance(widths, (str, int)) or not all(map(fits, widths)):
+    if isinstance(widths, (str, int)) or not all(
+        type(width) is int and width > 0 for width in widths
+    ):  # no bool
         raise ValueError(f"{name} must be positive ints, got {widths!r}.")
     return tuple(widths)
 
