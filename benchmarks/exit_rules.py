@@ -21,8 +21,8 @@ from torch import Tensor
 
 from monai_unetpp import load_network, prune
 from monai_unetpp.files import write_csv
+from monai_unetpp.levels.calibration import case_dice
 from monai_unetpp.levels.cost import multiply_adds
-from monai_unetpp.levels.exit import case_dice
 
 PERCENTILES = range(10, 100, 10)
 

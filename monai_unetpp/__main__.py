@@ -43,7 +43,7 @@ def phantom(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--overwrite", action="store_true", help="replace the data set that is there")
 
     def run(args: argparse.Namespace) -> str:
-        from monai_unetpp.data import write_phantoms
+        from monai_unetpp.data.phantoms import write_phantoms
 
         index = write_phantoms(args.out, args.kind, args.cases, args.seed, args.overwrite, progress=True)
         return f"{args.cases} cases, listed in {index.resolve()}"
@@ -71,7 +71,7 @@ def lidc(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--overwrite", action="store_true", help="replace the data set that is there")
 
     def run(args: argparse.Namespace) -> str:
-        from monai_unetpp.data import lidc
+        from monai_unetpp.data.sources import lidc
 
         label = (
             lidc.ball_labels(args.annotations) if args.annotations else lidc.consensus_labels(args.readers)
@@ -114,7 +114,7 @@ def slices(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--overwrite", action="store_true", help="replace the data set that is there")
 
     def run(args: argparse.Namespace) -> str:
-        from monai_unetpp.data.slices import NAME, write_slices
+        from monai_unetpp.data.sources.slices import NAME, write_slices
 
         index = write_slices(
             args.images,
@@ -149,7 +149,7 @@ def prune(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
 
     def run(args: argparse.Namespace) -> str:
-        from monai_unetpp.checkpoints import prune_checkpoint
+        from monai_unetpp.weights import prune_checkpoint
 
         kept, of = prune_checkpoint(args.checkpoint, args.level, args.out, args.skips, args.overwrite)
         return f"L{args.level}: {kept:,} of {of:,} weights, in {args.out.resolve()}"

@@ -18,11 +18,10 @@ import monai.bundle
 import torch
 from monai.bundle import ConfigParser
 
-from monai_unetpp.checkpoints import load_network
 from monai_unetpp.files import refuse_existing, save_by_memory, whole_file, whole_folder
 from monai_unetpp.levels import read_calibration, write_calibration
-from monai_unetpp.network import UNetPlusPlus
-from monai_unetpp.pruning import prune
+from monai_unetpp.network import UNetPlusPlus, prune
+from monai_unetpp.weights import load_network
 
 __all__ = ["config_files", "copy_bundle", "pack_bundle"]
 

@@ -30,8 +30,7 @@ from torch import Tensor, nn
 
 from monai_unetpp.extras import need
 from monai_unetpp.files import refuse_existing, save_by_memory, whole_file
-from monai_unetpp.network import UNetPlusPlus
-from monai_unetpp.pruning import prune
+from monai_unetpp.network import UNetPlusPlus, prune
 
 __all__ = ["FORMATS", "RUNTIMES", "OnnxNetwork", "check_formats", "example_window", "export_level"]
 

@@ -9,7 +9,7 @@ from monai.networks.nets.flexible_unet import FLEXUNET_BACKBONE
 from monai.networks.utils import eval_mode
 
 from monai_unetpp import UNetPlusPlus, prune
-from monai_unetpp.backbones import backbone_stages, backbone_widths
+from monai_unetpp.network.backbones import backbone_stages, backbone_widths
 
 NAMES = ["resnet10", "resnet50", "efficientnet-b0"]
 

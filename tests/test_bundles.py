@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 
 from bundles import BUNDLES, TINY, TINY_TRAINING, config, schema, workflow
 from monai_unetpp import __version__, load_network
-from monai_unetpp.data import phantom
+from monai_unetpp.data.phantoms import phantom
 from monai_unetpp.levels import read_calibration
 
 NAMES = sorted(path.name for path in BUNDLES.iterdir() if (path / "train.json").is_file())

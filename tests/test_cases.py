@@ -10,7 +10,8 @@ import pytest
 from dicom import write_series
 
 from bundles import AFFINES, write_balls
-from monai_unetpp.data import cases, list_volumes, memory, read_dataset, split_cases
+from monai_unetpp.data import cases, list_volumes, read_dataset, split_cases
+from monai_unetpp.readers import memory
 
 
 @pytest.fixture

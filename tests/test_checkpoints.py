@@ -10,8 +10,8 @@ import torch
 from bundles import Payload
 from monai_unetpp import load_network, prune, prune_state_dict
 from monai_unetpp.__main__ import main
-from monai_unetpp.checkpoints import prune_checkpoint
 from monai_unetpp.files import whole_file
+from monai_unetpp.weights import prune_checkpoint
 
 
 def changed(net):
@@ -225,7 +225,7 @@ def test_file_that_the_disk_did_not_take_after_all_replaces_nothing(tmp_path, mo
 
 FULL_DISK = """
 import resource, signal, sys, torch
-from monai_unetpp.checkpoints import prune_checkpoint
+from monai_unetpp.weights import prune_checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 try:

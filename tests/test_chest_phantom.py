@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from monai_unetpp.data import chest_phantom, read_dataset, write_phantoms
-from monai_unetpp.data.parts import Part
+from monai_unetpp.data import read_dataset
+from monai_unetpp.data.phantoms import chest_phantom, write_phantoms
+from monai_unetpp.data.phantoms.parts import Part
 
 
 @pytest.fixture(scope="module")

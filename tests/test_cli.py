@@ -7,7 +7,7 @@ import pytest
 
 from monai_unetpp import __version__
 from monai_unetpp.__main__ import main
-from monai_unetpp.data import write_liver_phantoms
+from monai_unetpp.data.phantoms import write_liver_phantoms
 
 
 def python(*arguments):

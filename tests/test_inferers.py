@@ -11,13 +11,13 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.inferers import SliceInferer, SlidingWindowInferer, sliding_window_inference
 from monai.transforms import Activationsd, Compose, CropForegroundd, Invertd, Orientationd, Spacingd
+from monai_unetpp.inferers.flat import FlatOnce
 
 from bundles import affine
 from monai_unetpp import EarlyExitInferer, UNetPlusPlus, VolumeInferer
 from monai_unetpp.inferers import disagreement, doubt
-from monai_unetpp.inferers.flat import FlatOnce
-from monai_unetpp.inferers.heads import ExpectedError
 from monai_unetpp.inferers.slabs import slabs
+from monai_unetpp.inferers.uncertainty import ExpectedError
 from monai_unetpp.transforms import LoadImageAndLabeld
 
 SIZE = (23, 31, 27)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What monai_unetpp.kernels does for time and memory must not show in any result."""
+"""What monai_unetpp.network.kernels does for time and memory must not show in any result."""
 
 import copy
 
@@ -11,8 +11,9 @@ from monai.networks.nets import BasicUNetPlusPlus
 from monai.utils import set_determinism
 from torch import nn
 
-from monai_unetpp import UNetPlusPlus, from_basic_unet_plus_plus, kernels, prune
-from monai_unetpp.kernels import winograd
+from monai_unetpp import UNetPlusPlus, from_basic_unet_plus_plus, prune
+from monai_unetpp.network import kernels
+from monai_unetpp.network.kernels import winograd
 
 BY_DIMS = [pytest.param(2, (1, 1, 20, 17), id="2D"), pytest.param(3, (1, 1, 12, 10, 9), id="3D")]
 NORMS = ["instance", ("group", {"num_groups": 2}), "batch", None]

@@ -12,7 +12,7 @@ import SimpleITK as sitk  # noqa: N813
 from dicom import write_series
 
 from monai_unetpp.__main__ import main
-from monai_unetpp.data.lidc import ball_labels, consensus_labels, find_scans, read_scan, write_lidc
+from monai_unetpp.data.sources.lidc import ball_labels, consensus_labels, find_scans, read_scan, write_lidc
 
 SHAPE, SPACING, ORIGIN = (40, 36, 20), (0.8, 0.8, 2.0), (-30.0, -20.0, -100.0)  # LPS
 UIDS = ("1.2.840.1", "1.2.840.2")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from monai_unetpp.data import chest_phantom
-from monai_unetpp.lungs import lung_region
+from monai_unetpp.data.phantoms import chest_phantom
 from monai_unetpp.transforms import FocusOnLungsd
+from monai_unetpp.transforms.lungs import lung_region
 
 SPACING = (2.0, 2.0, 3.0)
 

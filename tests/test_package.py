@@ -14,22 +14,11 @@ from monai_unetpp.bundle import PARTS
 HOUSE = Path(monai_unetpp.__file__).parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(HOUSE)], "monai_unetpp."))
 ONE_WAY = (
-    *(
-        "files",
-        "extras",
-        "headers",
-        "readers",
-        "pictures",
-        "lesions",
-        "lungs",
-        "kernels",
-        "blocks",
-        "backbones",
-    ),
-    *("network", "inferers", "pruning", "levels", "export", "checkpoints", "handlers"),
+    *("files", "extras", "readers", "pictures", "lesions"),
+    *("network", "inferers", "levels", "export", "weights", "handlers"),
     *("losses", "transforms", "data", "bundle", "segment"),
 )
-ALONE = ("losses", "transforms", "data")  # but for files, extras, headers, lungs, readers
+ALONE = ("losses", "transforms", "data")  # but for files, extras, readers
 
 
 def imports(name, *, when_loaded=False):
@@ -78,8 +67,6 @@ def test_rooms_that_stand_alone_import_no_other_room(name):
         room(name),
         "files",
         "extras",
-        "headers",
-        "lungs",
         "readers",
     }
 

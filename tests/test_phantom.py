@@ -12,10 +12,11 @@ from monai.data import load_decathlon_datalist
 from monai.transforms import Compose, LoadImaged, Orientationd
 from SimpleITK import ConnectedComponent, GetArrayFromImage, GetImageFromArray, RelabelComponent
 
-from monai_unetpp.data import Phantom, liver_phantom, phantom, write_liver_phantoms
-from monai_unetpp.data.canvas import Canvas
-from monai_unetpp.data.parts import Part
-from monai_unetpp.data.shapes import blob, tube
+from monai_unetpp.data import phantom
+from monai_unetpp.data.phantoms import Phantom, liver_phantom, write_liver_phantoms
+from monai_unetpp.data.phantoms.canvas import Canvas
+from monai_unetpp.data.phantoms.parts import Part
+from monai_unetpp.data.phantoms.shapes import blob, tube
 
 CASES = 6
 ORIENTATIONS = [

@@ -17,8 +17,8 @@ from dicom import write_series
 from monai.transforms import LoadImage
 
 from bundles import affine
-from monai_unetpp.headers import check_affine, check_nifti
 from monai_unetpp.readers import SimpleITKReader, read_geometry, volume_loader
+from monai_unetpp.readers.headers import check_affine, check_nifti
 from monai_unetpp.transforms import LoadImageAndLabeld
 
 SHAPE = (11, 9, 7)

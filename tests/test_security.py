@@ -21,16 +21,16 @@ from bundles import AFFINES, BUNDLES, TINY, Payload, raises_within, run, write_b
 from monai_unetpp import load_network
 from monai_unetpp.__main__ import main
 from monai_unetpp.bundle import pack_bundle
-from monai_unetpp.checkpoints import prune_checkpoint, read_checkpoint
 from monai_unetpp.data import read_dataset
 from monai_unetpp.data.decathlon import Case, write_case, write_index
-from monai_unetpp.data.lidc import ball_labels, find_scans, write_lidc
-from monai_unetpp.data.slices import write_slices
+from monai_unetpp.data.sources.lidc import ball_labels, find_scans, write_lidc
+from monai_unetpp.data.sources.slices import write_slices
 from monai_unetpp.files import result_path
 from monai_unetpp.handlers import CheckpointLoader, NetworkLoader
 from monai_unetpp.levels import read_calibration
 from monai_unetpp.segment import segment
 from monai_unetpp.transforms import LoadImageAndLabeld
+from monai_unetpp.weights import prune_checkpoint, read_checkpoint
 
 LIVER = BUNDLES / "liver"
 SETTINGS = {**TINY, "channels": [4, 8]}

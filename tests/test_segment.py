@@ -309,7 +309,7 @@ def test_doubtful_scans_are_segmented_with_a_warning(balls, out, weights, tmp_pa
 
 
 def test_a_scan_larger_than_memory_is_refused_before_it_is_read(balls, out, weights, monkeypatch):
-    monkeypatch.setattr("monai_unetpp.data.memory.available_memory", lambda: 1000)
+    monkeypatch.setattr("monai_unetpp.readers.memory.available_memory", lambda: 1000)
     [outcome] = segment_here(balls / "imagesTr" / "RAS.nii.gz", out, weights)
     assert outcome.state == "failed"
     assert re.search(r"RAS\.nii\.gz has 0 million voxels, which take .* are available", outcome.reason)

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from monai_unetpp.__main__ import main
-from monai_unetpp.data.slices import write_slices
+from monai_unetpp.data.sources.slices import write_slices
 
 
 def picture(path, grey):

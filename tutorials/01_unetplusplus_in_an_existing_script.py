@@ -36,7 +36,7 @@ from monai.transforms import (
 )
 from monai.utils import set_determinism
 
-from monai_unetpp.data import write_liver_phantoms
+from monai_unetpp.data.phantoms import write_liver_phantoms
 
 set_determinism(0)
 output = Path("output") / "01"

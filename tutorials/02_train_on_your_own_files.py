@@ -26,8 +26,9 @@ from monai.bundle import ConfigWorkflow
 from PIL import Image
 
 from monai_unetpp.bundle import copy_bundle
-from monai_unetpp.data import liver_phantom, read_dataset, split_cases
-from monai_unetpp.data.parts import Part
+from monai_unetpp.data import read_dataset, split_cases
+from monai_unetpp.data.phantoms import liver_phantom
+from monai_unetpp.data.phantoms.parts import Part
 from monai_unetpp.pictures import View
 
 output = Path("output") / "02"

@@ -38,7 +38,7 @@ from monai.utils import set_determinism
 from PIL import Image
 
 from monai_unetpp import DeepSupervisionDiceLoss, UNetPlusPlus
-from monai_unetpp.data import write_liver_phantoms
+from monai_unetpp.data.phantoms import write_liver_phantoms
 
 set_determinism(0)
 output = Path("output") / "03"

@@ -28,7 +28,7 @@ from PIL import Image
 
 from monai_unetpp import UNetPlusPlus, VolumeInferer, load_network
 from monai_unetpp.bundle import copy_bundle
-from monai_unetpp.data import write_phantoms
+from monai_unetpp.data.phantoms import write_phantoms
 from monai_unetpp.inferers import EarlyExitSliceInferer
 from monai_unetpp.pictures import View, draw_plane
 from monai_unetpp.segment import segment

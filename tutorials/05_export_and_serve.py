@@ -34,7 +34,7 @@ from monai.metrics import compute_dice
 
 from monai_unetpp import UNetPlusPlus, load_network, prune
 from monai_unetpp.bundle import copy_bundle
-from monai_unetpp.data import write_phantoms
+from monai_unetpp.data.phantoms import write_phantoms
 from monai_unetpp.export import export_level
 from monai_unetpp.pictures import View, draw_plane
 from monai_unetpp.segment import load_pipeline

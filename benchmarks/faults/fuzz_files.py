@@ -31,8 +31,8 @@ from stated import Volume, stated
 
 from monai_unetpp import UNetPlusPlus
 from monai_unetpp.data import list_volumes
-from monai_unetpp.data.memory import check_volume
 from monai_unetpp.files import write_csv
+from monai_unetpp.readers.memory import check_volume
 from monai_unetpp.segment import load_pipeline, segment
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "liver"

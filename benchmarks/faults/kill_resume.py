@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from monai_unetpp.checkpoints import read_checkpoint
-from monai_unetpp.data import write_phantoms
+from monai_unetpp.data.phantoms import write_phantoms
 from monai_unetpp.files import write_csv
+from monai_unetpp.weights import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SMALL = {

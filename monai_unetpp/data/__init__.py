@@ -2,7 +2,7 @@
 """Data to try things on: synthetic CT in the layout of the Medical Segmentation Decathlon."""
 
 from monai_unetpp.data.cases import DataSet, list_volumes, read_dataset, split_cases
-from monai_unetpp.data.phantom import (
+from monai_unetpp.data.phantoms.phantom import (
     Phantom,
     chest_phantom,
     liver_phantom,

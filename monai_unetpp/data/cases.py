@@ -18,10 +18,10 @@ from pathlib import Path
 import torch.distributed as dist
 from monai.data import load_decathlon_datalist, partition_dataset
 
-from monai_unetpp.data.memory import check_cache
-from monai_unetpp.data.phantom import write_phantoms
+from monai_unetpp.data.phantoms.phantom import write_phantoms
 from monai_unetpp.files import result_path
 from monai_unetpp.readers import SUFFIXES, is_series
+from monai_unetpp.readers.memory import check_cache
 
 __all__ = ["DataSet", "list_volumes", "read_dataset", "split_cases"]
 
@@ -63,7 +63,7 @@ def read_dataset(
         phantom_dir: the one folder in which phantoms are made if it holds no data set.
         phantom: which are made, ``"liver"`` or ``"chest"``.
         pixdim: spacing in mm at which a share ``cache_rate`` of the cases will be kept in memory.
-        cache_rate: see :func:`~monai_unetpp.data.memory.check_cache`.
+        cache_rate: see :func:`~monai_unetpp.readers.memory.check_cache`.
         allow_outside: whether ``dataset.json`` may name files that are not in its folder, by an absolute
             path, by ``..``, or through a link that leads out: for one that you wrote, not for one that came
             from elsewhere.

@@ -10,9 +10,9 @@
 """
 
 from monai_unetpp.handlers.checkpoints import CheckpointLoader, CheckpointSaver, NetworkLoader
+from monai_unetpp.handlers.figures import ContactSheetSaver, OutlineImages
 from monai_unetpp.handlers.finite import FiniteSteps
 from monai_unetpp.handlers.resuming import EarlyStop, EpochSeeds, StopOnSignal
-from monai_unetpp.handlers.sheets import ContactSheetSaver, OutlineImages
 from monai_unetpp.handlers.tables import LesionSaver, MetricsSaver
 from monai_unetpp.handlers.tracking import HeadLosses, sqlite_store, track_levels, track_training
 

@@ -24,9 +24,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from monai_unetpp.checkpoints import check_fit, load_network, read_checkpoint
 from monai_unetpp.files import left_over, save_by_memory, whole_file
 from monai_unetpp.network import UNetPlusPlus
+from monai_unetpp.weights import check_fit, load_network, read_checkpoint
 
 __all__ = ["CheckpointLoader", "CheckpointSaver", "NetworkLoader"]
 

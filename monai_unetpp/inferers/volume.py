@@ -14,11 +14,10 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from monai.transforms import KeepLargestConnectedComponent, generate_spatial_bounding_box
 from torch import Tensor
 
-from monai_unetpp.inferers.early_exit import EarlyExitInferer
-from monai_unetpp.inferers.flat import FlatOnce
-from monai_unetpp.inferers.grids import FileGrid, Part
-from monai_unetpp.inferers.heads import ExpectedError, disagreement, probabilities
+from monai_unetpp.inferers.file_grid import FileGrid, Part
 from monai_unetpp.inferers.slabs import slabs
+from monai_unetpp.inferers.uncertainty import ExpectedError, disagreement, probabilities
+from monai_unetpp.inferers.windows import EarlyExitInferer, FlatOnce
 from monai_unetpp.network import UNetPlusPlus
 
 __all__ = ["Segmentation", "VolumeInferer"]

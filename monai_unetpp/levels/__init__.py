@@ -8,7 +8,7 @@
 - report: table and figure
 """
 
-from monai_unetpp.levels.exit import ExitScore, calibrate_exit, read_calibration, write_calibration
+from monai_unetpp.levels.calibration import ExitScore, calibrate_exit, read_calibration, write_calibration
 from monai_unetpp.levels.report import check_report, draw_levels, write_levels
 from monai_unetpp.levels.score import LevelScore, score_levels
 from monai_unetpp.levels.select import select_level

@@ -20,8 +20,7 @@ from monai.transforms import AsDiscreted, Compose
 from torch import Tensor
 
 from monai_unetpp.levels.cost import interleaved, multiply_adds, peak_memory
-from monai_unetpp.network import UNetPlusPlus
-from monai_unetpp.pruning import prune
+from monai_unetpp.network import UNetPlusPlus, prune
 
 __all__ = ["LevelScore", "default_postprocessing", "evaluating", "score_levels"]
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from monai_unetpp.kernels import mode, winograd
-from monai_unetpp.kernels.recompute import autocast, is_recorded, recipe
+from monai_unetpp.network.kernels import mode, winograd
+from monai_unetpp.network.kernels.recompute import autocast, is_recorded, recipe
 
 __all__ = ["Deconv3d", "convolve", "convolve_fast", "convolve_one", "deconvolve_fast"]
 

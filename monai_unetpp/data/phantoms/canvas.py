@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_unetpp.data.shapes import Field, FloatArray, Points, Shape
+from monai_unetpp.data.phantoms.shapes import Field, FloatArray, Points, Shape
 
 __all__ = ["AIR_HU", "Canvas", "Scan", "blur", "correlated_noise"]
 

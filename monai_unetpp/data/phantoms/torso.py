@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from monai_unetpp.data.canvas import Canvas
-from monai_unetpp.data.parts import Part
-from monai_unetpp.data.shapes import (
+from monai_unetpp.data.phantoms.canvas import Canvas
+from monai_unetpp.data.phantoms.parts import Part
+from monai_unetpp.data.phantoms.shapes import (
     FloatArray,
     Points,
     Shape,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chest: two lungs around a mediastinum, their vessels and airways, and nodules.
 
-Coordinates as in :mod:`monai_unetpp.data.torso`.
+Coordinates as in :mod:`monai_unetpp.data.phantoms.torso`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from monai_unetpp.data.canvas import Canvas
-from monai_unetpp.data.parts import Part
-from monai_unetpp.data.shapes import Shape, Vector, blob, grow, jitter, minus, ripple, tube, union, within
-from monai_unetpp.data.torso import Torso
+from monai_unetpp.data.phantoms.canvas import Canvas
+from monai_unetpp.data.phantoms.parts import Part
+from monai_unetpp.data.phantoms.shapes import (
+    Shape,
+    Vector,
+    blob,
+    grow,
+    jitter,
+    minus,
+    ripple,
+    tube,
+    union,
+    within,
+)
+from monai_unetpp.data.phantoms.torso import Torso
 
 __all__ = ["Chest", "draw_chest", "draw_nodules", "random_chest"]
 

@@ -9,7 +9,7 @@ __all__ = ["Part"]
 
 
 class Part(IntEnum):
-    """Body parts, as numbered in :attr:`monai_unetpp.data.canvas.Scan.parts`."""
+    """Body parts, as numbered in :attr:`monai_unetpp.data.phantoms.canvas.Scan.parts`."""
 
     AIR = 0
     TABLE = 1

@@ -28,15 +28,15 @@ from torch import nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_unetpp.bundle import config_files
-from monai_unetpp.checkpoints import load_network
 from monai_unetpp.data import list_volumes
-from monai_unetpp.data.memory import check_volume
 from monai_unetpp.extras import need
 from monai_unetpp.files import left_over, result_path, short_name, write_csv
 from monai_unetpp.inferers import EarlyExitInferer, Segmentation, VolumeInferer
 from monai_unetpp.levels import read_calibration
 from monai_unetpp.pictures import draw_volume
-from monai_unetpp.transforms import write_nifti
+from monai_unetpp.readers.memory import check_volume
+from monai_unetpp.transforms.saving import write_nifti
+from monai_unetpp.weights import load_network
 
 __all__ = ["Outcome", "Pipeline", "load_pipeline", "segment", "segment_distributed"]
 

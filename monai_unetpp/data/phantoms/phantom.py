@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_unetpp.data.abdomen import draw_gallbladder, draw_organs, random_organs
-from monai_unetpp.data.canvas import Canvas, Scan
-from monai_unetpp.data.chest import draw_chest, draw_nodules, random_chest
 from monai_unetpp.data.decathlon import Case, write_decathlon
-from monai_unetpp.data.liver import draw_liver, random_liver
-from monai_unetpp.data.parts import Part
-from monai_unetpp.data.torso import Torso, draw_torso, random_torso
+from monai_unetpp.data.phantoms.abdomen import draw_gallbladder, draw_organs, random_organs
+from monai_unetpp.data.phantoms.canvas import Canvas, Scan
+from monai_unetpp.data.phantoms.chest import draw_chest, draw_nodules, random_chest
+from monai_unetpp.data.phantoms.liver import draw_liver, random_liver
+from monai_unetpp.data.phantoms.parts import Part
+from monai_unetpp.data.phantoms.torso import Torso, draw_torso, random_torso
 
 __all__ = [
     "PHANTOMS",
@@ -44,7 +44,7 @@ class Phantom:
     Args:
         image: int16, HU.
         label: uint8, classes as in :data:`PHANTOMS`.
-        parts: uint8, see :class:`monai_unetpp.data.parts.Part`.
+        parts: uint8, see :class:`monai_unetpp.data.phantoms.parts.Part`.
         affine: float64 (4, 4), voxel index to world mm (RAS+).
     """
 

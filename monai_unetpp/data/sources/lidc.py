@@ -380,7 +380,7 @@ def _fill(outlines: Iterable[tuple[bool, float, NDArray[np.int64]]], scan: Scan)
 def _series_uid(folder: Path) -> str:
     import SimpleITK as sitk  # noqa: N813
 
-    found = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))  # type: ignore[no-untyped-call]
+    found = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     return found[0] if len(found) == 1 else str(folder)  # several: reading it will say so
 
 

@@ -11,11 +11,11 @@ compiled     the convolutions as operators for torch.compile
 Scripted, traced and exported networks use torch's operators as they are, and so does compiled training.
 """
 
-from monai_unetpp.kernels import compiled
-from monai_unetpp.kernels.convolution import Deconv3d, convolve, convolve_one
-from monai_unetpp.kernels.mode import enter, leave
-from monai_unetpp.kernels.norm import InstanceNorm
-from monai_unetpp.kernels.recompute import Checkpointed, activate, apply
+from monai_unetpp.network.kernels import compiled
+from monai_unetpp.network.kernels.convolution import Deconv3d, convolve, convolve_one
+from monai_unetpp.network.kernels.mode import enter, leave
+from monai_unetpp.network.kernels.norm import InstanceNorm
+from monai_unetpp.network.kernels.recompute import Checkpointed, activate, apply
 
 __all__ = [
     "Checkpointed",

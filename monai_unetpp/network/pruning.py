@@ -15,7 +15,7 @@ import torch
 from monai.networks.nets import BasicUNetPlusPlus
 from torch import Tensor, nn
 
-from monai_unetpp.network import SKIPS, UNetPlusPlus
+from monai_unetpp.network.unetplusplus import SKIPS, UNetPlusPlus
 
 __all__ = ["from_basic_unet_plus_plus", "levels_in", "prune", "prune_state_dict"]
 

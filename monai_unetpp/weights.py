@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from monai_unetpp.export import OnnxNetwork
 from monai_unetpp.files import refuse_existing, save_by_memory, whole_file
-from monai_unetpp.network import UNetPlusPlus
-from monai_unetpp.pruning import levels_in, prune, prune_state_dict
+from monai_unetpp.network import UNetPlusPlus, levels_in, prune, prune_state_dict
 
 __all__ = ["check_fit", "load_network", "prune_checkpoint", "read_checkpoint"]
 

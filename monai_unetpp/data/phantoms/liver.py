@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The liver: its shape among its neighbours, its vessels and its tumours.
 
-Coordinates as in :mod:`monai_unetpp.data.torso`.
+Coordinates as in :mod:`monai_unetpp.data.phantoms.torso`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from monai_unetpp.data.abdomen import Organs
-from monai_unetpp.data.canvas import Canvas
-from monai_unetpp.data.parts import Part
-from monai_unetpp.data.shapes import (
+from monai_unetpp.data.phantoms.abdomen import Organs
+from monai_unetpp.data.phantoms.canvas import Canvas
+from monai_unetpp.data.phantoms.parts import Part
+from monai_unetpp.data.phantoms.shapes import (
     FloatArray,
     Points,
     Shape,
@@ -25,7 +25,7 @@ from monai_unetpp.data.shapes import (
     union,
     within,
 )
-from monai_unetpp.data.torso import Torso
+from monai_unetpp.data.phantoms.torso import Torso
 
 __all__ = ["draw_liver", "random_liver"]
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The neighbours of the liver: organs of much the same density that are not liver.
 
-Coordinates as in :mod:`monai_unetpp.data.torso`.
+Coordinates as in :mod:`monai_unetpp.data.phantoms.torso`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from monai_unetpp.data.canvas import Canvas
-from monai_unetpp.data.parts import Part
-from monai_unetpp.data.shapes import Shape, blob, grow, jitter, minus, ripple, tube, union, within
-from monai_unetpp.data.torso import Torso
+from monai_unetpp.data.phantoms.canvas import Canvas
+from monai_unetpp.data.phantoms.parts import Part
+from monai_unetpp.data.phantoms.shapes import Shape, blob, grow, jitter, minus, ripple, tube, union, within
+from monai_unetpp.data.phantoms.torso import Torso
 
 __all__ = ["Organs", "draw_gallbladder", "draw_organs", "random_organs"]
 

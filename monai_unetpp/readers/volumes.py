@@ -17,7 +17,7 @@ from monai.transforms import LoadImage
 from monai.utils import ensure_tuple
 from numpy.typing import NDArray
 
-from monai_unetpp.headers import check_dicom, check_metaimage, check_nifti, check_nrrd
+from monai_unetpp.readers.headers import check_dicom, check_metaimage, check_nifti, check_nrrd
 
 __all__ = [
     "SUFFIXES",

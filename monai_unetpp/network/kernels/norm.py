@@ -17,7 +17,7 @@ from torch.autograd import Function
 from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
 
-from monai_unetpp.kernels import mode
+from monai_unetpp.network.kernels import mode
 
 __all__ = ["InstanceNorm", "Statistics", "norm_act", "norm_act_", "statistics"]
 

@@ -18,10 +18,10 @@ import torch
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
-from monai_unetpp import kernels
-from monai_unetpp.backbones import backbone_stages, backbone_widths
-from monai_unetpp.blocks import BLOCKS, EncoderRow, Node
-from monai_unetpp.kernels import mode
+from monai_unetpp.network import kernels
+from monai_unetpp.network.backbones import backbone_stages, backbone_widths
+from monai_unetpp.network.blocks import BLOCKS, EncoderRow, Node
+from monai_unetpp.network.kernels import mode
 
 __all__ = ["SKIPS", "UNetPlusPlus"]
 
@@ -65,7 +65,7 @@ class UNetPlusPlus(nn.Module):
             ``"efficientnet-b0"``: rows 1, 2, ... of column 0 are its feature maps, of which there are 5.
             Row 0 stays ours: backbones begin at half of the input's size. ``strides`` must be 2.
         pretrained: whether the backbone begins with MONAI's weights, downloaded; see
-            :func:`~monai_unetpp.backbones.backbone_stages`.
+            :func:`~monai_unetpp.network.backbones.backbone_stages`.
 
     Raises:
         ValueError: if an argument is out of range or lengths do not agree.

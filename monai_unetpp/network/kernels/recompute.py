@@ -16,8 +16,8 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from monai_unetpp.kernels import mode
-from monai_unetpp.kernels.norm import InstanceNorm, norm_act, norm_act_, statistics
+from monai_unetpp.network.kernels import mode
+from monai_unetpp.network.kernels.norm import InstanceNorm, norm_act, norm_act_, statistics
 
 __all__ = ["Checkpointed", "Recipe", "activate", "apply", "autocast", "is_recorded", "recipe"]
 

@@ -18,8 +18,8 @@ from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from monai_unetpp import kernels
-from monai_unetpp.kernels import mode
+from monai_unetpp.network import kernels
+from monai_unetpp.network.kernels import mode
 
 __all__ = ["BLOCKS", "DenseConv", "EncoderRow", "JointConv", "Node", "ResidualConv", "TwoConv"]
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from monai_unetpp.kernels.convolution import convolve_fast, deconvolve_fast
-from monai_unetpp.kernels.mode import channels_last
+from monai_unetpp.network.kernels.convolution import convolve_fast, deconvolve_fast
+from monai_unetpp.network.kernels.mode import channels_last
 
 __all__ = ["convolve", "deconvolve"]
 

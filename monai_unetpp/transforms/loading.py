@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading a volume and its label, and what no network should see."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from monai_unetpp.readers import check_header, volume_loader
+from monai_unetpp.readers.headers import check_affine
+
+__all__ = ["LoadImageAndLabeld"]
+
+logger = logging.getLogger(__name__)
+
+
+class LoadImageAndLabeld(MapTransform):
+    """Load a volume and, where there is one, its label; stop at what no network should see.
+
+    A host that has the volume already, such as MONAI Deploy, knows by the name that it does without: what
+    follows it in a bundle is ``EnsureChannelFirstd``, for a volume that did not come from here.
+
+    Each key becomes a ``MetaTensor`` (1, *spatial), float32, as ``LoadImaged`` with
+    ``ensure_channel_first`` gives. Every error names the file.
+
+    Args:
+        keys: of the files to load: NIfTI, or what :class:`~monai_unetpp.readers.SimpleITKReader` knows.
+        image_key: the volume.
+        label_key: its label map.
+        out_channels: labels must be whole numbers below it.
+        hounsfield: whether the volume is CT in HU, and one without a voxel below 0 worth a warning: MR, an
+            offset that was left in, or 8 bits.
+        allow_missing_keys: whether a case may lack some of the keys, such as the label.
+
+    Raises:
+        ValueError: if a file cannot be read to its end, the volume has several channels, or NaN or
+            infinite voxels, the label has another shape, lies elsewhere, or has a value that is no class.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = ("image", "label"),
+        image_key: str = "image",
+        label_key: str = "label",
+        out_channels: int = 2,
+        allow_missing_keys: bool = False,
+        hounsfield: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.hounsfield = hounsfield
+        self.image_key = image_key
+        self.label_key = label_key
+        self.out_channels = out_channels
+        self.load = volume_loader()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace the paths in ``data`` by what they hold."""
+        case = dict(data)
+        for key in self.key_iterator(case):
+            path = case[key]
+            try:
+                check_header(Path(path))
+                case[key] = self.load(path)
+            except Exception as error:
+                raise ValueError(f"{path} cannot be read, it may be damaged: {error!r}.") from error
+            case[key].meta["original_channel_dim"] = 0  # EnsureChannelFirstd has nothing left to do
+            self._check_voxels(path, case[key])
+            check_affine(path, case[key].affine, case[key].shape[1:])
+            if key == self.image_key:
+                self._warn(path, case[key])
+        if self.label_key in case and self.label_key in self.keys:
+            self._check_label(data, case[self.image_key], case[self.label_key])
+        return case
+
+    def _check_voxels(self, path: str, volume: MetaTensor) -> None:
+        if volume.shape[0] != 1:
+            raise ValueError(f"{path} must have one channel, got {volume.shape[0]}.")
+        if volume.dim() != 4:
+            raise ValueError(
+                f"{path} must be a volume of three axes, got {volume.dim() - 1}: {list(volume.shape[1:])}."
+            )
+        wrong = (~torch.isfinite(volume.as_tensor())).sum().item()
+        if wrong:
+            raise ValueError(f"{path} has {wrong} voxels that are NaN or infinite; repair or leave it out.")
+
+    def _warn(self, path: str, volume: MetaTensor) -> None:
+        if int(volume.meta.get("qform_code", 1)) == int(volume.meta.get("sform_code", 1)) == 0:
+            logger.warning(f"{path} does not say where it lies (no affine): its axes are taken for RAS.")
+        low = float(volume.min())
+        if self.hounsfield and low >= 0:
+            logger.warning(
+                f"{path} has no voxel below 0, got {low:g}..{float(volume.max()):g}: CT in HU has air. "
+                "Is it MR, or stored with an offset?"
+            )
+
+    def _check_label(self, paths: Mapping[Hashable, Any], image: MetaTensor, label: MetaTensor) -> None:
+        names = f"{paths[self.label_key]} of {paths[self.image_key]}"
+        if image.shape != label.shape:
+            raise ValueError(
+                f"label {names} must have the shape of the image, {list(image.shape[1:])}, "
+                f"got {list(label.shape[1:])}."
+            )
+        apart = _greatest_distance(image, label)
+        if apart > 0.5 * float(image.pixdim.min()):
+            raise ValueError(
+                f"label {names} must lie where the image lies; their affines put it {apart:.1f} mm apart."
+            )
+        values = torch.unique(label.as_tensor()).tolist()
+        wrong = [value for value in values if value not in range(self.out_channels)]
+        if wrong:
+            raise ValueError(
+                f"label {names} must have values 0..{self.out_channels - 1} (out_channels = "
+                f"{self.out_channels}), got {', '.join(f'{value:g}' for value in wrong)}."
+            )
+
+
+def _greatest_distance(a: MetaTensor, b: MetaTensor) -> float:
+    """How far apart, in mm, the affines of two arrays of one shape put the same corner."""
+    corners = itertools.product(*((0, size - 1) for size in a.shape[1:]))
+    index = np.array([(*corner, 1) for corner in corners], dtype=float).T
+    shift = (a.affine - b.affine).cpu().numpy()[:-1] @ index
+    return float(np.linalg.norm(shift, axis=0).max())

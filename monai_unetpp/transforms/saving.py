@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing a volume as NIfTI."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import nibabel as nib
+from monai.config import KeysCollection
+from monai.transforms import SaveImaged
+from torch import Tensor
+
+from monai_unetpp.files import result_path, whole_file
+
+__all__ = ["SaveImageAtomicd", "write_nifti"]
+
+PathLike = str | os.PathLike[str]
+
+logger = logging.getLogger(__name__)
+
+
+class SaveImageAtomicd(SaveImaged):
+    """Write each volume as NIfTI, whole or not at all, named after the file that it was made from.
+
+    MONAI's ``SaveImaged`` writes under the final name from the start, and takes what follows a dot in the
+    name of a DICOM folder for a suffix. This is one, so that a host that writes itself, such as MONAI Label
+    or MONAI Deploy, finds it and does without.
+
+    Args:
+        keys: of the volumes to write, ``MetaTensor`` (1, *spatial) with ``affine``.
+        output_dir: folder to write to, made if it does not exist.
+        input_dir: folder that the files come from; what lies deeper in it is written as deep.
+        what: kind of the result, in its name: ``ct.nii.gz`` becomes ``ct_seg.nii.gz``.
+        dtype: of the voxels in the file.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: PathLike,
+        input_dir: PathLike | Sequence[PathLike] | None = None,
+        what: str = "seg",
+        dtype: str = "uint8",
+    ) -> None:
+        super().__init__(keys)
+        self.output_dir = output_dir
+        self.input_dir = input_dir if isinstance(input_dir, (str, os.PathLike)) else None
+        self.what = what
+        self.dtype = dtype
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write, and return the data as they came."""
+        for key in self.key_iterator(dict(data)):
+            volume = data[key]
+            source = volume.meta["filename_or_obj"]
+            path = result_path(source, self.output_dir, self.input_dir, self.what)
+            write_nifti(path, volume[0], volume.affine, self.dtype)
+            logger.info(f"Wrote {path}.")
+        return dict(data)
+
+
+def write_nifti(path: PathLike, volume: Tensor, affine: Tensor, dtype: str) -> None:
+    """Write a volume (*spatial) with its affine, voxels to mm in RAS+, whole or not at all."""
+    image: Any = nib.Nifti1Image(  # type: ignore[no-untyped-call]
+        volume.cpu().numpy().astype(dtype, copy=False), affine.cpu().numpy()
+    )
+    image.header.set_xyzt_units("mm")
+    with whole_file(path) as part:
+        nib.save(image, part)
