@@ -13,7 +13,9 @@ from torch import nn
 
 from monai_unetpp import UNetPlusPlus, from_basic_unet_plus_plus, prune
 from monai_unetpp.network import kernels
-from monai_unetpp.network.kernels import winograd
+from monai_unetpp.network.blocks import Up
+from monai_unetpp.network.kernels.cpu import norm, winograd
+from monai_unetpp.network.kernels.recompute import activate
 
 BY_DIMS = [pytest.param(2, (1, 1, 20, 17), id="2D"), pytest.param(3, (1, 1, 12, 10, 9), id="3D")]
 NORMS = ["instance", ("group", {"num_groups": 2}), "batch", None]
@@ -34,30 +36,26 @@ def gradients(net, x):
     return [*heads, x.grad, *(parameter.grad for parameter in net.parameters())]
 
 
-def plain(net, x, monkeypatch):
-    """The same by torch's own operators, as a traced network uses them."""
-    with monkeypatch.context() as patch:
-        patch.setattr(kernels.mode, "is_eager", lambda: False)
+def plain(net, x):
+    """The same by torch's own operators."""
+    with kernels.plain():
         return gradients(net, x)
 
 
 @pytest.mark.parametrize("use_checkpoint", [False, True], ids=["plain", "checkpoint"])
 @pytest.mark.parametrize("norm", NORMS, ids=NORM_IDS)
 @pytest.mark.parametrize(("spatial_dims", "shape"), BY_DIMS)
-def test_outputs_and_gradients_are_those_of_plain_torch(
-    spatial_dims, shape, norm, use_checkpoint, monkeypatch
-):
+def test_outputs_and_gradients_are_those_of_plain_torch(spatial_dims, shape, norm, use_checkpoint):
     net, x = network(spatial_dims, norm=norm, use_checkpoint=use_checkpoint), torch.rand(shape).double()
-    for ours, theirs in zip(gradients(net, x), plain(net, x, monkeypatch), strict=True):
+    for ours, theirs in zip(gradients(net, x), plain(net, x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)  # float64 rounding
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_float32_outputs_and_gradients_are_those_of_plain_torch(batch, monkeypatch):
+def test_float32_outputs_and_gradients_are_those_of_plain_torch(batch):
     net, x = network(3, torch.float32), torch.rand(batch, 1, 12, 10, 9)
     ours, theirs = (
-        torch.cat([tensor.flatten() for tensor in tensors])
-        for tensors in (gradients(net, x), plain(net, x, monkeypatch))
+        torch.cat([tensor.flatten() for tensor in tensors]) for tensors in (gradients(net, x), plain(net, x))
     )
     assert (ours - theirs).norm() < 1e-5 * theirs.norm()  # float32, summed in another order
 
@@ -92,20 +90,20 @@ def test_frozen_parameters_get_no_gradient_and_the_others_keep_theirs(frozen):
             torch.testing.assert_close(parameter.grad, wanted[name])
 
 
-def test_dropout_is_drawn_once(monkeypatch):
+def test_dropout_is_drawn_once():
     net, x = network(2, dropout=0.5), torch.rand(1, 1, 16, 16).double()
     torch.manual_seed(1)
     ours = gradients(net, x)
     torch.manual_seed(1)
-    for a, b in zip(ours, plain(net, x, monkeypatch), strict=True):
+    for a, b in zip(ours, plain(net, x), strict=True):
         torch.testing.assert_close(a, b)
 
 
-def test_running_statistics_move_once_a_step(monkeypatch):
+def test_running_statistics_move_once_a_step():
     ours, theirs = network(2, norm="batch"), network(2, norm="batch")
     x = torch.rand(2, 1, 16, 16).double()
     gradients(ours, x)
-    plain(theirs, x, monkeypatch)
+    plain(theirs, x)
     for name, value in ours.named_buffers():
         torch.testing.assert_close(value, dict(theirs.named_buffers())[name])
 
@@ -205,7 +203,7 @@ def test_winograd_equals_plain_convolution(dtype, tolerance, size, channels, wor
     assert got.is_contiguous(memory_format=torch.channels_last_3d)
 
 
-def test_wide_network_equals_plain_torch(monkeypatch):
+def test_wide_network_equals_plain_torch():
     """Wide and large enough for Winograd in every row.
 
     Smooth, with nothing to pool: at the kink of a ReLU and between two equal voxels, rounding decides where a
@@ -215,8 +213,7 @@ def test_wide_network_equals_plain_torch(monkeypatch):
     net, x = UNetPlusPlus(3, 1, 2, (32, 32, 48), strides=1, act="swish"), torch.rand(1, 1, 18, 20, 17)
     assert winograd.pays(torch.empty(1, 32, 18, 20, 17), net.encoder[0].convs.conv_1.conv.weight)
     ours, theirs = (
-        torch.cat([tensor.flatten() for tensor in tensors])
-        for tensors in (gradients(net, x), plain(net, x, monkeypatch))
+        torch.cat([tensor.flatten() for tensor in tensors]) for tensors in (gradients(net, x), plain(net, x))
     )
     assert (ours - theirs).norm() < 1e-5 * theirs.norm()
 
@@ -232,9 +229,9 @@ def test_pruned_wide_network_equals_head_bit_for_bit():
 @pytest.mark.parametrize("stride", [2, (2, 2, 1), (1, 3, 2)], ids=str)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
 def test_deconvolution_and_its_gradients_are_those_of_torch(stride, bias):
-    ours = kernels.Deconv3d(3, 5, stride, stride, bias=bias)
+    ours = Up(3, 3, 5, stride, mode="deconv", bias=bias)
     theirs = nn.ConvTranspose3d(3, 5, stride, stride, bias=bias).double()
-    theirs.load_state_dict(ours.state_dict())
+    theirs.load_state_dict(ours.deconv.state_dict())
     x = channels_last(torch.rand(2, 3, 4, 5, 6))
     results = []
     for module, y in ((ours, x), (theirs, x.double())):
@@ -261,28 +258,27 @@ def test_deconvolution_and_its_gradients_are_those_of_torch(stride, bias):
 @pytest.mark.parametrize("mean", [0, 3], ids=["centred", "far"])
 def test_norm_and_activation_and_their_gradients_are_exact(mean, affine, act, tolerance, monkeypatch):
     """Torch's own group norm in channels last is wrong by 1e-4 where the mean is not zero."""
-    monkeypatch.setattr(kernels.norm, "_CACHED", 2**12)  # several slabs
+    monkeypatch.setattr(norm, "_CACHED", 2**12)  # several slabs
     adn = ADN("NA", 8, act, ("instance", {"affine": affine}), 3)
     theirs = copy.deepcopy(adn).double()
-    adn.N = kernels.InstanceNorm(8, affine=affine)
     x, grad = channels_last(torch.randn(2, 8, 20, 24, 16) + mean), torch.randn(2, 8, 20, 24, 16)
     results = []
     for module, y, g in ((adn, x, channels_last(grad)), (theirs, x.double(), grad.double())):
         y.requires_grad_()
-        out = kernels.activate(module, y)
+        out = activate(module, y, may_overwrite=False)
         out.backward(g)
         results.append([out, y.grad, *(parameter.grad for parameter in module.parameters())])
     for got, wanted in zip(*results, strict=True):
         assert (got - wanted).norm() < tolerance * max(wanted.norm(), 1)
     with torch.no_grad():
-        assert (kernels.activate(adn, x.detach().clone()) - results[1][0]).abs().max() < 1e-5
+        assert (activate(adn, x.detach().clone(), may_overwrite=True) - results[1][0]).abs().max() < 1e-5
 
 
 def test_statistics_are_exact_over_a_large_flat_background():
     """Running sums in single precision over so many equal voxels are wrong in the fifth digit."""
     torch.manual_seed(0)
     x = channels_last((torch.randn(2, 8, 33, 64, 65) + 4).clamp_(min=3.5))
-    mean, rstd = kernels.norm.statistics(x, 0)
+    mean, rstd = norm.statistics(x, 0)
     variance, wanted = torch.var_mean(x.double(), (2, 3, 4), correction=0, keepdim=True)
     assert (mean / wanted - 1).abs().max() < 1e-6
     assert (rstd.double().square() * variance - 1).abs().max() < 2e-6

@@ -1,11 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network: everything that a reader of the papers needs."""
+"""The network: everything that a reader of the papers needs.
 
-from monai_unetpp.network.pruning import from_basic_unet_plus_plus, levels_in, prune, prune_state_dict
-from monai_unetpp.network.unetplusplus import SKIPS, UNetPlusPlus
+- spec: the arguments, checked once; what a level keeps of them
+- blocks: ``H`` and ``U`` of the equation
+- unetplusplus: the triangle
+- backbones: MONAI's encoders as column 0
+- pruning, convert: one level alone; weights of MONAI's class
+- kernels: how it is computed
+"""
+
+from monai_unetpp.network.convert import from_basic_unet_plus_plus
+from monai_unetpp.network.pruning import levels_in, prune, prune_state_dict
+from monai_unetpp.network.spec import SKIPS, Spec
+from monai_unetpp.network.unetplusplus import UNetPlusPlus
 
 __all__ = [
     "SKIPS",
+    "Spec",
     "UNetPlusPlus",
     "from_basic_unet_plus_plus",
     "levels_in",

@@ -2,9 +2,8 @@
 """The two letters of the equation ``X^{i,j} = H([skips, U(X^{i+1,j-1})])``.
 
 ``H`` is two convolutions, each with norm and activation (:data:`BLOCKS`); ``U`` brings the map of
-the row below to this row's resolution (MONAI's ``UpSample``). The brackets stand for a
-concatenation that is never made: a convolution over joined maps is the sum of convolutions over
-each of them (:class:`JointConv`).
+the row below to this row's resolution (MONAI's ``UpSample``). ``forward`` says in plain torch what a module
+computes; :mod:`monai_unetpp.network.kernels` decides where a kernel computes it in less time or memory.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ import torch
 from monai.networks.blocks import ADN, UpSample
 from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from monai_unetpp.network import kernels
-from monai_unetpp.network.kernels import mode
 
-__all__ = ["BLOCKS", "DenseConv", "EncoderRow", "JointConv", "Node", "ResidualConv", "TwoConv"]
+__all__ = ["BLOCKS", "HEAD", "DenseConv", "EncoderRow", "JointConv", "Node", "ResidualConv", "TwoConv"]
+
+HEAD: dict[int, Callable[..., nn.Module]] = {2: kernels.Conv2d, 3: kernels.Conv3d}  # by spatial_dims
 
 
-class JointConv(nn.Module):
+class JointConv(kernels.Dispatched):
     """Convolution, norm, dropout and activation over several maps as if they were one.
 
     The weight is that of one convolution over the concatenated maps, so checkpoints and
@@ -53,7 +52,6 @@ class JointConv(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        self.pieces = list(in_channels)
         self.conv = Conv["conv", spatial_dims](
             sum(in_channels),
             out_channels,
@@ -62,21 +60,12 @@ class JointConv(nn.Module):
             bias=bias,
         )
         self.adn = ADN("NDA", out_channels, act, norm, spatial_dims, dropout or None, 1)
-        instance = getattr(self.adn, "N", None)
-        if isinstance(instance, (nn.InstanceNorm2d, nn.InstanceNorm3d)) and not instance.track_running_stats:
-            self.adn.N = kernels.InstanceNorm(out_channels, eps=instance.eps, affine=instance.affine)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Map ``len(in_channels)`` tensors (B, C_n, *spatial) to one (B, out_channels, *spatial)."""
-        if torch.jit.is_scripting():
-            weights = self.conv.weight.split(self.pieces, dim=1)
-            y = self.conv._conv_forward(maps[0], weights[0], self.conv.bias)
-            for n in range(1, len(maps)):
-                y += self.conv._conv_forward(maps[n], weights[n], None)
-            y = self.adn(y)
-        else:
-            y = kernels.activate(self.adn, kernels.convolve(self.conv, maps, self.pieces))
-        return y
+        return self.adn(self.conv(torch.cat(maps, dim=1)))
+
+    kernel = kernels.convolve_norm_act
 
 
 class TwoConv(nn.Module):
@@ -148,11 +137,29 @@ class DenseConv(nn.Module):
 BLOCKS: dict[str, Callable[..., nn.Module]] = {"conv": TwoConv, "residual": ResidualConv, "dense": DenseConv}
 
 
+class Down(kernels.Repeated, nn.Sequential):
+    """Max pooling; where the stride does not divide the size, the last window is a smaller one.
+
+    Args:
+        spatial_dims: 2 or 3.
+        stride: one per axis.
+    """
+
+    keeps_result = True
+
+    def __init__(self, spatial_dims: int, stride: Sequence[int]) -> None:
+        super().__init__(Pool["max", spatial_dims](tuple(stride), ceil_mode=True))
+
+
+class Up(kernels.Upsampling, UpSample):
+    """``U``: MONAI's ``UpSample``, whose arguments it takes."""
+
+
 class EncoderRow(kernels.Checkpointed):
     """``X^{i,0}``: max pooling by the stride between rows ``i - 1`` and ``i``, then ``H``.
 
-    Where the stride does not divide the size, the last window is the smaller one (``ceil_mode``), and
-    what :class:`Node` upsamples from it is cut to size: no level depends on how deep the network is.
+    Where the stride does not divide the size, pooling rounds up, and what :class:`Node` upsamples from it is
+    cropped to its row: no level depends on how deep the network is.
 
     Args:
         spatial_dims: 2 or 3.
@@ -173,14 +180,12 @@ class EncoderRow(kernels.Checkpointed):
         **settings: Any,
     ) -> None:
         super().__init__()
-        pool = Pool["max", spatial_dims]
-        self.pool = nn.Identity() if stride is None else pool(tuple(stride), ceil_mode=True)
+        self.pool = nn.Identity() if stride is None else Down(spatial_dims, stride)
         self.convs = BLOCKS[block](spatial_dims, [in_channels], out_channels, **settings)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``X^{i-1,0}`` (B, C, *spatial) to ``X^{i,0}`` (B, C', *ceil(spatial / stride))."""
-        x = self.pool(x) if torch.jit.is_scripting() else kernels.apply(self.pool, x, keep=True)
-        return self.convs([x])
+        return self.convs([self.pool(x)])
 
 
 class Node(kernels.Checkpointed):
@@ -215,23 +220,10 @@ class Node(kernels.Checkpointed):
         super().__init__()
         self.start, self.stop = skips
         pieces = [*skip_channels, up_channels]
-        self.up = UpSample(spatial_dims, below_channels, up_channels, tuple(stride), mode=upsample)
-        if upsample == "deconv" and spatial_dims == 3:
-            self.up.deconv.__class__ = kernels.Deconv3d  # same weights, faster
+        self.up = Up(spatial_dims, below_channels, up_channels, tuple(stride), mode=upsample)
         self.convs = BLOCKS[block](spatial_dims, pieces, out_channels, **settings)
 
     def forward(self, row: list[Tensor], below: Tensor) -> Tensor:
         """Map row ``i`` so far, (B, C, *spatial) each, and ``X^{i+1,j-1}`` to ``X^{i,j}``."""
-        up = self.up(below) if torch.jit.is_scripting() else kernels.apply(self.up, below)
-        up = _crop(up, row[0])
+        up = kernels.crop(self.up(below), row[0])
         return self.convs(row[self.start : self.stop] + [up])
-
-
-def _crop(x: Tensor, like: Tensor) -> Tensor:
-    """Cut from the end of ``x`` what it has more than ``like`` on the spatial axes."""
-    if (torch.jit.is_scripting() or mode.is_eager()) and x.shape[2:] == like.shape[2:]:
-        return x
-    crop: list[int] = []
-    for axis in range(x.dim() - 1, 1, -1):
-        crop += [0, like.shape[axis] - x.shape[axis]]
-    return F.pad(x, crop)  # negative: cuts; without a branch, so that it holds for every size

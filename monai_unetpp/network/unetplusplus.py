@@ -10,23 +10,17 @@ X^{4,0}
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Sequence
 from typing import Any
 
-import torch
-from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
 from monai_unetpp.network import kernels
-from monai_unetpp.network.backbones import backbone_stages, backbone_widths
-from monai_unetpp.network.blocks import BLOCKS, EncoderRow, Node
-from monai_unetpp.network.kernels import mode
+from monai_unetpp.network.backbones import backbone_stages
+from monai_unetpp.network.blocks import HEAD, EncoderRow, Node
+from monai_unetpp.network.spec import PerAxis, Spec
 
-__all__ = ["SKIPS", "UNetPlusPlus"]
-
-SKIPS = ("dense", "short", "long")
-PerAxis = int | Sequence[int]
+__all__ = ["UNetPlusPlus"]
 
 
 class UNetPlusPlus(nn.Module):
@@ -83,8 +77,6 @@ class UNetPlusPlus(nn.Module):
         Segmentation (IEEE TMI 2020, arXiv:1912.05074).
     """
 
-    __jit_unused_properties__ = ("level",)
-
     def __init__(
         self,
         spatial_dims: int,
@@ -108,133 +100,44 @@ class UNetPlusPlus(nn.Module):
         pretrained: bool = False,
     ) -> None:
         super().__init__()
-        if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}.")
-        if skips not in SKIPS:
-            raise ValueError(f"skips must be one of {', '.join(SKIPS)}, got {skips!r}.")
-        if block not in BLOCKS:
-            raise ValueError(f"block must be one of {', '.join(BLOCKS)}, got {block!r}.")
-        if _layer_name("act", act) == "geglu":
-            raise ValueError("act must keep the number of channels; geglu halves it.")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}.")
-        switches = {"deep_supervision": deep_supervision, "bias": bias, "use_checkpoint": use_checkpoint}
-        for name, value in switches.items():
-            if not isinstance(value, bool):
-                raise ValueError(f"{name} must be True or False, got {value!r}.")
-        channels = _widths("channels", channels)
-        if len(channels) < 2:
-            raise ValueError(f"channels must have at least 2 entries (one level), got {channels}.")
-        depth = len(channels) - 1
-        stride = _per_axis_and_row("strides", strides, depth, spatial_dims)
-        kernel = _per_axis_and_row("kernel_size", kernel_size, depth + 1, spatial_dims)
-        if any(k % 2 == 0 for row in kernel for k in row):
-            raise ValueError(f"kernel_size must be odd on every axis, got {kernel_size}.")
-        up_width = channels[:-1] if up_channels is None else _widths("up_channels", up_channels)
-        if len(up_width) != depth:
-            raise ValueError(
-                f"up_channels must have one entry per row 0..{depth - 1}, so {depth}, got {up_channels}."
-            )
-        last_width = _widths("last_channels", [channels[0] if last_channels is None else last_channels])[0]
-        _widths("in_channels, out_channels", [in_channels, out_channels])
-        column = channels  # widths of column 0
-        if encoder is not None:
-            maps = backbone_widths(encoder)
-            if depth > len(maps):
-                raise ValueError(
-                    f"channels must have at most {len(maps) + 1} entries, row 0 and the {len(maps)} feature "
-                    f"maps of {encoder}, got {channels}."
-                )
-            if any(step != 2 for row in stride for step in row):
-                raise ValueError(f"strides must be 2, those of {encoder}, got {strides}.")
-            column = (channels[0], *maps[:depth])
-        elif pretrained:
-            raise ValueError("pretrained must be False without an encoder: there are no weights for ours.")
-
-        self.arguments = dict[str, Any](
-            spatial_dims=spatial_dims,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            channels=channels,
-            strides=stride,
-            kernel_size=kernel,
-            skips=skips,
-            deep_supervision=deep_supervision,
-            act=act,
-            norm=norm,
-            dropout=dropout,
-            bias=bias,
-            upsample=upsample,
-            use_checkpoint=use_checkpoint,
-            up_channels=up_width,
-            last_channels=last_width,
-            block=block,
-            encoder=encoder,
-            pretrained=False,  # of a network that is made again: its weights follow
-        )
-        self.spatial_dims = spatial_dims
-        self.in_channels = in_channels
-        self.depth = depth
-        self.skips = skips
-        self.deep_supervision = deep_supervision
-        self._level = depth
-        self._first_level = 1 if deep_supervision else depth
-        self._divisors = [  # from the input to row i, per axis
-            [math.prod(row[axis] for row in stride[:i]) for axis in range(spatial_dims)]
-            for i in range(depth + 1)
-        ]
-        self._norm = _layer_name("norm", norm)
-        self._backbone = encoder is not None
-
-        # (i, j) of every node, diagonal by diagonal, each from the bottom up
-        built = [k for k in range(1, depth + 1) if k >= self._first_level or skips != "long"]
-        self._places = [(k - j, j) for k in built for j in range(1, k + 1)]
-
-        self.encoder = nn.ModuleList()
-        self.nodes = nn.ModuleDict()
-        self.heads = nn.ModuleDict()
-        settings: dict[str, Any] = {
-            "block": block,
-            "act": act,
-            "norm": norm,
-            "bias": bias,
-            "dropout": dropout,
-        }
-        rows = depth + 1 if encoder is None else 1
-        for i in range(rows):
-            self.encoder.append(
-                EncoderRow(
-                    spatial_dims,
-                    in_channels=channels[i - 1] if i else in_channels,
-                    out_channels=channels[i],
-                    stride=stride[i - 1] if i else None,
-                    kernel_size=kernel[i],
-                    **settings,
-                )
-            )
-        if encoder is not None:
-            self.encoder.extend(backbone_stages(encoder, spatial_dims, in_channels, pretrained)[:depth])
-        for i, j in self._places:
-            start, stop = {"dense": (0, j), "short": (j - 1, j), "long": (0, 1)}[skips]
-            self.nodes[f"x_{i}_{j}"] = Node(
-                skips=(start, stop),
+        self.spec = spec = Spec(
+            **dict[str, Any](
                 spatial_dims=spatial_dims,
-                below_channels=column[i + 1] if j == 1 else channels[i + 1],
-                up_channels=up_width[i],
-                skip_channels=[channels[i] if n else column[i] for n in range(start, stop)],
-                out_channels=last_width if j == depth else channels[i],
-                stride=stride[i],
+                in_channels=in_channels,
+                out_channels=out_channels,
+                channels=channels,
+                strides=strides,
+                kernel_size=kernel_size,
+                skips=skips,
+                deep_supervision=deep_supervision,
+                act=act,
+                norm=norm,
+                dropout=dropout,
+                bias=bias,
                 upsample=upsample,
-                kernel_size=kernel[i],
-                **settings,
+                use_checkpoint=use_checkpoint,
+                up_channels=up_channels,
+                last_channels=last_channels,
+                block=block,
+                encoder=encoder,
+                pretrained=pretrained,
             )
-        for node in (*self.encoder, *self.nodes.values()):
-            if isinstance(node, kernels.Checkpointed):
-                node.use_checkpoint = use_checkpoint
-        for k in range(self._first_level, depth + 1):
-            width = last_width if k == depth else channels[0]
-            self.heads[str(k - 1)] = Conv["conv", spatial_dims](width, out_channels, 1)
+        )
+        self.arguments = spec.arguments()
+        self.spatial_dims, self.in_channels = spec.spatial_dims, spec.in_channels
+        self.depth, self.skips, self.deep_supervision = spec.depth, spec.skips, spec.deep_supervision
+        self._level, self._first_level = spec.depth, spec.levels[0]
+        self._norm = spec.norm_name
+        self._has_backbone = spec.encoder is not None
+        self._divisors = [spec.divisors(k) for k in range(spec.depth + 1)]
+        self._places = spec.nodes
+        self.encoder = _encoder(spec)
+        self.nodes = nn.ModuleDict({f"x_{i}_{j}": _node(spec, i, j) for i, j in spec.nodes})
+        self.heads = nn.ModuleDict(
+            {str(k - 1): HEAD[spatial_dims](spec.width(0, k), out_channels, 1) for k in spec.levels}
+        )
 
+    @kernels.call_in_python  # type: ignore[prop-decorator]
     @property
     def level(self) -> int:
         """The level that evaluation computes, ``1 <= level <= depth``; the depth by default."""
@@ -244,13 +147,13 @@ class UNetPlusPlus(nn.Module):
     def level(self, level: int) -> None:
         self._level = self.check_level(level)
 
-    @torch.jit.unused
+    @kernels.call_in_python
     def check_level(self, level: int) -> int:
         """Return ``level``; raise a ValueError if the network has no head there."""
         if isinstance(level, bool) or not isinstance(level, int):
             raise ValueError(f"level must be an int, got {level!r}.")
-        if not self._first_level <= level <= self.depth:
-            has = ", ".join(str(int(key) + 1) for key in self.heads)
+        if level not in self.spec.levels:
+            has = ", ".join(map(str, self.spec.levels))
             why = "" if self.deep_supervision else " (deep_supervision is off)"
             raise ValueError(f"level must be one of the network's heads, {has}{why}, got {level}.")
         return level
@@ -269,29 +172,29 @@ class UNetPlusPlus(nn.Module):
             ValueError: if ``x`` has the wrong number of axes or channels, or an axis too short for the norm.
         """
         if self.training:
-            heads = self._heads(x, self._first_level, self.depth)
+            logits = self._logits(x, self._first_level, self.depth)
             if self.deep_supervision:
-                return heads
-            return heads[0]
-        return self._heads(x, self._level, self._level)[0]
+                return logits
+            return logits[0]
+        return self._logits(x, self._level, self._level)[0]
 
-    @torch.jit.export
+    @kernels.script_too
     def all_heads(self, x: Tensor) -> list[Tensor]:
         """Return the logits of every head, deepest first, in any mode; ``x`` and shapes as in ``forward``."""
-        return self._heads(x, self._first_level, self.depth)
+        return self._logits(x, self._first_level, self.depth)
 
-    @torch.jit.unused
+    @kernels.call_in_python
     def diagonals(self, x: Tensor) -> Generator[Tensor, Tensor | None, None]:
         """Yield the logits of L^1, L^2, ... up to :attr:`level`: each costs one more diagonal of nodes.
 
-        What is sent into the generator, indices of samples of the batch, goes on without the others; a
+        Indices of samples of the batch that are sent into the generator continue without the others; a
         sample that is dropped costs nothing from there on, and nothing is computed twice.
 
         Args:
             x: (B, in_channels, *spatial), as for ``forward``.
 
         Yields:
-            Logits (B', out_channels, *spatial) of the samples that went on, equal to those of ``forward``.
+            Logits (B', out_channels, *spatial) of the samples that continue, equal to those of ``forward``.
 
         Raises:
             ValueError: if ``deep_supervision`` is off: there are no heads to stop at; or as ``forward``.
@@ -306,56 +209,56 @@ class UNetPlusPlus(nn.Module):
             raise ValueError("deep_supervision is off: there are no heads above the deepest to stop at.")
         self._check_input(x, self._level)
         image = kernels.enter(x)
-        rows = [[self.encoder[0](image)]]
+        X = [[self.encoder[0](image)]]
         for k in range(1, self._level + 1):
-            y = self.encoder[k](image if self._backbone and k == 1 else rows[-1][0])
-            rows.append([y])
-            for j in range(1, k + 1):
-                y = self.nodes[f"x_{k - j}_{j}"](rows[k - j], y)
-                rows[k - j].append(y)
-            kept = yield kernels.leave(self._head(k, y), x)
+            self._add_to_encoder(X, image, k)
+            self._add_diagonal(X, k, False)
+            kept = yield kernels.leave(self._head(X[0][-1], k), x)
             if kept is not None:
-                rows = [[y[kept] for y in row] for row in rows]
+                X, image = [[y[kept] for y in row] for row in X], image[kept]
 
-    def _heads(self, x: Tensor, lowest: int, level: int) -> list[Tensor]:
-        """Return the logits of levels ``lowest`` .. ``level``, deepest first."""
-        if torch.jit.is_scripting():
-            self._check_input(x, level)
-            image = x
-        else:
-            if mode.is_eager():
-                self._check_input(x, level)
-            image = kernels.enter(x)
-        y = image
-        rows: list[list[Tensor]] = []  # rows[i] = X^{i,0}, X^{i,1}, ...
-        for i, encoder in enumerate(self.encoder):
-            if i <= level:
-                y = encoder(image if self._backbone and i == 1 else y)
-                rows.append([y])
+    def _logits(self, x: Tensor, first: int, last: int) -> list[Tensor]:
+        """Return the logits of levels ``first`` .. ``last``, deepest first."""
+        self._check_input(x, last)
+        image = kernels.enter(x)
+        X = [[self.encoder[0](image)]]  # X[i] = X^{i,0}, X^{i,1}, ...
         logits: list[Tensor] = []
+        for k in range(1, last + 1):
+            self._add_to_encoder(X, image, k)
+        for k in range(1, last + 1):
+            if k >= first or self.skips != "long":  # with long skips no diagonal feeds another
+                self._add_diagonal(X, k, k == last)
+            if k >= first:
+                logits.append(kernels.leave(self._head(X[0][-1], k), x))
+        logits.reverse()
+        return logits
+
+    def _add_to_encoder(self, X: list[list[Tensor]], image: Tensor, k: int) -> None:
+        """Append row ``k`` with X^{k,0}."""
+        for i, row in enumerate(self.encoder):
+            if i == k:
+                X.append([row(image if self._has_backbone and k == 1 else X[k - 1][0])])
+
+    def _add_diagonal(self, X: list[list[Tensor]], k: int, is_last: bool) -> None:
+        """Append X^{k-1,1}, X^{k-2,2}, ..., X^{0,k} to their rows."""
         for n, node in enumerate(self.nodes.values()):
             i, j = self._places[n]
-            k = i + j
-            if k <= level and (k >= lowest or self.skips != "long"):
-                if j == 1:
-                    y = rows[i + 1][0]
-                y = node(rows[i], y)  # the node below is the one before it
-                rows[i].append(y)
-                if k == level:
-                    rows[i].clear()  # nobody else reads this row: free it
-                if i == 0 and k >= lowest:
-                    logits.append(self._head(k, y))  # at once, so that backward has one at a time
-        logits.reverse()
-        return logits if torch.jit.is_scripting() else [kernels.leave(y, x) for y in logits]
+            if i + j == k:
+                X[i].append(node(X[i], X[i + 1][-1]))
+                if is_last:  # nothing reads these maps again: free them
+                    X[i] = X[i][-1:]
+                    X[i + 1] = X[i][:0]
 
-    def _head(self, k: int, y: Tensor) -> Tensor:
+    def _head(self, y: Tensor, k: int) -> Tensor:
         logits = y
         for n, head in enumerate(self.heads.values()):
             if n + self._first_level == k:
-                logits = head(y) if torch.jit.is_scripting() else kernels.convolve_one(head, y)
+                logits = head(y)
         return logits
 
     def _check_input(self, x: Tensor, level: int) -> None:
+        if not kernels.has_sizes():
+            return
         if x.dim() != self.spatial_dims + 2:
             raise ValueError(
                 f"x must have {self.spatial_dims + 2} axes (B, C, *spatial), got {x.dim()}: {list(x.shape)}."
@@ -363,7 +266,7 @@ class UNetPlusPlus(nn.Module):
         if x.shape[1] != self.in_channels:
             raise ValueError(f"x must have in_channels = {self.in_channels} on axis 1, got {x.shape[1]}.")
         instance = self._norm == "instance"
-        if instance or (self.training and (self._norm == "batch" or self._backbone)):
+        if instance or (self.training and (self._norm == "batch" or self._has_backbone)):
             samples = 1 if instance else x.shape[0]  # of one channel of row `level`
             divisor = self._divisors[level]
             for axis in range(self.spatial_dims):
@@ -377,34 +280,47 @@ class UNetPlusPlus(nn.Module):
                 )
 
 
-def _layer_name(name: str, layer: tuple[Any, ...] | str | None) -> str:
-    """Of a layer as MONAI's factories take it: its name, or that and its arguments."""
-    if isinstance(layer, (tuple, list)) and not layer:
-        raise ValueError(f"{name} must be a name, (name, arguments) or None, got {layer!r}.")
-    return str(layer[0] if isinstance(layer, (tuple, list)) else layer).lower()
-
-
-def _widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(widths, (str, int)) or not all(
-        type(width) is int and width > 0 for width in widths
-    ):  # no bool
-        raise ValueError(f"{name} must be positive ints, got {widths!r}.")
-    return tuple(widths)
-
-
-def _per_axis_and_row(
-    name: str, value: int | Sequence[PerAxis], rows: int, axes: int
-) -> tuple[tuple[int, ...], ...]:
-    """Spell out an int, or one entry per row, each an int or one per axis, as one tuple per row."""
-    entries = [value] * rows if isinstance(value, int) else list(value)
-    if len(entries) != rows:
-        raise ValueError(
-            f"{name} must be an int or have {rows} entries for these channels, got {len(entries)}: {value}."
+def _encoder(spec: Spec) -> nn.ModuleList:
+    """Column 0: rows of ours, or row 0 and the stages of a backbone."""
+    rows = nn.ModuleList(
+        EncoderRow(
+            spec.spatial_dims,
+            in_channels=spec.channels[i - 1] if i else spec.in_channels,
+            out_channels=spec.channels[i],
+            stride=spec.strides[i - 1] if i else None,
+            kernel_size=spec.kernel_size[i],
+            **_settings(spec),
         )
-    spelled = []
-    for entry in entries:
-        row = (entry,) * axes if isinstance(entry, int) else tuple(entry)
-        if len(row) != axes:
-            raise ValueError(f"each entry of {name} must be an int or {axes} ints, got {entry!r}.")
-        spelled.append(_widths(name, row))
-    return tuple(spelled)
+        for i in range(1 if spec.encoder else spec.depth + 1)
+    )
+    if spec.encoder:
+        stages = backbone_stages(spec.encoder, spec.spatial_dims, spec.in_channels, spec.pretrained)
+        rows.extend(stages[: spec.depth])
+    for row in rows:
+        if isinstance(row, EncoderRow):
+            row.use_checkpoint = spec.use_checkpoint
+    return rows
+
+
+def _node(spec: Spec, i: int, j: int) -> Node:
+    """X^{i,j}."""
+    start, stop = spec.skip_columns(j)
+    node = Node(
+        skips=(start, stop),
+        spatial_dims=spec.spatial_dims,
+        below_channels=spec.width(i + 1, j - 1),
+        up_channels=spec.up_channels[i],
+        skip_channels=[spec.width(i, n) for n in range(start, stop)],
+        out_channels=spec.width(i, j),
+        stride=spec.strides[i],
+        upsample=spec.upsample,
+        kernel_size=spec.kernel_size[i],
+        **_settings(spec),
+    )
+    node.use_checkpoint = spec.use_checkpoint
+    return node
+
+
+def _settings(spec: Spec) -> dict[str, Any]:
+    """The arguments that all nodes share."""
+    return {name: getattr(spec, name) for name in ("block", "act", "norm", "bias", "dropout")}

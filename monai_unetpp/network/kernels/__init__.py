@@ -1,31 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the equation is computed: in less time and memory than by torch's defaults, with the same result.
 
-mode         when all this applies: eager mode, and on the CPU in channels last
-winograd     3D convolution with half the multiplications
-convolution  over several maps, with gradients; transposed convolution as a matrix product
-norm         instance norm in channels last
+dispatch     when; what TorchScript, tracing and export get instead; :func:`plain` switches it off
+convolution  over several maps that are not joined
 recompute    what backward makes again instead of keeping it
-compiled     the convolutions as operators for torch.compile
+cpu/         norm, Winograd's convolution, private operators: for the CPU
 
-Scripted, traced and exported networks use torch's operators as they are, and so does compiled training.
+The README beside this file says what must stay true, and how to find a wrong number.
 """
 
-from monai_unetpp.network.kernels import compiled
-from monai_unetpp.network.kernels.convolution import Deconv3d, convolve, convolve_one
-from monai_unetpp.network.kernels.mode import enter, leave
-from monai_unetpp.network.kernels.norm import InstanceNorm
-from monai_unetpp.network.kernels.recompute import Checkpointed, activate, apply
+from monai_unetpp.network.kernels.convolution import Conv2d, Conv3d, Upsampling, convolve_norm_act
+from monai_unetpp.network.kernels.dispatch import (
+    Dispatched,
+    call_in_python,
+    crop,
+    enter,
+    has_sizes,
+    leave,
+    plain,
+    script_too,
+    use,
+)
+from monai_unetpp.network.kernels.recompute import Checkpointed, Repeated
 
 __all__ = [
     "Checkpointed",
-    "Deconv3d",
-    "InstanceNorm",
-    "activate",
-    "apply",
-    "compiled",
-    "convolve",
-    "convolve_one",
+    "Conv2d",
+    "Conv3d",
+    "Dispatched",
+    "Repeated",
+    "Upsampling",
+    "call_in_python",
+    "convolve_norm_act",
+    "crop",
     "enter",
+    "has_sizes",
     "leave",
+    "plain",
+    "script_too",
+    "use",
 ]

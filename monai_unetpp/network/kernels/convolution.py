@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A convolution over several maps as if they were joined, and a transposed one, each with its gradients."""
+"""A convolution over several maps as if they were joined, with its gradients; on any device.
+
+A convolution over joined maps is the sum of convolutions over each of them. Nothing is joined, and what
+backward keeps of a map is what the map is made from.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +13,64 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.nn import functional as F
 
-from monai_unetpp.network.kernels import mode, winograd
-from monai_unetpp.network.kernels.recompute import autocast, is_recorded, recipe
+from monai_unetpp.network.kernels import dispatch
+from monai_unetpp.network.kernels.cpu import onednn, operators, winograd
+from monai_unetpp.network.kernels.recompute import Repeated, activate, autocast, is_recorded, recipe
 
-__all__ = ["Deconv3d", "convolve", "convolve_fast", "convolve_one", "deconvolve_fast"]
+__all__ = ["Conv2d", "Conv3d", "Upsampling", "convolve", "convolve_norm_act"]
 
 
-def convolve(conv: Any, maps: Sequence[Tensor], pieces: Sequence[int]) -> Tensor:
+class Conv2d(dispatch.Dispatched, nn.Conv2d):
+    """A convolution of one map, such as a head's; backward keeps what its input was made from."""
+
+    def kernel(self, x: Tensor) -> Tensor:
+        """Compute ``forward(x)``."""
+        return convolve(self, [x]) if is_plain(self) else self.forward(x)
+
+
+class Conv3d(dispatch.Dispatched, nn.Conv3d):
+    """The same in 3D."""
+
+    kernel = Conv2d.kernel
+
+
+CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, Conv2d, Conv3d)
+
+
+def convolve_norm_act(block: Any, maps: Sequence[Tensor]) -> Tensor:
+    """Return ``block.adn(block.conv(maps joined))``; a part that is not as we built it is called.
+
+    Args:
+        block: a :class:`~monai_unetpp.network.blocks.JointConv`.
+        maps: (B, C_n, *spatial) each.
+    """
+    conv = block.conv
+    ours = is_plain(conv) and conv.in_channels == sum(x.shape[1] for x in maps)
+    z = convolve(conv, maps) if ours else conv(torch.cat(list(maps), dim=1))
+    return activate(block.adn, z, may_overwrite=ours)
+
+
+def is_plain(conv: Any) -> bool:
+    """Whether a convolution keeps the size of its input, as those that we build, and nobody changed it."""
+    return (
+        dispatch.is_untouched(conv, CONVOLUTIONS)
+        and type(conv.weight) is nn.Parameter
+        and conv.groups == 1
+        and conv.padding_mode == "zeros"
+        and not any(step != 1 for step in (*conv.stride, *conv.dilation))
+        and conv.padding == tuple(k // 2 for k in conv.kernel_size)
+    )
+
+
+def convolve(conv: Any, maps: Sequence[Tensor]) -> Tensor:
     """Return what ``conv`` makes of ``maps`` joined along the channels, without joining them.
 
     Args:
-        conv: a convolution that keeps the size of its input.
+        conv: a convolution of which :func:`is_plain` is true.
         maps: (B, C_n, *spatial) each.
-        pieces: ``C_n`` of each map.
     """
-    weights = conv.weight.split(pieces, dim=1)
+    weights = conv.weight.split([x.shape[1] for x in maps], dim=1)
     if not is_recorded(*maps, conv.weight):
         return _forward(conv, maps, weights)
     with torch.no_grad():
@@ -38,32 +83,22 @@ def convolve(conv: Any, maps: Sequence[Tensor], pieces: Sequence[int]) -> Tensor
     return y
 
 
-def convolve_one(conv: Any, x: Tensor) -> Tensor:
-    """Return ``conv(x)``."""
-    return convolve(conv, [x], [conv.in_channels])
+class Upsampling(Repeated):
+    """``U``, of which backward makes input and result again; a 3D deconvolution is a matrix product."""
+
+    def _steps(self, x: Tensor) -> Tensor:
+        deconv = getattr(self, "deconv", None)
+        if type(deconv) is nn.ConvTranspose3d and not dispatch.has_hooks(deconv) and _is_exact(deconv):
+            if dispatch.is_compiled(x):
+                return torch.ops.monai_unetpp.deconvolve(x, deconv.weight, deconv.bias, deconv.stride)
+            if onednn.is_fast(x):
+                return _Deconvolve.apply(x, deconv.weight, deconv.bias, deconv.stride)  # type: ignore[no-untyped-call]
+        return self.forward(x)
 
 
-class Deconv3d(nn.ConvTranspose3d):
-    """Transposed convolution whose kernel is as large as its stride, so that no two inputs meet in an output.
-
-    On the CPU torch's own has no channels last in 3D, and takes five times as long.
-    """
-
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: ARG002
-        """Map (B, C, X, Y, Z) to (B, C', *(size * stride))."""
-        if torch.jit.is_scripting():
-            y = F.conv_transpose3d(x, self.weight, self.bias, self.stride)
-        else:
-            y = self._forward(x)
-        return y
-
-    @torch.jit.unused
-    def _forward(self, x: Tensor) -> Tensor:
-        if mode.is_compiled(x):
-            return torch.ops.monai_unetpp.deconvolve(x, self.weight, self.bias, self.stride)
-        if mode.is_fast(x):
-            return _Deconvolve.apply(x, self.weight, self.bias, self.stride)  # type: ignore[no-untyped-call]
-        return F.conv_transpose3d(x, self.weight, self.bias, self.stride)
+def _is_exact(deconv: nn.ConvTranspose3d) -> bool:
+    """Whether the kernel is as large as the stride, so that no two inputs meet in an output."""
+    return deconv.kernel_size == deconv.stride and deconv.groups == 1 and not any(deconv.output_padding)
 
 
 class _Deconvolve(Function):
@@ -71,13 +106,13 @@ class _Deconvolve(Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int]) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride = stride
-        return deconvolve_fast(x, weight, bias, stride)
+        return onednn.deconvolve(x, weight, bias, stride)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        mode.refuse_second_derivative()
+        dispatch.refuse_second_derivative()
         x, weight = ctx.saved_tensors
-        grad = mode.channels_last(grad)
+        grad = dispatch.channels_last(grad)
         # read backwards, it is a plain convolution: grad is its input, and x the gradient of its result
         gx = torch.ops.aten.mkldnn_convolution(grad, weight, None, [0] * 3, ctx.stride, [1] * 3, 1)
         _, gw = _convolution_backward(x, grad, weight, ctx.stride, [0] * 3, (False, True))
@@ -101,10 +136,11 @@ class _Hang(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        mode.refuse_second_derivative()
+        dispatch.refuse_second_derivative()
         raw, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad
-        grad = mode.channels_last(grad)
+        if dispatch.prefers_cpu(grad):
+            grad = dispatch.channels_last(grad)
         with ctx.autocast():
             x = ctx.make(raw).to(grad.dtype)
         gx, gw = _backward(ctx.conv, grad, x, weight.to(grad.dtype), wanted[1:3])
@@ -113,51 +149,26 @@ class _Hang(Function):
 
 
 def _forward(conv: Any, maps: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    if mode.is_compiled(maps[0]):
+    if dispatch.is_compiled(maps[0]):
         return torch.ops.monai_unetpp.convolve(list(maps), conv.weight, conv.bias, conv.padding)
-    if all(mode.is_fast(x) for x in maps):
-        return convolve_fast(maps, weights, conv.bias, conv.padding)
+    if all(map(onednn.is_fast, maps)):
+        return operators.convolve_maps(maps, weights, conv.bias, conv.padding)
     y = conv._conv_forward(maps[0], weights[0], conv.bias)
     for x, weight in zip(maps[1:], weights[1:], strict=True):
         y += conv._conv_forward(x, weight, None)
     return y
 
 
-def convolve_fast(
-    maps: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None, padding: Sequence[int]
-) -> Tensor:
-    """Return the sum of the convolutions of ``maps``, each of which :func:`.mode.is_fast`."""
-    if all(winograd.pays(x, weight) for x, weight in zip(maps, weights, strict=True)):
-        return winograd.convolve(maps, weights, bias)
-    # By name: torch would take its slow 3D convolution for a batch of one and few voxels.
-    ones = [1] * len(padding)
-    y = mode.channels_last(
-        torch.ops.aten.mkldnn_convolution(maps[0], weights[0], bias, padding, ones, ones, 1)
-    )
-    for x, weight in zip(maps[1:], weights[1:], strict=True):  # in place: one map less to write and to read
-        torch.ops.mkldnn._convolution_pointwise_.binary(
-            y, x, weight, None, padding, ones, ones, 1, "add", 1.0, None, [], None
-        )
-    return y
-
-
-def deconvolve_fast(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int]) -> Tensor:
-    """Return the transposed 3D convolution of ``x``, which :func:`.mode.is_fast`."""
-    return torch.ops.mkldnn._convolution_transpose_pointwise(
-        x, weight, bias, [0, 0, 0], [0, 0, 0], stride, [1, 1, 1], 1, "none", [], ""
-    )
-
-
 def _backward(
     conv: Any, grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of ``x`` and of ``weight``, or None for what is not wanted."""
-    if not (mode.is_fast(x) and mode.is_fast(grad)):
+    if not (onednn.is_fast(x) and onednn.is_fast(grad)):
         return _convolution_backward(grad, x, weight, conv.stride, conv.padding, wanted)
     gx = gw = None
     if wanted[0]:
         mirrored = weight.flip(*range(2, weight.dim())).transpose(0, 1)
-        gx = convolve_fast([grad], [mirrored], None, conv.padding)
+        gx = operators.convolve_maps([grad], [mirrored], None, conv.padding)
     if wanted[1] and winograd.weight_gradient_pays(x, weight):
         gw = winograd.weight_gradient(x, grad, weight)
     elif wanted[1]:
@@ -174,7 +185,7 @@ def _convolution_backward(
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of ``x`` and of ``weight`` by torch, but never by its slow 3D convolution."""
-    slow = mode.is_fast(x) and _is_slow(x)
+    slow = onednn.is_fast(x) and _is_slow(x)
     gx, gw, _ = torch.ops.aten.convolution_backward(
         grad.to_mkldnn() if slow else grad,
         x.to_mkldnn() if slow else x,
@@ -189,7 +200,7 @@ def _convolution_backward(
         (*wanted, False),
     )
     if slow:
-        gx = mode.channels_last(gx.to_dense()) if wanted[0] else None
+        gx = dispatch.channels_last(gx.to_dense()) if wanted[0] else None
         gw = gw.to_dense() if wanted[1] and gw.is_mkldnn else gw
     return gx, gw
 

@@ -1,82 +1,140 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What backward makes again instead of keeping it.
+"""What backward makes again instead of keeping it; on any device.
 
 For backward, a convolution keeps its input, and norm and activation keep theirs: two maps for each
-convolution. Here one is kept, its raw output; what norm, activation, pooling and upsampling make
-of it takes little time and is made again.
+convolution. Here one is kept, its raw output; what norm, activation, pooling and upsampling make of it takes
+little time and is made again. How, the autograd graph itself tells: see :func:`recipe`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.utils.checkpoint
+from monai.networks.blocks import ADN, MemoryEfficientSwish, Mish, SubpixelUpsample, Swish
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from monai_unetpp.network.kernels import mode
-from monai_unetpp.network.kernels.norm import InstanceNorm, norm_act, norm_act_, statistics
+from monai_unetpp.network.kernels import dispatch
+from monai_unetpp.network.kernels.cpu import norm as cpu
+from monai_unetpp.network.kernels.cpu import onednn
 
-__all__ = ["Checkpointed", "Recipe", "activate", "apply", "autocast", "is_recorded", "recipe"]
+__all__ = ["Checkpointed", "Recipe", "Repeated", "activate", "autocast", "is_recorded", "recipe"]
+
+ELEMENTWISE = (
+    *(
+        nn.CELU,
+        nn.ELU,
+        nn.GELU,
+        nn.Hardswish,
+        nn.Identity,
+        nn.LeakyReLU,
+        nn.Mish,
+        nn.PReLU,
+        nn.ReLU,
+        nn.ReLU6,
+    ),
+    *(nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Tanh, MemoryEfficientSwish, Mish, Swish),
+)
+INSTANCE_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d)
+REPEATABLE_NORMS = (*INSTANCE_NORMS, nn.GroupNorm, nn.LayerNorm)
+RESIZING = (
+    *(nn.MaxPool2d, nn.MaxPool3d, nn.Upsample, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.Conv2d, nn.Conv3d, nn.PixelShuffle, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.ConstantPad2d, nn.ConstantPad3d, nn.Sequential, SubpixelUpsample),
+)
 
 
 class Recipe(NamedTuple):
-    """How to make a map again in backward: ``make(raw)``."""
+    """How to make a map again in backward: ``make(raw)``, without a graph of its own."""
 
     raw: Tensor
     make: Callable[[Tensor], Tensor]
 
 
 def recipe(x: Tensor) -> Recipe:
-    """Return how ``x`` is made again; what has no recipe is kept itself."""
-    return getattr(x, "recipe", None) or Recipe(x.detach(), _same)
+    """Return how ``x`` is made again; what our kernels did not make is kept itself.
 
-
-def activate(adn: Any, z: Tensor) -> Tensor:
-    """Return ``adn(z)``, norm and activation; ``z`` is kept for backward, the result is not."""
-    if _is_norm_act(adn) and mode.is_fast(z):
-        given = statistics(z, adn.N.eps)  # once, however often it is made again
-        act = getattr(adn, "A", None)
-        if not torch.is_grad_enabled():
-            return norm_act_(z, adn.N, act, given)
-        y: Any = norm_act(z, adn.N, act, given)
-        y.recipe = Recipe(z.detach(), lambda raw: norm_act(raw, adn.N, act, given))
-        return y
-    if not is_recorded(z, *adn.parameters()) or not _can_repeat(adn):
-        return adn(z)
-    return _apply(adn, list(adn.parameters()), z, Recipe(z.detach(), _same))
-
-
-def apply(module: nn.Module, x: Tensor, keep: bool = False) -> Tensor:
-    """Return ``module(x)``, for a module that takes little time: backward makes ``x`` again.
-
-    It makes the result again, too, unless ``keep`` says that it is small enough to be kept.
+    The node of the graph that made ``x`` has kept what it was made from. An operation on ``x``, in place or
+    not, is another node, so that a recipe never speaks of another map.
     """
-    if not is_recorded(x):
-        return module(x)
-    y = _apply(module, list(module.parameters()), x, recipe(x))
-    return _forget(y) if keep else y
+    node: Any = x.grad_fn
+    if type(node) in (_Repeat._backward_cls, cpu.NormAct._backward_cls):
+        return Recipe(node.saved_tensors[0].detach(), node.make_again)
+    return Recipe(x.detach(), _same)
+
+
+class Repeated(dispatch.Dispatched):
+    """A module that takes little time, such as pooling: backward makes its input and its result again.
+
+    Attributes:
+        keeps_result: whether the result is kept, because it is small.
+    """
+
+    keeps_result = False
+
+    def kernel(self, x: Tensor) -> Tensor:
+        """Compute ``forward(x)``."""
+        forward = self._steps
+        if not is_recorded(x) or not all(dispatch.is_untouched(m, RESIZING) for m in self.children()):
+            return forward(x)
+        y = _repeated(forward, list(self.parameters()), x, recipe(x))
+        return y.view_as(y) if self.keeps_result else y
+
+    def _steps(self, x: Tensor) -> Tensor:
+        """What ``forward`` does, for a subclass to do by faster kernels."""
+        return self.forward(x)
 
 
 class Checkpointed(nn.Module):
-    """A module that may keep only its inputs and result for backward, and compute the rest a second time."""
+    """A module that may keep only its inputs and result for backward, and compute the rest a second time.
+
+    Where somebody has hooked on to it or to one of its parts, it computes once: hooks see every step once.
+    """
 
     use_checkpoint = False
 
     def __call__(self, *inputs: Any) -> Any:
         """Call ``forward``; TorchScript does so directly."""
-        if not self.use_checkpoint or not mode.is_eager() or not torch.is_grad_enabled():
+        if (
+            not self.use_checkpoint
+            or not dispatch.is_eager()
+            or not torch.is_grad_enabled()
+            or any(map(dispatch.has_hooks, self.modules()))
+        ):
             return super().__call__(*inputs)
         kept = [list(x) if isinstance(x, list) else x for x in inputs]  # rows grow, and are cleared
         y = torch.utils.checkpoint.checkpoint(super().__call__, *kept, use_reentrant=False)
-        return _forget(y)
+        return y.view_as(y)  # a node of its own: what made it has kept nothing
+
+
+def activate(adn: nn.Module, z: Tensor, may_overwrite: bool) -> Tensor:
+    """Return ``adn(z)``, norm and activation; ``z`` is kept for backward, the result is not.
+
+    Args:
+        adn: MONAI's ``ADN``.
+        z: (B, C, *spatial).
+        may_overwrite: whether ``z`` is nobody else's, so that inference can do it in place.
+    """
+    kinds = [type(child) for child in adn.children()]
+    if type(adn) is not ADN or any(map(dispatch.has_hooks, (adn, *adn.children()))):
+        return adn(z)
+    norm: Any = getattr(adn, "N", None)
+    if type(norm) not in REPEATABLE_NORMS or getattr(norm, "track_running_stats", False):
+        return adn(z)
+    elementwise = all(kind in ELEMENTWISE for kind in kinds[1:])  # and no dropout
+    if type(norm) in INSTANCE_NORMS and elementwise and onednn.is_fast(z):
+        return cpu.norm_act(z, norm, getattr(adn, "A", None), may_overwrite)
+    if not elementwise or not is_recorded(z, *adn.parameters()):
+        return _norm_first(adn, z)
+    return _repeated(lambda x: _norm_first(adn, x), list(adn.parameters()), z, Recipe(z.detach(), _same))
 
 
 def is_recorded(*tensors: Tensor) -> bool:
-    """Whether torch records for backward what is done with ``tensors``, line by line."""
-    return mode.is_eager() and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    """Whether torch records for backward what is done with ``tensors``, in eager mode."""
+    return dispatch.is_eager() and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def autocast(x: Tensor) -> Callable[[], torch.autocast]:
@@ -86,45 +144,36 @@ def autocast(x: Tensor) -> Callable[[], torch.autocast]:
     return lambda: torch.autocast(device, dtype, enabled)
 
 
-def _is_norm_act(adn: Any) -> bool:
-    return [name for name, _ in adn.named_children()] in (["N"], ["N", "A"]) and isinstance(
-        adn.N, InstanceNorm
-    )
-
-
-def _can_repeat(adn: nn.Module) -> bool:
-    """Whether norm and activation give the same again: nothing random or running, nothing done in place."""
-    norm = getattr(adn, "N", None)
-    return isinstance(norm, (InstanceNorm, nn.GroupNorm, nn.LayerNorm)) and not hasattr(adn, "D")
-
-
-def _apply(make: Callable[[Tensor], Tensor], parameters: list[Tensor], x: Tensor, of: Recipe) -> Tensor:
-    raw, remake = of
-    y: Any = _Apply.apply(x, raw, remake, make, *parameters)  # type: ignore[no-untyped-call]
-    y.recipe = Recipe(raw, lambda raw: make(remake(raw)))
+def _norm_first(adn: Any, z: Tensor) -> Tensor:
+    """``adn(z)``, with the instance norm by the operator that is fastest on a CPU."""
+    first, *rest = adn.children()
+    y = cpu.instance_norm(z, first) if type(first) in INSTANCE_NORMS else first(z)
+    for step in rest:
+        y = step(y)
     return y
 
 
-def _forget(y: Tensor) -> Tensor:
-    """Let backward keep ``y`` itself, and not what it was made from."""
-    y.__dict__.pop("recipe", None)
-    return y
+def _repeated(
+    make: Callable[[Tensor], Tensor], parameters: Sequence[Tensor], x: Tensor, of: Recipe
+) -> Tensor:
+    return _Repeat.apply(x, *of, make, *parameters)  # type: ignore[no-untyped-call]
 
 
 def _same(x: Tensor) -> Tensor:
     return x
 
 
-class _Apply(Function):
+class _Repeat(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, raw: Tensor, remake: Any, make: Any, *parameters: Tensor) -> Tensor:
         ctx.save_for_backward(raw)
         ctx.remake, ctx.make, ctx.parameters, ctx.autocast = remake, make, parameters, autocast(x)
+        ctx.make_again = lambda raw: make(remake(raw))
         return make(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        mode.refuse_second_derivative()
+        dispatch.refuse_second_derivative()
         with ctx.autocast():
             x = ctx.remake(*ctx.saved_tensors).detach().requires_grad_()
             with torch.enable_grad():

@@ -17,9 +17,10 @@ from torch.autograd import Function
 from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
 
-from monai_unetpp.network.kernels import mode
+from monai_unetpp.network.kernels import dispatch
+from monai_unetpp.network.kernels.cpu import onednn
 
-__all__ = ["InstanceNorm", "Statistics", "norm_act", "norm_act_", "statistics"]
+__all__ = ["NormAct", "Statistics", "instance_norm", "norm_act", "statistics"]
 
 Statistics = tuple[Tensor, Tensor]  # mean and 1 / standard deviation, (B, C, 1, ...) each
 
@@ -27,27 +28,13 @@ _SUMMED = 2**8  # voxels of which a sum is taken in single precision
 _CACHED = 2**19  # numbers in a slab that stays in the processor's cache
 
 
-class InstanceNorm(nn.modules.instancenorm._InstanceNorm):
-    """Instance norm without running statistics."""
-
-    def _check_input_dim(self, x: Tensor) -> None:
-        """Take any number of axes."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, C, *spatial) over the spatial axes."""
-        if torch.jit.is_scripting():
-            y = F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
-        else:
-            y = self._forward(x)
-        return y
-
-    @torch.jit.unused
-    def _forward(self, x: Tensor) -> Tensor:
-        if mode.is_fast(x):
-            return norm_act(x, self, None, statistics(x, self.eps))
-        if mode.is_eager() and x.device.type == "cpu":  # the same, and takes a third of the time
-            return F.group_norm(x, self.num_features, self.weight, self.bias, self.eps)
-        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+def instance_norm(x: Tensor, norm: Any) -> Tensor:
+    """Return ``norm(x)`` of an instance norm without running statistics."""
+    if onednn.is_fast(x):
+        return norm_act(x, norm, None)
+    if dispatch.prefers_cpu(x):  # the same, and takes a third of the time
+        return F.group_norm(x, x.shape[1], norm.weight, norm.bias, norm.eps)
+    return norm(x)
 
 
 def statistics(x: Tensor, eps: float) -> Statistics:
@@ -69,27 +56,28 @@ def statistics(x: Tensor, eps: float) -> Statistics:
     return mean.view(shape), (variance + eps).rsqrt_().view(shape)
 
 
-def norm_act(x: Tensor, norm: InstanceNorm, act: nn.Module | None, given: Statistics) -> Tensor:
-    """Return ``act((x - mean) / deviation * weight + bias)``.
+def norm_act(x: Tensor, norm: Any, act: nn.Module | None, may_overwrite: bool = False) -> Tensor:
+    """Return ``act(norm(x))``.
 
     Args:
-        x: (B, C, *spatial), channels last.
-        norm: for its weight and bias.
-        act: activation, or None.
-        given: the statistics of ``x``; backward knows that they are.
+        x: (B, C, *spatial), of which :func:`.onednn.is_fast` is true.
+        norm: instance norm without running statistics.
+        act: elementwise activation, or None.
+        may_overwrite: whether to compute in place where nothing is recorded for backward.
     """
+    given = statistics(x, norm.eps)  # once, however often the result is made again
+    if not torch.is_grad_enabled():
+        out = x if may_overwrite else torch.empty_like(x)
+        return _norm_act(x, given, norm.weight, norm.bias, act, out=out)
     parameters = () if act is None else tuple(act.parameters())
-    return _NormAct.apply(x, *given, act, norm.weight, norm.bias, *parameters)  # type: ignore[no-untyped-call]
+    return NormAct.apply(x, *given, act, norm.weight, norm.bias, *parameters)  # type: ignore[no-untyped-call]
 
 
-def norm_act_(x: Tensor, norm: InstanceNorm, act: nn.Module | None, given: Statistics) -> Tensor:
-    """Do in place what :func:`norm_act` does; without gradients."""
-    return _norm_act(x, given, norm.weight, norm.bias, act, out=x)
+class NormAct(Function):
+    """``act((x - mean) / deviation * weight + bias)``; backward knows that these are statistics of ``x``."""
 
-
-class _NormAct(Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: D102
         ctx: Any,
         x: Tensor,
         mean: Tensor,
@@ -101,17 +89,22 @@ class _NormAct(Function):
     ) -> Tensor:
         ctx.save_for_backward(x, mean, rstd, weight, bias)
         ctx.act, ctx.parameters = act, parameters
-        return _norm_act(x, (mean, rstd), weight, bias, act, out=torch.empty_like(x))
+
+        def make(raw: Tensor) -> Tensor:
+            return _norm_act(raw, (mean, rstd), weight, bias, act, out=torch.empty_like(raw))
+
+        ctx.make_again = make
+        return make(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        mode.refuse_second_derivative()
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        dispatch.refuse_second_derivative()
         x, mean, rstd, weight, bias = ctx.saved_tensors
         scale, shift = _scale_and_shift((mean, rstd), weight, bias)
         wanted = [parameter for parameter in ctx.parameters if parameter.requires_grad]
         totals = [torch.zeros_like(parameter) for parameter in wanted]
         gx, gn, gnx = torch.empty_like(x), torch.zeros_like(mean), torch.zeros_like(mean)
-        for part, g, out in zip(_cached(x), _cached(grad), _cached(gx), strict=True):
+        for part, g, out in zip(_slabs(x), _slabs(grad), _slabs(gx), strict=True):
             g, *gp = _act_backward(ctx.act, part, scale, shift, g, wanted)
             out.copy_(g)
             gn += g.sum(_spatial(x), keepdim=True)
@@ -123,7 +116,7 @@ class _NormAct(Function):
         voxels = x[0, 0].numel()
         slope = -gnx * rstd * scale / voxels
         level = -gn * scale / voxels - slope * mean
-        for part, out in zip(_cached(x), _cached(gx), strict=True):
+        for part, out in zip(_slabs(x), _slabs(gx), strict=True):
             torch.addcmul(level, out, scale, out=out).addcmul_(part, slope)
         gw, gb = (total.sum((0, *_spatial(x))) for total in (gnx, gn))
         totals_left = iter(totals)
@@ -144,7 +137,7 @@ def _norm_act(
     out: Tensor,
 ) -> Tensor:
     scale, shift = _scale_and_shift(given, weight, bias)
-    for part, into in zip(_cached(x), _cached(out), strict=True):
+    for part, into in zip(_slabs(x), _slabs(out), strict=True):
         torch.addcmul(shift, part, scale, out=into)
         y = into if act is None else act(into)
         if y is not into:  # not an activation in place
@@ -173,13 +166,9 @@ def _scale_and_shift(given: Statistics, weight: Tensor | None, bias: Tensor | No
     return scale, shift if bias is None else shift + bias.detach().view(shape)
 
 
-def _cached(x: Tensor) -> tuple[Tensor, ...]:
-    return _slabs(x, x.numel() / _CACHED)
-
-
-def _slabs(x: Tensor, number: float) -> tuple[Tensor, ...]:
-    """Cut ``x`` along its first spatial axis into so many pieces, as near as can be."""
-    return x.chunk(max(1, round(number)), 2)
+def _slabs(x: Tensor) -> tuple[Tensor, ...]:
+    """Cut ``x`` along its first spatial axis into pieces that the cache holds, as near as can be."""
+    return x.chunk(max(1, round(x.numel() / _CACHED)), 2)
 
 
 def _spatial(x: Tensor) -> tuple[int, ...]:

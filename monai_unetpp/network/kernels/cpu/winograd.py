@@ -17,6 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from monai_unetpp.network.kernels.cpu import onednn
+
 __all__ = ["convolve", "pays", "weight_gradient", "weight_gradient_pays"]
 
 POINTS, TILE, TAPS = 6, 4, 3
@@ -76,7 +78,7 @@ def convolve(maps: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | N
     y = torch.empty_like(maps[0][:, :1].expand(-1, out, -1, -1, -1), memory_format=torch.channels_last_3d)
     kernels = [torch.einsum("td,ocdyz->toyzc", G.to(weight), weight) for weight in weights]
     voxels = math.prod(plane)
-    slabs = _slabs(depth, max(out, *widths) * voxels)
+    slabs = _slabs_of_tiles(depth, max(out, *widths) * voxels)
     spaces = [y.new_empty(POINTS * len(slabs[0]) * voxels * width) for width in (out, max(widths))]
     for tiles in slabs:
         for n in range(b):
@@ -106,7 +108,7 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
     o, voxels = len(weight), math.prod(plane)
     total = weight.new_zeros(POINTS, o, c, *weight.shape[3:])
     padding = [k // 2 for k in weight.shape[3:]]
-    slabs = _slabs(depth, max(o, c) * voxels)
+    slabs = _slabs_of_tiles(depth, max(o, c) * voxels)
     spaces = [x.new_empty(POINTS * len(slabs[0]) * voxels * width) for width in (c, o)]
     for tiles in slabs:
         data, grads = (
@@ -133,7 +135,7 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
     return torch.einsum("td,tocyz->ocdyz", G.to(total), total)
 
 
-def _slabs(depth: int, width: int) -> list[range]:
+def _slabs_of_tiles(depth: int, width: int) -> list[range]:
     """Return the tiles, each of four slices of ``width`` numbers, as many at a time as fill a workspace."""
     tiles = -(-depth // TILE)
     step = max(2, _WORKSPACE // (POINTS * width))
@@ -192,8 +194,6 @@ def _add_convolved(y: Tensor, x: Tensor, weight: Tensor) -> None:
     """Add to ``y`` (n, O, Y, Z) the 2D convolution of ``x`` (n, C, Y, Z)."""
     padding = [k // 2 for k in weight.shape[2:]]
     if x.dtype == torch.float32:
-        torch.ops.mkldnn._convolution_pointwise_.binary(
-            y, x, weight, None, padding, [1, 1], [1, 1], 1, "add", 1.0, None, [], None
-        )
+        onednn.add_convolved(y, x, weight, padding)
     else:
         y += torch.nn.functional.conv2d(x, weight, padding=padding)

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When our kernels compute the network, and when torch's own operators do, as the modules' ``forward`` says.
+
+plain    torch's operators and autograd; every module is called
+memory   convolutions over maps that are not joined, cheap steps repeated in backward; any device
+auto     the same with the kernels of ``cpu/`` on the CPU, where they were measured; plain elsewhere
+
+TorchScript, tracing and export always take plain. All that this package knows of them is in this file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from monai.utils import convert_to_dst_type
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+__all__ = [
+    "KERNELS",
+    "Dispatched",
+    "applies",
+    "call_in_python",
+    "crop",
+    "enter",
+    "has_hooks",
+    "has_sizes",
+    "is_compiled",
+    "is_eager",
+    "is_untouched",
+    "leave",
+    "plain",
+    "prefers_cpu",
+    "refuse_second_derivative",
+    "script_too",
+    "use",
+    "uses_cpu_kernels",
+]
+
+KERNELS = ("auto", "memory", "plain")
+VARIABLE = "MONAI_UNETPP_KERNELS"
+
+_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+call_in_python = torch.jit.unused  # for methods that TorchScript leaves out
+script_too = torch.jit.export  # for methods beside ``forward`` that TorchScript compiles
+
+
+def _checked(kernels: str, name: str) -> str:
+    if kernels not in KERNELS:
+        raise ValueError(f"{name} must be one of {', '.join(KERNELS)}, got {kernels!r}.")
+    return kernels
+
+
+_in_use = _checked(os.environ.get(VARIABLE, "auto"), f"The environment variable {VARIABLE}")
+
+
+@contextmanager
+def use(kernels: str) -> Iterator[None]:
+    """Compute with other kernels inside a ``with`` block, in all threads of the process.
+
+    Args:
+        kernels: ``"plain"``, ``"memory"`` or ``"auto"``. Outside of such a block the environment variable
+            ``MONAI_UNETPP_KERNELS`` decides, and ``"auto"`` is the default.
+
+    Raises:
+        ValueError: if ``kernels`` is none of these.
+    """
+    global _in_use
+    before, _in_use = _in_use, _checked(kernels, "kernels")
+    try:
+        yield
+    finally:
+        _in_use = before
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Compute with torch's own operators and autograd inside a ``with`` block; every module is called.
+
+    Second derivatives, ``torch.func`` and operator counters work there.
+    """
+    with use("plain"):
+        yield
+
+
+class Dispatched(nn.Module):
+    """A module that :meth:`kernel` computes where our kernels apply, and its own ``forward`` elsewhere.
+
+    A module with hooks of its own is called as any other module is.
+    """
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Compute; TorchScript compiles ``forward`` alone."""
+        first = inputs[0]
+        if applies(first[0] if isinstance(first, list) else first) and not has_hooks(self):
+            return self.kernel(*inputs)
+        return super().__call__(*inputs)
+
+    def kernel(self, *inputs: Any) -> Any:
+        """Compute what ``forward`` computes, in less time or memory."""
+        raise NotImplementedError
+
+
+def applies(x: Tensor) -> bool:
+    """Whether our kernels compute with ``x``, or else the modules' own ``forward``."""
+    if _in_use == "plain":
+        return False
+    if not is_eager():
+        return is_compiled(x)
+    if _in_use == "auto" and x.device.type != "cpu":
+        return False
+    return not (_has_any_global_hook() or _is_watched())  # type: ignore[no-untyped-call]
+
+
+def _is_watched() -> bool:
+    """Whether something interprets operators that does not know ours: ``torch.func``, a dispatch mode."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    modes = _get_current_dispatch_mode_stack() if torch._C._len_torch_dispatch_stack() else ()
+    return not all(getattr(mode, "takes_any_operator", False) for mode in modes)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody has hooked on to a module, or replaced the ``forward`` of this one instance."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def is_untouched(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a module and its children are of exactly these kinds, and have no hooks.
+
+    A module that is parametrised, wrapped, quantised or exchanged is of another kind.
+    """
+    return (
+        type(module) in kinds
+        and not has_hooks(module)
+        and all(is_untouched(child, kinds) for child in module._modules.values() if child is not None)
+    )
+
+
+def is_eager() -> bool:
+    """Whether torch runs in eager mode: nothing is traced, exported or compiled."""
+    return not torch.jit.is_tracing() and not torch.compiler.is_compiling()  # type: ignore[no-untyped-call]
+
+
+def is_compiled(x: Tensor) -> bool:
+    """Whether ``torch.compile`` is at work on inference in 3D in float32 on the CPU; not ``torch.export``."""
+    return (
+        _in_use == "auto"
+        and torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+        and x.dim() == 5
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and _ONEDNN
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def uses_cpu_kernels(x: Tensor) -> bool:
+    """Whether the kernels of ``cpu/`` may be tried on ``x``: in eager mode, float32, on a CPU with oneDNN."""
+    return prefers_cpu(x) and x.dtype == torch.float32 and _ONEDNN and not torch.is_autocast_enabled("cpu")
+
+
+def prefers_cpu(x: Tensor) -> bool:
+    """Whether what is best on a CPU is the choice: in eager mode, ``x`` is there."""
+    return _in_use == "auto" and x.device.type == "cpu" and is_eager()
+
+
+def refuse_second_derivative() -> None:
+    """Raise if backward is itself recorded, as ``create_graph`` asks for: none of our kernels can do that."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "create_graph must be off: the kernels of UNetPlusPlus have no second derivative. Plain torch "
+            "has one: run forward and backward inside `with monai_unetpp.network.kernels.plain():`."
+        )
+
+
+# What TorchScript compiles as well
+
+
+def has_sizes() -> bool:
+    """Whether Python may look at the sizes of a tensor: while it is traced or compiled they are left open."""
+    if torch.jit.is_scripting():
+        return True
+    else:
+        return is_eager()
+
+
+def enter(x: Tensor) -> Tensor:
+    """Return ``x`` as the network computes with it.
+
+    That is a plain tensor, since MONAI's ``MetaTensor`` would cost time in every operation; where the kernels
+    of ``cpu/`` compute, in channels last, the order that convolves fastest there.
+    """
+    if torch.jit.is_scripting():
+        return x
+    else:
+        if not is_eager():
+            return x
+        x = x.as_subclass(Tensor)
+        return channels_last(x) if prefers_cpu(x) and applies(x) else x
+
+
+def leave(y: Tensor, x: Tensor) -> Tensor:
+    """Return ``y`` as the type of tensor that came in, such as a ``MetaTensor`` with the meta of ``x``."""
+    if torch.jit.is_scripting():
+        return y
+    else:
+        if not is_eager() or type(x) is Tensor:
+            return y
+        return convert_to_dst_type(y, x, dtype=y.dtype)[0]
+
+
+def crop(x: Tensor, like: Tensor) -> Tensor:
+    """Cut from the end of ``x`` what it has more than ``like`` on the spatial axes."""
+    if has_sizes() and x.shape[2:] == like.shape[2:]:
+        return x
+    crop: list[int] = []
+    for axis in range(x.dim() - 1, 1, -1):
+        crop += [0, like.shape[axis] - x.shape[axis]]
+    return F.pad(x, crop)  # negative: cuts; without a branch, so that it holds for every size
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return ``x`` (B, C, *spatial) in channels last."""
+    return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether ``x`` (B, C, *spatial) lies in memory channels last."""
+    return x.is_contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
