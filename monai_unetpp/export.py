@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One level in every form that it is shipped in, and running the form that needs no torch.
+"""One level in every form that it is shipped in, each checked against the full network.
 
 | suffix | what                         | read by                                      |
 | ------ | ---------------------------- | -------------------------------------------- |
@@ -14,7 +14,6 @@ Batch and sizes are left open in all of them.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import logging
 import os
 import warnings
@@ -26,18 +25,18 @@ from typing import Any
 
 import torch
 from monai.transforms import CenterSpatialCrop, SpatialPad
-from torch import Tensor, nn
+from torch import Tensor
 
 from monai_unetpp.extras import need
 from monai_unetpp.files import refuse_existing, save_by_memory, whole_file
 from monai_unetpp.network import UNetPlusPlus, prune
+from monai_unetpp.weights import RUNTIMES, OnnxNetwork
 
 __all__ = ["FORMATS", "RUNTIMES", "OnnxNetwork", "check_formats", "example_window", "export_level"]
 
 logger = logging.getLogger(__name__)
 
 FORMATS = ("pt", "ts", "pt2", "onnx")
-RUNTIMES = ("openvino", "onnxruntime")
 TOLERANCE = 1e-4  # of the largest logit: other kernels round otherwise, and norms magnify it
 
 
@@ -51,26 +50,26 @@ def export_level(
 ) -> dict[str, Path]:
     """Write L^level as ``model.pt``, ``model.ts``, ``model.pt2``, ``model.onnx``: all of them, or none.
 
-    Each file is read again and run on ``example`` and on a smaller piece of it before it is kept: the weights
-    must give the full network's head to the last bit, the others to within 1e-4 of its largest logit.
+    Each file is read again and run on ``example`` and on a smaller part of it before it is kept: the weights
+    must give the full network's head bit for bit, the other formats within 1e-4 of its largest logit.
 
     Args:
-        network: trained, with a head at ``level``; left as it is.
+        network: Trained network with a head at ``level``; it is not changed.
         level: ``k`` of L^k.
-        directory: a folder of the level's own, made if it does not exist. Beside the full network's
+        directory: Folder for this level alone, created if it does not exist. Beside the full network's
             ``model.pt`` MONAI Label would offer the pruned weights for the full network.
-        example: (B, C, *spatial), a window of a real case after preprocessing: see :func:`example_window`.
-        formats: some of ``"pt"``, ``"ts"``, ``"pt2"``, ``"onnx"``.
-        overwrite: whether files that are there may be replaced.
+        example: Window of a real case after preprocessing, (B, C, *spatial); see :func:`example_window`.
+        formats: Formats to write, some of ``"pt"``, ``"ts"``, ``"pt2"``, ``"onnx"``.
+        overwrite: Whether existing files may be replaced.
 
     Returns:
         The path of each format.
 
     Raises:
-        ValueError: if a format is not known, or the network has no head at ``level``.
-        FileExistsError: if one of the files exists and ``overwrite`` is false.
-        ModuleNotFoundError: if a format needs a package that is not installed.
-        RuntimeError: if what was written does not give the same output.
+        ValueError: If a format is unknown, or the network has no head at ``level``.
+        FileExistsError: If one of the files exists and ``overwrite`` is false.
+        ModuleNotFoundError: If a format requires a package that is not installed.
+        RuntimeError: If a written file does not give the same output.
     """
     check_formats(formats)
     network.check_level(level)
@@ -84,7 +83,7 @@ def export_level(
     smaller = CenterSpatialCrop([n - n // 4 for n in example.shape[2:]])(example[0])[None].as_subclass(Tensor)
     with ExitStack() as stack, torch.no_grad():
         for suffix, path in paths.items():
-            part = stack.enter_context(whole_file(path))  # all become whole when the stack ends well
+            part = stack.enter_context(whole_file(path))  # all take their names when the stack ends well
             _WRITE[suffix](pruned, example, part)
             reread = _READ[suffix](pruned, part)
             for x in (example, smaller):
@@ -95,7 +94,7 @@ def export_level(
 
 
 def check_formats(formats: Iterable[str]) -> None:
-    """Raise a ValueError if a format is not known, a ModuleNotFoundError if it needs what is not there."""
+    """Raise a ValueError for an unknown format, a ModuleNotFoundError if a package it requires is missing."""
     for suffix in formats:
         if suffix not in FORMATS:
             raise ValueError(f"formats must be some of {', '.join(FORMATS)}, got {suffix!r}.")
@@ -104,80 +103,13 @@ def check_formats(formats: Iterable[str]) -> None:
 
 
 def example_window(data: Iterable[Mapping[str, Any]], size: Sequence[int]) -> Tensor:
-    """Return the middle of the first ``"image"`` of ``data``, (1, C, *size), zeros where it is smaller.
+    """Return the centre of the first ``"image"`` of ``data``, (1, C, *size), padded with zeros.
 
-    A window one voxel thick is a slice, for a network of two dimensions: its last axis goes.
+    For a 2D network, a window one voxel thick is a slice, and its last axis is removed.
     """
     image = next(iter(data))["image"][0]
     window = SpatialPad(size)(CenterSpatialCrop(size)(image))[None].as_subclass(Tensor)
     return window.squeeze(-1) if size[-1] == 1 else window
-
-
-class OnnxNetwork(nn.Module):
-    """An exported network on the CPU, in place of a ``UNetPlusPlus`` in evaluation.
-
-    Its ``takes`` and ``gives`` are the shapes of input and output, ``None`` for sizes that are left open.
-
-    Args:
-        path: of an ``.onnx`` file.
-        runtime: ``"openvino"`` or ``"onnxruntime"``; ``None`` for the first of them that is installed.
-
-    Raises:
-        ValueError: if ``runtime`` is not known, or the file cannot be read.
-        ModuleNotFoundError: if the runtime is not installed.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], runtime: str | None = None) -> None:
-        super().__init__()
-        installed = [name for name in RUNTIMES if importlib.util.find_spec(name)]
-        runtime = runtime or next(iter(installed), "onnxruntime")
-        if runtime not in RUNTIMES:
-            raise ValueError(f"runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}.")
-        need("openvino" if runtime == "openvino" else "export", runtime)
-        self.runtime = runtime
-        try:
-            self._run, self.takes, self.gives = _START[runtime](str(path))
-        except Exception as error:  # each runtime has exceptions of its own
-            raise ValueError(f"{path} cannot be read by {runtime}: {error}") from error
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in_channels, *spatial) to logits (B, out_channels, *spatial), on the device of ``x``."""
-        y = self._run(x.detach().as_subclass(Tensor).float().cpu().contiguous().numpy())
-        return torch.from_numpy(y).to(x.device)
-
-
-Shape = tuple[int | None, ...]  # None for a size that is left open
-Start = Callable[[str], tuple[Callable[[Any], Any], Shape, Shape]]
-
-
-def _start_onnxruntime(path: str) -> tuple[Callable[[Any], Any], Shape, Shape]:
-    import onnxruntime  # type: ignore[import-untyped]
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    entry, end = session.get_inputs()[0], session.get_outputs()[0]
-    takes, gives = (tuple(n if isinstance(n, int) else None for n in e.shape) for e in (entry, end))
-    return lambda x: session.run(None, {entry.name: x})[0], takes, gives
-
-
-def _start_openvino(path: str) -> tuple[Callable[[Any], Any], Shape, Shape]:
-    import openvino  # type: ignore[import-untyped]
-
-    settings = {
-        "INFERENCE_PRECISION_HINT": "f32",  # its default is bfloat16 where the CPU has it
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
-    model = openvino.Core().compile_model(path, "CPU", settings)
-    takes, gives = (
-        tuple(n.get_length() if n.is_static else None for n in e.get_partial_shape())
-        for e in (model.input(0), model.output(0))
-    )
-    return lambda x: model(x)[0].copy(), takes, gives  # of a buffer that the next window is written to
-
-
-_START: dict[str, Start] = {"onnxruntime": _start_onnxruntime, "openvino": _start_openvino}
 
 
 def _sizes_left_open(example: Tensor) -> tuple[dict[int, Any]]:
@@ -186,13 +118,13 @@ def _sizes_left_open(example: Tensor) -> tuple[dict[int, Any]]:
 
 
 def _two(example: Tensor) -> Tensor:
-    """A batch of two: a batch of one would be taken for a constant."""
+    """A batch of two: torch.export takes a batch of one for a constant."""
     return torch.cat([example[:1], example[:1]])
 
 
 @contextmanager
 def _quiet(*loggers: str) -> Iterator[None]:
-    """Keep from the user what torch says of itself, such as that TorchScript is deprecated."""
+    """Silence warnings of torch about itself, such as that TorchScript is deprecated."""
     levels = {name: logging.getLogger(name).level for name in loggers}
     try:
         for name in loggers:
@@ -256,7 +188,7 @@ _READ: dict[str, Callable[[UNetPlusPlus, Path], Callable[[Tensor], Tensor]]] = {
 
 
 def _check(suffix: str, got: Tensor, wanted: Tensor) -> None:
-    """Raise a RuntimeError if an exported network does not give the head of the full network."""
+    """Raise a RuntimeError if an exported network differs from the head of the full network."""
     allowed = 0.0 if suffix == "pt" else TOLERANCE * max(1.0, float(wanted.abs().max()))
     if got.shape != wanted.shape:
         raise RuntimeError(

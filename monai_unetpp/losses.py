@@ -22,16 +22,16 @@ class DeepSupervisionDiceLoss(nn.Module):
     evaluation, which scores like a list of one.
 
     Args:
-        weights: ``"equal"`` (the paper), ``"halving"`` (1, 1/2, 1/4, ... from the deepest head, as
-            nnU-Net), or one number per head, deepest first. Only their ratios matter.
-        to_onehot_y: whether the target is a label map (B, 1, *spatial), to be one-hot encoded.
-        softmax: whether to apply a softmax to the heads; for one class use ``sigmoid=True``,
+        weights: Weights of the heads: ``"equal"`` (the paper), ``"halving"`` (1, 1/2, 1/4, ... from the
+            deepest head, as in nnU-Net), or one number per head, deepest first. Only their ratios matter.
+        to_onehot_y: Whether the target is a label map (B, 1, *spatial), to be one-hot encoded.
+        softmax: Whether to apply a softmax to the heads; for one class use ``sigmoid=True``,
             ``softmax=False``, ``to_onehot_y=False``.
-        **dice_ce: further arguments of ``monai.losses.DiceCELoss``, such as ``include_background``,
+        **dice_ce: Further arguments of ``monai.losses.DiceCELoss``, such as ``include_background``,
             ``lambda_dice``, ``lambda_ce``, ``batch``.
 
     Raises:
-        ValueError: if ``weights`` is an unknown word, or holds a negative number or only zeros.
+        ValueError: If ``weights`` is an unknown word, or holds a negative number or only zeros.
 
     Example:
         >>> loss = DeepSupervisionDiceLoss(weights="halving", include_background=False)
@@ -65,7 +65,7 @@ class DeepSupervisionDiceLoss(nn.Module):
         """Return the weight of each of ``heads`` heads, deepest first; they sum to one.
 
         Raises:
-            ValueError: if explicit weights are of another number.
+            ValueError: If there is another number of explicit weights.
         """
         if self.weights == "equal":
             weights = [1.0] * heads
@@ -84,14 +84,14 @@ class DeepSupervisionDiceLoss(nn.Module):
         """Score the heads.
 
         Args:
-            heads: logits (B, K, *spatial), one tensor or a list, deepest first.
-            target: label map (B, 1, *spatial), or (B, K, *spatial) without ``to_onehot_y``.
+            heads: Logits (B, K, *spatial), one tensor or a list, deepest first.
+            target: Label map (B, 1, *spatial), or (B, K, *spatial) without ``to_onehot_y``.
 
         Returns:
             The loss, a scalar.
 
         Raises:
-            ValueError: if ``heads`` is empty, or explicit ``weights`` are of another number.
+            ValueError: If ``heads`` is empty, or there is another number of explicit ``weights``.
         """
         if isinstance(heads, Tensor):
             return self.loss(heads, target)

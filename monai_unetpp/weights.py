@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights in files: read as tensors only, checked against the network, of whatever level they are."""
+"""Weights in files: read as tensors only, checked against the network, of whatever level they are.
+
+An exported network stands in for the network with its weights: ONNX, by ONNX Runtime or OpenVINO.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_unetpp.export import OnnxNetwork
+from monai_unetpp.extras import need
 from monai_unetpp.files import refuse_existing, save_by_memory, whole_file
 from monai_unetpp.network import UNetPlusPlus, levels_in, prune, prune_state_dict
 
-__all__ = ["check_fit", "load_network", "prune_checkpoint", "read_checkpoint"]
+__all__ = ["RUNTIMES", "OnnxNetwork", "check_fit", "load_network", "prune_checkpoint", "read_checkpoint"]
 
 PathLike = str | os.PathLike[str]
+Sizes = tuple[int | None, ...]  # None for a size that is left open
+Run = Callable[[Any], Any]
+
+RUNTIMES = ("openvino", "onnxruntime")
 
 
 def load_network(
@@ -29,19 +37,22 @@ def load_network(
     device: torch.device | str = "cpu",
     runtime: str | None = None,
 ) -> nn.Module:
-    """Return ``network`` with trained weights, in evaluation, at a level; or an exported one in its place.
+    """Return ``network`` with trained weights, in evaluation mode, at a level; or an exported network.
+
+    This is where a level is set from a file: whoever runs the network afterwards leaves ``network.level`` as
+    it is.
 
     Args:
-        network: as it was trained, whatever its weights are now. Where the weights have one head only, those
-            of a pruned network, it is pruned to their level.
-        path: of weights alone, of a checkpoint with ``"model"`` in it, or of an ``.onnx`` file.
-        level: that evaluation computes; default the deepest that the weights have.
-        device: to move the network to.
-        runtime: for an ``.onnx`` file, as :class:`~monai_unetpp.export.OnnxNetwork` takes it.
+        network: Network as it was trained, with any weights. If the file has one head only, because it is
+            of a pruned network, the network is pruned to that level.
+        path: Path of weights, of a training checkpoint that has them as ``"model"``, or of an ``.onnx`` file.
+        level: Level that evaluation computes; default the deepest one in the file.
+        device: Device that the network is moved to.
+        runtime: Runtime of an ``.onnx`` file, as in :class:`OnnxNetwork`.
 
     Raises:
-        FileNotFoundError: if there is no file at ``path``.
-        ValueError: if the file is no checkpoint of this network, or has no head at ``level``.
+        FileNotFoundError: If there is no file at ``path``.
+        ValueError: If the file has no weights of this network, or no head at ``level``.
     """
     path = Path(path)
     if path.suffix == ".onnx":
@@ -70,22 +81,22 @@ def load_network(
 def prune_checkpoint(
     path: PathLike, level: int, out: PathLike, skips: str = "dense", overwrite: bool = False
 ) -> tuple[int, int]:
-    """Write the weights of L^level, taken from a checkpoint of the whole network.
+    """Write the weights of L^level, taken from those of the whole network.
 
     Args:
-        path: of weights alone, or of a checkpoint with ``"model"`` in it.
+        path: Path of weights, or of a training checkpoint that has them as ``"model"``.
         level: ``k`` of L^k.
-        out: the file to write, weights alone.
-        skips: of the network that the weights come from.
-        overwrite: whether ``out`` may be replaced.
+        out: Path of the file of weights to write.
+        skips: ``skips`` of the network that the weights come from.
+        overwrite: Whether ``out`` may be replaced.
 
     Returns:
-        How many parameters (and norm statistics) were kept, of how many.
+        The number of parameters and norm statistics that were kept, and that of the whole network.
 
     Raises:
-        FileNotFoundError: if there is no file at ``path``.
-        FileExistsError: if ``out`` exists and ``overwrite`` is false.
-        ValueError: if the file is no checkpoint of a UNetPlusPlus, or has no head at ``level``.
+        FileNotFoundError: If there is no file at ``path``.
+        FileExistsError: If ``out`` exists and ``overwrite`` is false.
+        ValueError: If the file has no weights of a UNetPlusPlus, or no head at ``level``.
     """
     if not overwrite:
         refuse_existing(out)
@@ -100,11 +111,14 @@ def prune_checkpoint(
 
 
 def read_checkpoint(path: PathLike) -> Mapping[str, Any]:
-    """Return what a file holds, tensors and plain types by name, on the CPU; no code of it is run.
+    """Return the contents of a file of weights or a training checkpoint, on the CPU, without running code.
+
+    Returns:
+        Tensors and plain types by name.
 
     Raises:
-        FileNotFoundError: if there is no file at ``path``.
-        ValueError: if it holds anything but tensors and plain types, is damaged, or is no dictionary.
+        FileNotFoundError: If there is no file at ``path``.
+        ValueError: If it holds anything but tensors and plain types, is damaged, or is no dictionary.
     """
     path = Path(path)
     _need_file(path)
@@ -123,7 +137,7 @@ def read_checkpoint(path: PathLike) -> Mapping[str, Any]:
 
 
 def check_fit(path: PathLike, weights: Mapping[str, Tensor], network: nn.Module) -> None:
-    """Raise a ValueError that names file, keys and channels if the weights are not of this network."""
+    """Raise a ValueError that names file, keys and channels if the weights do not fit the network."""
     wanted = network.state_dict()
     wrong = [
         f"{key} is {list(weights[key].shape)} in the file and {list(wanted[key].shape)} in the network"
@@ -139,8 +153,76 @@ def check_fit(path: PathLike, weights: Mapping[str, Tensor], network: nn.Module)
         )
 
 
+class OnnxNetwork(nn.Module):
+    """An exported network on the CPU, in place of a ``UNetPlusPlus`` in evaluation mode.
+
+    Args:
+        path: Path of an ``.onnx`` file.
+        runtime: ``"openvino"`` or ``"onnxruntime"``; default the first of them that is installed.
+
+    Attributes:
+        takes: Shape of the input, ``None`` for each size that is left open.
+        gives: Shape of the output, likewise.
+
+    Raises:
+        ValueError: If ``runtime`` is unknown, or the file cannot be read.
+        ModuleNotFoundError: If the runtime is not installed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], runtime: str | None = None) -> None:
+        super().__init__()
+        installed = [name for name in RUNTIMES if importlib.util.find_spec(name)]
+        runtime = runtime or next(iter(installed), "onnxruntime")
+        if runtime not in RUNTIMES:
+            raise ValueError(f"runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}.")
+        need("openvino" if runtime == "openvino" else "export", runtime)
+        self.runtime = runtime
+        try:
+            self._run, self.takes, self.gives = _START[runtime](str(path))
+        except Exception as error:  # each runtime has exceptions of its own
+            raise ValueError(f"{path} cannot be read by {runtime}: {error}") from error
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, *spatial) to logits (B, out_channels, *spatial), on the device of ``x``."""
+        y = self._run(x.detach().as_subclass(Tensor).float().cpu().contiguous().numpy())
+        return torch.from_numpy(y).to(x.device)
+
+
+def _start_onnxruntime(path: str) -> tuple[Run, Sizes, Sizes]:
+    import onnxruntime  # type: ignore[import-untyped]
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    entry, end = session.get_inputs()[0], session.get_outputs()[0]
+    takes, gives = (tuple(n if isinstance(n, int) else None for n in e.shape) for e in (entry, end))
+    return lambda x: session.run(None, {entry.name: x})[0], takes, gives
+
+
+def _start_openvino(path: str) -> tuple[Run, Sizes, Sizes]:
+    import openvino  # type: ignore[import-untyped]
+
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",  # its default is bfloat16 where the CPU has it
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    model = openvino.Core().compile_model(path, "CPU", settings)
+    takes, gives = (
+        tuple(n.get_length() if n.is_static else None for n in e.get_partial_shape())
+        for e in (model.input(0), model.output(0))
+    )
+    return lambda x: model(x)[0].copy(), takes, gives  # the next window overwrites the buffer
+
+
+_START: dict[str, Callable[[str], tuple[Run, Sizes, Sizes]]] = {
+    "onnxruntime": _start_onnxruntime,
+    "openvino": _start_openvino,
+}
+
+
 def _check_shapes(path: Path, exported: OnnxNetwork, network: UNetPlusPlus) -> None:
-    """Raise a ValueError if an exported network takes or gives other channels or axes than this one."""
+    """Raise a ValueError if an exported network has other channels or axes than this one."""
     axes, wanted = network.spatial_dims + 2, (network.in_channels, network.arguments["out_channels"])
     got = (exported.takes[1], exported.gives[1])
     if len(exported.takes) != axes or any(g not in (w, None) for g, w in zip(got, wanted, strict=True)):
@@ -156,7 +238,7 @@ def _need_file(path: Path) -> None:
 
 
 def _weights(path: Path) -> Mapping[str, Tensor]:
-    """The weights in a file, alone or as ``"model"`` beside other things."""
+    """The weights in a file, alone or as ``"model"`` of a training checkpoint."""
     checkpoint = read_checkpoint(path)
     weights = checkpoint.get("model", checkpoint)
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):

@@ -31,38 +31,39 @@ class UNetPlusPlus(nn.Module):
     A node exists only if a head depends on it, so every parameter of the network receives a gradient.
 
     Args:
-        spatial_dims: 2 or 3.
-        in_channels: channels of the input.
-        out_channels: classes, background included; 1 for a sigmoid.
-        channels: width of each row, finest first; its length less one is the number of levels ``L``.
-        strides: between rows ``i`` and ``i + 1``: an int for all, or a sequence of ``L`` entries, each an
-            int or one per axis. Thick-slice CT wants ``[(2, 2, 1), 2, 2, 2]``.
-        kernel_size: of the 3x3 convolutions: an odd int for all rows, or a sequence of ``L + 1`` entries,
+        spatial_dims: Number of spatial axes, 2 or 3.
+        in_channels: Number of channels of the input.
+        out_channels: Number of classes, background included; 1 for a sigmoid.
+        channels: Width of each row, finest first; its length less one is the number of levels ``L``.
+        strides: Strides between rows ``i`` and ``i + 1``: an int for all, or a sequence of ``L`` entries, each
+            an int or one per axis, such as ``[(2, 2, 1), 2, 2, 2]`` for CT of thick slices.
+        kernel_size: Size of the convolutions: an odd int for all rows, or a sequence of ``L + 1`` entries,
             each an odd int or one per axis.
-        skips: which maps of row ``i`` enter node ``(i, j)``: ``"dense"`` all before it (UNet++), ``"short"``
+        skips: Maps of row ``i`` that enter node ``(i, j)``: ``"dense"`` all before it (UNet++), ``"short"``
             the one before it (UNet+, Deep Layer Aggregation), ``"long"`` the encoder's (U-Net^e; with deep
             supervision off, the plain U-Net).
-        deep_supervision: whether every level has a head, or only the deepest.
-        act: activation, as MONAI's ``Act`` factory takes it.
-        norm: normalisation, as MONAI's ``Norm`` factory takes it; ``None`` for none.
-        dropout: probability, after each norm; 0 for none.
-        bias: whether the convolutions have a bias.
+        deep_supervision: Whether every level has a head, or only the deepest one.
+        act: Activation, as MONAI's ``Act`` factory takes it.
+        norm: Normalisation, as MONAI's ``Norm`` factory takes it; ``None`` for none.
+        dropout: Probability of dropout after each norm; 0 for none.
+        bias: Whether the convolutions have a bias.
         upsample: ``"deconv"``, ``"nontrainable"`` or ``"pixelshuffle"``, as MONAI's ``UpSample`` takes it.
-        up_channels: channels of the upsampled map that enters row ``i``, one per row 0 .. L-1; default the
+        use_checkpoint: Whether to use activation checkpointing: training computes each node twice, to keep
+            only the nodes' results in memory.
+        up_channels: Channels of the upsampled map that enters row ``i``, one per row 0 .. L-1; default the
             row's width.
-        use_checkpoint: whether training computes each node twice, to keep only the nodes' results in memory.
-        last_channels: width of the last node ``X^{0,L}``; default ``channels[0]``. It and ``up_channels``
+        last_channels: Width of the last node ``X^{0,L}``; default ``channels[0]``. It and ``up_channels``
             exist to hold weights of MONAI's ``BasicUNetPlusPlus``.
-        block: what a node is: ``"conv"``, two convolutions; ``"residual"``, with a 1x1 convolution past them;
-            or ``"dense"``, whose second convolution sees what the first one saw, too.
-        encoder: name of a backbone that MONAI's ``FlexibleUNet`` knows, such as ``"resnet18"`` or
+        block: Kind of node: ``"conv"``, two convolutions; ``"residual"``, with a 1x1 convolution around them;
+            or ``"dense"``, whose second convolution also receives the input of the first.
+        encoder: Name of a backbone that MONAI's ``FlexibleUNet`` knows, such as ``"resnet18"`` or
             ``"efficientnet-b0"``: rows 1, 2, ... of column 0 are its feature maps, of which there are 5.
             Row 0 stays ours: backbones begin at half of the input's size. ``strides`` must be 2.
-        pretrained: whether the backbone begins with MONAI's weights, downloaded; see
+        pretrained: Whether the backbone begins with MONAI's weights, downloaded; see
             :func:`~monai_unetpp.network.backbones.backbone_stages`.
 
     Raises:
-        ValueError: if an argument is out of range or lengths do not agree.
+        ValueError: If an argument is out of range or lengths do not agree.
 
     Example:
         >>> net = UNetPlusPlus(spatial_dims=3, in_channels=1, out_channels=3, channels=(8, 16, 32), strides=2)
@@ -162,14 +163,14 @@ class UNetPlusPlus(nn.Module):
         """Segment ``x``.
 
         Args:
-            x: (B, in_channels, *spatial), of any size, whether the strides divide it or not.
+            x: Images (B, in_channels, *spatial) of any size, whether the strides divide it or not.
 
         Returns:
             Logits (B, out_channels, *spatial). In training with deep supervision a list, deepest first;
             otherwise one tensor, of :attr:`level` in evaluation and of the deepest level in training.
 
         Raises:
-            ValueError: if ``x`` has the wrong number of axes or channels, or an axis too short for the norm.
+            ValueError: If ``x`` has the wrong number of axes or channels, or an axis too short for the norm.
         """
         if self.training:
             logits = self._logits(x, self._first_level, self.depth)
@@ -187,17 +188,17 @@ class UNetPlusPlus(nn.Module):
     def diagonals(self, x: Tensor) -> Generator[Tensor, Tensor | None, None]:
         """Yield the logits of L^1, L^2, ... up to :attr:`level`: each costs one more diagonal of nodes.
 
-        Indices of samples of the batch that are sent into the generator continue without the others; a
-        sample that is dropped costs nothing from there on, and nothing is computed twice.
+        Send indices of samples into the generator, and only these samples of the batch continue: a sample that
+        is dropped costs nothing from there on, and nothing is computed twice.
 
         Args:
-            x: (B, in_channels, *spatial), as for ``forward``.
+            x: Images (B, in_channels, *spatial), as for ``forward``.
 
         Yields:
             Logits (B', out_channels, *spatial) of the samples that continue, equal to those of ``forward``.
 
         Raises:
-            ValueError: if ``deep_supervision`` is off: there are no heads to stop at; or as ``forward``.
+            ValueError: If ``deep_supervision`` is off, so that there are no heads to stop at; or as ``forward``.
 
         Example:
             >>> net = UNetPlusPlus(2, in_channels=1, out_channels=2, channels=(4, 8, 16), strides=2)
