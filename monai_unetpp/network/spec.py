@@ -108,6 +108,11 @@ class Spec:
             raise ValueError(f"strides must be 2, those of {self.encoder}, got {given}.")
         return (self.channels[0], *maps[: self.depth])
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the names of the arguments."""
+        return [each.name for each in dataclasses.fields(cls) if each.init]
+
     @property
     def depth(self) -> int:
         """``L``, the deepest level."""
@@ -160,8 +165,7 @@ class Spec:
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments that make this network again; its weights follow, so none are downloaded."""
-        names = [each.name for each in dataclasses.fields(self) if each.init]
-        return {**{name: getattr(self, name) for name in names}, "pretrained": False}
+        return {**{name: getattr(self, name) for name in self.names()}, "pretrained": False}
 
 
 def _layer_name(name: str, layer: Layer) -> str:

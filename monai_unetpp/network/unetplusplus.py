@@ -35,8 +35,8 @@ class UNetPlusPlus(nn.Module):
         in_channels: Number of channels of the input.
         out_channels: Number of classes, background included; 1 for a sigmoid.
         channels: Width of each row, finest first; its length less one is the number of levels ``L``.
-        strides: Strides between rows ``i`` and ``i + 1``: an int for all, or a sequence of ``L`` entries, each
-            an int or one per axis, such as ``[(2, 2, 1), 2, 2, 2]`` for CT of thick slices.
+        strides: Strides between rows ``i`` and ``i + 1``: an int for all, or a sequence of ``L`` entries,
+            each an int or one per axis, such as ``[(2, 2, 1), 2, 2, 2]`` for CT of thick slices.
         kernel_size: Size of the convolutions: an odd int for all rows, or a sequence of ``L + 1`` entries,
             each an odd int or one per axis.
         skips: Maps of row ``i`` that enter node ``(i, j)``: ``"dense"`` all before it (UNet++), ``"short"``
@@ -100,30 +100,9 @@ class UNetPlusPlus(nn.Module):
         encoder: str | None = None,
         pretrained: bool = False,
     ) -> None:
+        given = locals()  # the arguments, by name
         super().__init__()
-        self.spec = spec = Spec(
-            **dict[str, Any](
-                spatial_dims=spatial_dims,
-                in_channels=in_channels,
-                out_channels=out_channels,
-                channels=channels,
-                strides=strides,
-                kernel_size=kernel_size,
-                skips=skips,
-                deep_supervision=deep_supervision,
-                act=act,
-                norm=norm,
-                dropout=dropout,
-                bias=bias,
-                upsample=upsample,
-                use_checkpoint=use_checkpoint,
-                up_channels=up_channels,
-                last_channels=last_channels,
-                block=block,
-                encoder=encoder,
-                pretrained=pretrained,
-            )
-        )
+        self.spec = spec = Spec(**{name: given[name] for name in Spec.names()})
         self.arguments = spec.arguments()
         self.spatial_dims, self.in_channels = spec.spatial_dims, spec.in_channels
         self.depth, self.skips, self.deep_supervision = spec.depth, spec.skips, spec.deep_supervision
@@ -137,6 +116,9 @@ class UNetPlusPlus(nn.Module):
         self.heads = nn.ModuleDict(
             {str(k - 1): HEAD[spatial_dims](spec.width(0, k), out_channels, 1) for k in spec.levels}
         )
+        for module in self.modules():
+            if isinstance(module, kernels.Checkpointed):
+                module.use_checkpoint = use_checkpoint
 
     @kernels.call_in_python  # type: ignore[prop-decorator]
     @property
@@ -188,8 +170,8 @@ class UNetPlusPlus(nn.Module):
     def diagonals(self, x: Tensor) -> Generator[Tensor, Tensor | None, None]:
         """Yield the logits of L^1, L^2, ... up to :attr:`level`: each costs one more diagonal of nodes.
 
-        Send indices of samples into the generator, and only these samples of the batch continue: a sample that
-        is dropped costs nothing from there on, and nothing is computed twice.
+        Send indices of samples into the generator, and only these samples of the batch continue: a dropped
+        sample costs nothing from there on, and nothing is computed twice.
 
         Args:
             x: Images (B, in_channels, *spatial), as for ``forward``.
@@ -198,7 +180,8 @@ class UNetPlusPlus(nn.Module):
             Logits (B', out_channels, *spatial) of the samples that continue, equal to those of ``forward``.
 
         Raises:
-            ValueError: If ``deep_supervision`` is off, so that there are no heads to stop at; or as ``forward``.
+            ValueError: If ``deep_supervision`` is off, so that there are no heads to stop at, or as
+                ``forward``.
 
         Example:
             >>> net = UNetPlusPlus(2, in_channels=1, out_channels=2, channels=(4, 8, 16), strides=2)
@@ -216,7 +199,7 @@ class UNetPlusPlus(nn.Module):
             self._add_diagonal(X, k, False)
             kept = yield kernels.leave(self._head(X[0][-1], k), x)
             if kept is not None:
-                X, image = [[y[kept] for y in row] for row in X], image[kept]
+                X = [[y[kept] for y in row] for row in X]
 
     def _logits(self, x: Tensor, first: int, last: int) -> list[Tensor]:
         """Return the logits of levels ``first`` .. ``last``, deepest first."""
@@ -297,16 +280,13 @@ def _encoder(spec: Spec) -> nn.ModuleList:
     if spec.encoder:
         stages = backbone_stages(spec.encoder, spec.spatial_dims, spec.in_channels, spec.pretrained)
         rows.extend(stages[: spec.depth])
-    for row in rows:
-        if isinstance(row, EncoderRow):
-            row.use_checkpoint = spec.use_checkpoint
     return rows
 
 
 def _node(spec: Spec, i: int, j: int) -> Node:
     """X^{i,j}."""
     start, stop = spec.skip_columns(j)
-    node = Node(
+    return Node(
         skips=(start, stop),
         spatial_dims=spec.spatial_dims,
         below_channels=spec.width(i + 1, j - 1),
@@ -318,8 +298,6 @@ def _node(spec: Spec, i: int, j: int) -> Node:
         kernel_size=spec.kernel_size[i],
         **_settings(spec),
     )
-    node.use_checkpoint = spec.use_checkpoint
-    return node
 
 
 def _settings(spec: Spec) -> dict[str, Any]:

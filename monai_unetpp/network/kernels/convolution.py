@@ -26,7 +26,7 @@ class Conv2d(dispatch.Dispatched, nn.Conv2d):
 
     def kernel(self, x: Tensor) -> Tensor:
         """Compute ``forward(x)``."""
-        return convolve(self, [x]) if is_plain(self) else self.forward(x)
+        return convolve(self, [dispatch.in_order(x)]) if is_plain(self) else self.forward(x)
 
 
 class Conv3d(dispatch.Dispatched, nn.Conv3d):
@@ -45,10 +45,10 @@ def convolve_norm_act(block: Any, maps: Sequence[Tensor]) -> Tensor:
         block: a :class:`~monai_unetpp.network.blocks.JointConv`.
         maps: (B, C_n, *spatial) each.
     """
-    conv = block.conv
+    conv, maps = block.conv, [dispatch.in_order(x) for x in maps]
     ours = is_plain(conv) and conv.in_channels == sum(x.shape[1] for x in maps)
-    z = convolve(conv, maps) if ours else conv(torch.cat(list(maps), dim=1))
-    return activate(block.adn, z, may_overwrite=ours)
+    z = convolve(conv, maps) if ours else conv(dispatch.out_of_order(torch.cat(maps, dim=1)))
+    return activate(block.adn, dispatch.in_order(z), may_overwrite=ours)
 
 
 def is_plain(conv: Any) -> bool:
@@ -139,8 +139,7 @@ class _Hang(Function):
         dispatch.refuse_second_derivative()
         raw, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad
-        if dispatch.prefers_cpu(grad):
-            grad = dispatch.channels_last(grad)
+        grad = dispatch.in_order(grad)
         with ctx.autocast():
             x = ctx.make(raw).to(grad.dtype)
         gx, gw = _backward(ctx.conv, grad, x, weight.to(grad.dtype), wanted[1:3])

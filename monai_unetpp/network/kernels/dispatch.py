@@ -11,7 +11,7 @@ TorchScript, tracing and export always take plain. All that this package knows o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,7 @@ __all__ = [
     "enter",
     "has_hooks",
     "has_sizes",
+    "in_order",
     "is_compiled",
     "is_eager",
     "is_untouched",
@@ -98,14 +99,15 @@ class Dispatched(nn.Module):
 
     def __call__(self, *inputs: Any) -> Any:
         """Compute; TorchScript compiles ``forward`` alone."""
-        first = inputs[0]
-        if applies(first[0] if isinstance(first, list) else first) and not has_hooks(self):
-            return self.kernel(*inputs)
-        return super().__call__(*inputs)
+        [x] = inputs
+        if not applies(x[0] if isinstance(x, list) else x):
+            return super().__call__(x)
+        if has_hooks(self):
+            return super().__call__([*map(out_of_order, x)] if isinstance(x, list) else out_of_order(x))
+        return self.kernel(x)
 
-    def kernel(self, *inputs: Any) -> Any:
-        """Compute what ``forward`` computes, in less time or memory."""
-        raise NotImplementedError
+    kernel: Callable[..., Any]
+    """A method that computes what ``forward`` computes, in less time or memory."""
 
 
 def applies(x: Tensor) -> bool:
@@ -212,7 +214,9 @@ def enter(x: Tensor) -> Tensor:
         if not is_eager():
             return x
         x = x.as_subclass(Tensor)
-        return channels_last(x) if prefers_cpu(x) and applies(x) else x
+        if applies(x):
+            return in_order(x)
+        return x.contiguous() if x.device.type == "cpu" else x
 
 
 def leave(y: Tensor, x: Tensor) -> Tensor:
@@ -233,6 +237,36 @@ def crop(x: Tensor, like: Tensor) -> Tensor:
     for axis in range(x.dim() - 1, 1, -1):
         crop += [0, like.shape[axis] - x.shape[axis]]
     return F.pad(x, crop)  # negative: cuts; without a branch, so that it holds for every size
+
+
+def in_order(x: Tensor) -> Tensor:
+    """Return ``x`` in the order in memory that our kernels compute in: on a CPU, channels last."""
+    if not prefers_cpu(x) or is_channels_last(x):
+        return x
+    return _Reordered.apply(x)  # type: ignore[no-untyped-call]
+
+
+def out_of_order(x: Tensor) -> Tensor:
+    """Return ``x`` as a plain network on a CPU has it, contiguous, for a module that is called among kernels.
+
+    In channels last, gradients of torch's instance norm over a batch of one are wrong there (torch 2.13).
+    """
+    if not prefers_cpu(x) or x.is_contiguous():
+        return x
+    return _Reordered.apply(x)  # type: ignore[no-untyped-call]
+
+
+class _Reordered(torch.autograd.Function):
+    """Between contiguous and channels last; what comes back has the order of what went in."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.was_contiguous = x.is_contiguous()
+        return channels_last(x) if ctx.was_contiguous else x.contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.contiguous() if ctx.was_contiguous else channels_last(grad)
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ ELEMENTWISE = (
     *(nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Tanh, MemoryEfficientSwish, Mish, Swish),
 )
 INSTANCE_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d)
+BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 REPEATABLE_NORMS = (*INSTANCE_NORMS, nn.GroupNorm, nn.LayerNorm)
 RESIZING = (
     *(nn.MaxPool2d, nn.MaxPool3d, nn.Upsample, nn.ConvTranspose2d, nn.ConvTranspose3d),
@@ -119,11 +120,13 @@ def activate(adn: nn.Module, z: Tensor, may_overwrite: bool) -> Tensor:
         may_overwrite: whether ``z`` is nobody else's, so that inference can do it in place.
     """
     kinds = [type(child) for child in adn.children()]
-    if type(adn) is not ADN or any(map(dispatch.has_hooks, (adn, *adn.children()))):
-        return adn(z)
     norm: Any = getattr(adn, "N", None)
-    if type(norm) not in REPEATABLE_NORMS or getattr(norm, "track_running_stats", False):
+    if type(adn) is not ADN or any(map(dispatch.has_hooks, (adn, *adn.children()))):
+        return adn(dispatch.out_of_order(z))
+    if type(norm) in BATCH_NORMS or not kinds:
         return adn(z)
+    if type(norm) not in REPEATABLE_NORMS or getattr(norm, "track_running_stats", False):
+        return adn(dispatch.out_of_order(z))
     elementwise = all(kind in ELEMENTWISE for kind in kinds[1:])  # and no dropout
     if type(norm) in INSTANCE_NORMS and elementwise and onednn.is_fast(z):
         return cpu.norm_act(z, norm, getattr(adn, "A", None), may_overwrite)
