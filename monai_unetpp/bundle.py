@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,14 +17,13 @@ import monai.bundle
 import torch
 from monai.bundle import ConfigParser
 
-from monai_unetpp.files import refuse_existing, save_by_memory, whole_file, whole_folder
+from monai_unetpp.files import PathLike, atomic_directory, atomic_write, refuse_existing, save_by_memory
 from monai_unetpp.levels import read_calibration, write_calibration
 from monai_unetpp.network import UNetPlusPlus, prune
 from monai_unetpp.weights import load_network
 
 __all__ = ["config_files", "copy_bundle", "pack_bundle"]
 
-PathLike = str | os.PathLike[str]
 Json = dict[str, Any]
 
 SELF_CONTAINED = ("train", "inference")
@@ -82,7 +80,7 @@ def copy_bundle(name: str, out: PathLike = "bundles", overwrite: bool = False) -
         refuse_existing(target)
     for pattern in PARTS:
         for path in (shelf / name).glob(pattern):
-            with whole_file(target / path.relative_to(shelf / name)) as part:
+            with atomic_write(target / path.relative_to(shelf / name)) as part:
                 shutil.copyfile(path, part)
     return target
 
@@ -134,7 +132,7 @@ def pack_bundle(
     metadata = _metadata(configs.pop("metadata"), configs["inference"], standalone)
     classes = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
     configs["train"]["labels"] = [classes[str(n)] for n in range(len(classes))]
-    with whole_folder(out, overwrite) as part:
+    with atomic_directory(out, overwrite) as part:
         for name, config in {**configs, "metadata": metadata}.items():
             _write_json(part / "configs" / f"{name}.json", config)
         shutil.copy(source / "logging.conf", part / "configs")
@@ -299,7 +297,7 @@ def _without_overlays(readme: str, overlays: Sequence[str]) -> str:
 def _write_models(part: Path, network: UNetPlusPlus, checkpoint: Path) -> None:
     """The weights as tensors, as TorchScript with the configs in it, and as safetensors if there are any."""
     weights = part / "models" / "model.pt"
-    with whole_file(weights) as file:
+    with atomic_write(weights) as file:
         save_by_memory(file, partial(torch.save, network.state_dict()))
     if network.deep_supervision and checkpoint.with_suffix(".json").is_file():
         found = read_calibration(checkpoint)

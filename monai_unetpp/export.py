@@ -28,8 +28,8 @@ import torch
 from monai.transforms import CenterSpatialCrop, SpatialPad
 from torch import Tensor, nn
 
-from monai_unetpp.extras import need
-from monai_unetpp.files import refuse_existing, save_by_memory, whole_file
+from monai_unetpp.extras import require
+from monai_unetpp.files import atomic_write, refuse_existing, save_by_memory
 from monai_unetpp.network import UNetPlusPlus, prune
 
 __all__ = ["FORMATS", "RUNTIMES", "OnnxNetwork", "check_formats", "example_window", "export_level"]
@@ -84,7 +84,7 @@ def export_level(
     smaller = CenterSpatialCrop([n - n // 4 for n in example.shape[2:]])(example[0])[None].as_subclass(Tensor)
     with ExitStack() as stack, torch.no_grad():
         for suffix, path in paths.items():
-            part = stack.enter_context(whole_file(path))  # all become whole when the stack ends well
+            part = stack.enter_context(atomic_write(path))  # all become whole when the stack ends well
             _WRITE[suffix](pruned, example, part)
             reread = _READ[suffix](pruned, part)
             for x in (example, smaller):
@@ -100,7 +100,7 @@ def check_formats(formats: Iterable[str]) -> None:
         if suffix not in FORMATS:
             raise ValueError(f"formats must be some of {', '.join(FORMATS)}, got {suffix!r}.")
     if "onnx" in formats:
-        need("export", "onnx", "onnxscript", "onnxruntime")
+        require("export", "onnx", "onnxscript", "onnxruntime")
 
 
 def example_window(data: Iterable[Mapping[str, Any]], size: Sequence[int]) -> Tensor:
@@ -133,7 +133,7 @@ class OnnxNetwork(nn.Module):
         runtime = runtime or next(iter(installed), "onnxruntime")
         if runtime not in RUNTIMES:
             raise ValueError(f"runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}.")
-        need("openvino" if runtime == "openvino" else "export", runtime)
+        require("openvino" if runtime == "openvino" else "export", runtime)
         self.runtime = runtime
         try:
             self._run, self.takes, self.gives = _START[runtime](str(path))

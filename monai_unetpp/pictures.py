@@ -11,8 +11,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from monai_unetpp.extras import need
-from monai_unetpp.files import whole_file
+from monai_unetpp.extras import require
+from monai_unetpp.files import atomic_write
 from monai_unetpp.readers import volume_loader
 
 __all__ = ["COLOURS", "View", "draw_plane", "draw_volume"]
@@ -101,7 +101,7 @@ def draw_volume(
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
     """
-    need("figures", "matplotlib")
+    require("figures", "matplotlib")
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
     image = volume_loader()(image_path)
@@ -121,5 +121,5 @@ def draw_volume(
         outlines = {COLOURS[(c - 1) % len(COLOURS)]: plane == c for c in np.unique(plane) if c}
         draw_plane(axes, view.plane(turned, int(n)), outlines, window, view.aspect)
         axes.set_title(f"slice {n + 1} of {masks.shape[view.across]}", fontsize="x-small")
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, dpi=110)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Mapping
 from functools import partial
@@ -14,12 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from monai_unetpp.export import OnnxNetwork
-from monai_unetpp.files import refuse_existing, save_by_memory, whole_file
+from monai_unetpp.files import PathLike, atomic_write, refuse_existing, save_by_memory
 from monai_unetpp.network import UNetPlusPlus, levels_in, prune, prune_state_dict
 
 __all__ = ["check_fit", "load_network", "prune_checkpoint", "read_checkpoint"]
-
-PathLike = str | os.PathLike[str]
 
 
 def load_network(
@@ -94,7 +91,7 @@ def prune_checkpoint(
         kept = prune_state_dict(weights, level, skips)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    with whole_file(out) as part:
+    with atomic_write(out) as part:
         save_by_memory(part, partial(torch.save, kept))
     return sum(w.numel() for w in kept.values()), sum(w.numel() for w in weights.values())
 

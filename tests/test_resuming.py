@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from torch import nn
 
 from bundles import TINY_TRAINING, raises_within, run, workflow
-from monai_unetpp.files import whole_file
+from monai_unetpp.files import atomic_write
 from monai_unetpp.handlers import (
     CheckpointLoader,
     CheckpointSaver,
@@ -238,9 +238,9 @@ def failing(monkeypatch):
     def part(path, *_):
         if tries and tries.pop(0):
             raise OSError(28, "No space left on device")
-        return whole_file(path)
+        return atomic_write(path)
 
-    monkeypatch.setattr(checkpoints, "whole_file", part)
+    monkeypatch.setattr(checkpoints, "atomic_write", part)
     monkeypatch.setattr(checkpoints, "WAITS", (0, 0))
     return tries
 

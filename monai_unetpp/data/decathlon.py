@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from monai_unetpp.files import whole_file
+from monai_unetpp.files import atomic_write
 
 __all__ = ["Case", "check_name", "write_case", "write_decathlon", "write_index"]
 
@@ -94,7 +94,7 @@ def write_decathlon(
 def write_case(directory: str | os.PathLike[str], case: Case) -> None:
     """Write the image and the label of one case."""
     for key, array in (("image", case.image), ("label", case.label)):
-        with whole_file(Path(directory) / _entry(case.name)[key]) as part:
+        with atomic_write(Path(directory) / _entry(case.name)[key]) as part:
             part.write_bytes(_nifti(array, case.affine))
 
 
@@ -123,7 +123,7 @@ def write_index(
         "training": [{**_entry(case), **({"scan": scans[case]} if scans else {})} for case in names],
         "test": [],
     }
-    with whole_file(index) as part:
+    with atomic_write(index) as part:
         part.write_bytes((json.dumps(dataset, indent=4) + "\n").encode())
     return index
 

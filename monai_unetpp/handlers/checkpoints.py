@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from monai_unetpp.files import left_over, save_by_memory, whole_file
+from monai_unetpp.files import atomic_write, save_by_memory, stale_parts
 from monai_unetpp.network import UNetPlusPlus
 from monai_unetpp.weights import check_fit, load_network, read_checkpoint
 
@@ -111,7 +111,7 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
             return
         self._knows_earlier = True
         if idist.get_rank() == 0:
-            for part in chain.from_iterable(left_over(self.save_dir).values()):
+            for part in chain.from_iterable(stale_parts(self.save_dir).values()):
                 shutil.rmtree(part, ignore_errors=True)
         found = _epochs(Path(self.save_dir))
         self._interval_checkpoint._saved = [
@@ -144,7 +144,7 @@ class _WholeFiles(BaseSaveHandler):
         self._check_finite(path)
         for wait in (*WAITS, None):
             try:
-                with whole_file(path) as part:
+                with atomic_write(path) as part:
                     save_by_memory(part, partial(torch.save, checkpoint))
                 return
             except OSError as error:

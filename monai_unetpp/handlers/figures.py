@@ -16,7 +16,7 @@ from monai.metrics import compute_dice
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from monai_unetpp.files import whole_file
+from monai_unetpp.files import atomic_write
 from monai_unetpp.pictures import Array, View, draw_plane
 from monai_unetpp.readers import volume_loader
 
@@ -95,7 +95,7 @@ class ContactSheetSaver:
                 axes.set_title(f"{title}{kept.name}\nDice {kept.dice:.2f}", fontsize="x-small")
                 title = ""
         figure.suptitle("reference green, prediction red", fontsize="small")
-        with whole_file(self.path) as path:
+        with atomic_write(self.path) as path:
             figure.savefig(path, dpi=110)
         logger.info(f"Drew {len(scored)} cases, best to worst, in {self.path}.")
 

@@ -22,7 +22,7 @@ from monai.handlers import MLFlowHandler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from monai_unetpp.extras import need
+from monai_unetpp.extras import require
 from monai_unetpp.levels import LevelScore
 from monai_unetpp.levels.score import METRICS
 from monai_unetpp.network import UNetPlusPlus
@@ -107,7 +107,7 @@ def sqlite_store(path: str | os.PathLike[str]) -> str:
     Raises:
         ModuleNotFoundError: if MLflow, or what it needs for SQLite, is not installed.
     """
-    need("tracking", "mlflow", "sqlalchemy", "alembic")
+    require("tracking", "mlflow", "sqlalchemy", "alembic")
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{path.as_posix()}"

@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.metrics import compute_dice
 from torch import Tensor
 
-from monai_unetpp.files import whole_file
+from monai_unetpp.files import PathLike, atomic_write
 from monai_unetpp.inferers import early_exit_like
 from monai_unetpp.levels.score import default_postprocessing, evaluating
 from monai_unetpp.network import UNetPlusPlus
@@ -52,7 +51,6 @@ THRESHOLDS = (
     5e-4,
     2e-4,
 )
-PathLike = str | os.PathLike[str]
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +158,7 @@ def calibrate_exit(
 def write_calibration(weights: PathLike, level: int, exit: ExitScore) -> Path:
     """Write what was found beside the file of weights, under its name with ``.json``, and return the path."""
     path = Path(weights).with_suffix(".json")
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(asdict(Calibration(_hash(weights), level, exit)), indent=4) + "\n")
     return path
 

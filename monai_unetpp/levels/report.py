@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_unetpp.extras import need
-from monai_unetpp.files import refuse_existing, whole_file, write_csv
+from monai_unetpp.extras import require
+from monai_unetpp.files import atomic_write, refuse_existing, write_csv
 from monai_unetpp.levels.score import METRICS, LevelScore
 from monai_unetpp.levels.select import within
 
@@ -31,7 +31,7 @@ def check_report(directory: str | os.PathLike[str], overwrite: bool = False) -> 
     directory = Path(directory)
     if not overwrite:
         refuse_existing(*(directory / name for name in _FILES), *sorted(directory.glob("L[0-9]*")))
-    need("figures", "matplotlib")
+    require("figures", "matplotlib")
 
 
 def write_levels(
@@ -67,9 +67,9 @@ def write_levels(
     rows = [_row(score, scores) for score in scores]
     table, text, picture = (directory / name for name in _FILES)
     write_csv(table, rows, overwrite)
-    with whole_file(text, overwrite) as path:
+    with atomic_write(text, overwrite) as path:
         path.write_text(_markdown(scores, level, tolerance, title), encoding="utf-8")
-    with whole_file(picture, overwrite) as path:
+    with atomic_write(picture, overwrite) as path:
         figure.savefig(path, dpi=150)
     logger.info(f"Wrote {', '.join(_FILES)} to {directory}.")
     return directory
@@ -87,7 +87,7 @@ def draw_levels(scores: Sequence[LevelScore], level: int, tolerance: float, titl
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
     """
-    need("figures", "matplotlib")
+    require("figures", "matplotlib")
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")

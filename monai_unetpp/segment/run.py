@@ -29,8 +29,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_unetpp.bundle import config_files
 from monai_unetpp.data import list_volumes
-from monai_unetpp.extras import need
-from monai_unetpp.files import left_over, result_path, short_name, write_csv
+from monai_unetpp.extras import require
+from monai_unetpp.files import PathLike, result_path, short_name, stale_parts, write_csv
 from monai_unetpp.inferers import EarlyExitInferer, Segmentation, VolumeInferer
 from monai_unetpp.levels import read_calibration
 from monai_unetpp.pictures import draw_volume
@@ -40,7 +40,6 @@ from monai_unetpp.weights import load_network
 
 __all__ = ["Outcome", "Pipeline", "load_pipeline", "segment", "segment_distributed"]
 
-PathLike = str | os.PathLike[str]
 
 RANKING = "uncertainty.csv"
 
@@ -200,11 +199,11 @@ def segment(
     }
     wanted = [kind for kind, on in kinds.items() if on]
     if sheets:
-        need("figures", "matplotlib")
+        require("figures", "matplotlib")
     pipeline = load_pipeline(bundle, source, output_dir, overlays, **settings)
     pipeline.inferer.progress = progress
     locks = _make_locks(Path(output_dir))
-    left = left_over(output_dir)
+    left = stale_parts(output_dir)
     run = _Run(pipeline, Path(source), Path(output_dir), wanted, probability, overwrite, locks, left)
     return list(tqdm(run.outcomes(mine), desc="Scans", total=len(mine), disable=not progress))
 

@@ -13,11 +13,10 @@ from monai.config import KeysCollection
 from monai.transforms import SaveImaged
 from torch import Tensor
 
-from monai_unetpp.files import result_path, whole_file
+from monai_unetpp.files import PathLike, atomic_write, result_path
 
 __all__ = ["SaveImageAtomicd", "write_nifti"]
 
-PathLike = str | os.PathLike[str]
 
 logger = logging.getLogger(__name__)
 
@@ -68,5 +67,5 @@ def write_nifti(path: PathLike, volume: Tensor, affine: Tensor, dtype: str) -> N
         volume.cpu().numpy().astype(dtype, copy=False), affine.cpu().numpy()
     )
     image.header.set_xyzt_units("mm")
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         nib.save(image, part)

@@ -9,12 +9,14 @@ tests, tutorials and demonstrations; no figure measured on it says anything abou
 
 from __future__ import annotations
 
-import os
+import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch.distributed as dist
 from numpy.typing import NDArray
 
 from monai_unetpp.data.decathlon import Case, write_decathlon
@@ -24,17 +26,22 @@ from monai_unetpp.data.phantoms.chest import draw_chest, draw_nodules, random_ch
 from monai_unetpp.data.phantoms.liver import draw_liver, random_liver
 from monai_unetpp.data.phantoms.parts import Part
 from monai_unetpp.data.phantoms.torso import Torso, draw_torso, random_torso
+from monai_unetpp.files import PathLike
 
 __all__ = [
-    "PHANTOMS",
+    "KINDS",
     "Phantom",
     "chest_phantom",
+    "ensure_phantoms",
     "liver_phantom",
     "write_liver_phantoms",
     "write_phantoms",
 ]
 
+DEFAULT_CASES = 12
 ORIENTATIONS = ("RAS", "LPS", "LAS", "RPS", "LPI", "RAI", "PSR", "SAL")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Phantom:
 
     Args:
         image: int16, HU.
-        label: uint8, classes as in :data:`PHANTOMS`.
+        label: uint8, classes as in :data:`KINDS`.
         parts: uint8, see :class:`monai_unetpp.data.phantoms.parts.Part`.
         affine: float64 (4, 4), voxel index to world mm (RAS+).
     """
@@ -110,7 +117,7 @@ class Kind:
     labels: dict[str, str]
 
 
-PHANTOMS = {
+KINDS = {
     "liver": Kind(
         liver_phantom,
         "liver",
@@ -129,8 +136,8 @@ PHANTOMS = {
 
 
 def write_liver_phantoms(
-    directory: str | os.PathLike[str],
-    cases: int = 12,
+    directory: PathLike,
+    cases: int = DEFAULT_CASES,
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = False,
@@ -140,9 +147,9 @@ def write_liver_phantoms(
 
 
 def write_phantoms(
-    directory: str | os.PathLike[str],
+    directory: PathLike,
     kind: str,
-    cases: int = 12,
+    cases: int = DEFAULT_CASES,
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = False,
@@ -166,17 +173,13 @@ def write_phantoms(
         ValueError: if ``kind`` is not known, ``cases`` is less than 1 or ``seed`` is negative.
         FileExistsError: if ``directory`` holds a data set and ``overwrite`` is false.
     """
-    if kind not in PHANTOMS:
-        msg = f"kind must be one of {', '.join(PHANTOMS)}, got {kind!r}."
-        raise ValueError(msg)
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
     if cases < 1:
-        msg = f"cases must be at least 1, got {cases}."
-        raise ValueError(msg)
+        raise ValueError(f"cases must be at least 1, got {cases}.")
     if seed < 0:
-        msg = f"seed must not be negative, got {seed}."
-        raise ValueError(msg)
-
-    made = PHANTOMS[kind]
+        raise ValueError(f"seed must not be negative, got {seed}.")
+    made = KINDS[kind]
 
     def draw() -> Iterator[Case]:
         for k in range(cases):
@@ -193,6 +196,28 @@ def write_phantoms(
         overwrite=overwrite,
         progress=progress,
     )
+
+
+def ensure_phantoms(dataset_dir: PathLike | None, phantom_dir: PathLike | None, kind: str) -> PathLike | None:
+    """Write phantoms if the default folder of a bundle is used and is empty; return ``dataset_dir``.
+
+    Of several processes the first one writes, and the others wait.
+
+    Args:
+        dataset_dir: Folder of the data set to use.
+        phantom_dir: Folder of the phantoms; no other is ever written to.
+        kind: ``"liver"`` or ``"chest"``.
+    """
+    if not (dataset_dir and phantom_dir and Path(dataset_dir).resolve() == Path(phantom_dir).resolve()):
+        return dataset_dir
+    index = Path(dataset_dir) / "dataset.json"
+    first = not dist.is_available() or not dist.is_initialized() or dist.get_rank() == 0
+    if first and not index.is_file():
+        logger.info(f"No data set given: making {DEFAULT_CASES} synthetic CTs (phantoms) in {index.parent}.")
+        write_phantoms(index.parent, kind, DEFAULT_CASES, progress=True)
+    while not index.is_file():  # no barrier: a process that starts late finds them made
+        time.sleep(0.5)
+    return dataset_dir
 
 
 def _scan(canvas: Canvas, rng: np.random.Generator, noise: float) -> Scan:
