@@ -94,7 +94,7 @@ def test_run_after_one_that_was_killed_cleans_up_and_lists_every_scan(balls, out
     assert len(stale_parts(out)) == 1
     assert not (out / "PSR_seg.nii.gz").exists()
     states = [o.state for o in segment_here(balls / "imagesTr", out, deep, uncertainty=True)]
-    assert states == ["kept", "done", "kept", "done"] or states == ["kept", "done", "done", "done"]
+    assert states == ["skipped", "done", "skipped", "done"] or states == ["skipped", "done", "done", "done"]
     names = ["LPS", "PSR", "RAS", "oblique"]
     assert files(out) == sorted(
         ["uncertainty.csv", *(f"{n}_{k}.nii.gz" for n in names for k in ("seg", "uncertainty"))]
@@ -108,7 +108,7 @@ def test_ranking_that_was_changed_by_hand_is_named(balls, out, deep):
     (out / "uncertainty.csv").write_text("scan;uncertainty\na;0,5\n")  # as a spreadsheet may save it
     [outcome] = segment_here(balls / "imagesTr" / "RAS.nii.gz", out, deep, uncertainty=True)
     assert outcome.state == "failed"
-    assert f"{out}/uncertainty.csv must be as it was written, or be moved away" in outcome.reason
+    assert f"{out}/uncertainty.csv was changed: restore it or move it away" in outcome.reason
     assert not (out / "RAS_seg.nii.gz").exists()
 
 
@@ -184,7 +184,7 @@ def read_only(folder):
 def test_output_that_cannot_be_written_to_is_said_before_the_first_scan(
     balls, tmp_path, deep, capsys, place, monkeypatch
 ):
-    monkeypatch.setattr("monai_unetpp.segment.check_volume", lambda _: pytest.fail("a scan was read"))
+    monkeypatch.setattr("monai_unetpp.segment.run.check_volume", lambda _: pytest.fail("a scan was read"))
     with pytest.raises(SystemExit) as end:
         main(arguments(balls / "imagesTr", place(tmp_path), deep))
     error = capsys.readouterr().err.split("error: ")[-1]
