@@ -34,7 +34,7 @@ from monai_unetpp.transforms.saving import write_nifti
 __all__ = ["Outcome", "segment"]
 
 RANKING = "uncertainty.csv"
-SUFFIXES = {"seg": ".nii.gz", "probability": ".nii.gz", "uncertainty": ".nii.gz", "sheet": ".png"}
+RESULT_SUFFIXES = {"seg": ".nii.gz", "probability": ".nii.gz", "uncertainty": ".nii.gz", "sheet": ".png"}
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,9 @@ class _Run:
 
     def paths(self, image: str) -> dict[str, Path]:
         """Return the paths of a scan's results by kind."""
-        return {k: result_path(image, self.output_dir, self.input_dir, k, SUFFIXES[k]) for k in self.kinds}
+        return {
+            k: result_path(image, self.output_dir, self.input_dir, k, RESULT_SUFFIXES[k]) for k in self.kinds
+        }
 
     def _loaded(self, cases: Sequence[Mapping[str, str]]) -> Iterator[tuple[Outcome, Any, Any]]:
         """Lock and load the scans that are not done."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Synthetic CT, to try everything on without a download: an abdomen with liver tumours, a chest with nodules.
+"""Synthetic CT for tests, tutorials and demonstrations: an abdomen with liver tumours, a chest with nodules.
 
-A torso is painted first (:mod:`.torso`). In the abdomen follow the organs whose density is that of the liver
-(:mod:`.abdomen`), then the liver, its vessels and its tumours (:mod:`.liver`); in the chest the lungs, their
-vessels, and nodules (:mod:`.chest`). :meth:`.Canvas.scan` makes a CT of it. It is a stylised picture for
-tests, tutorials and demonstrations; no figure measured on it says anything about patients.
+A torso is painted first (:mod:`.torso`). In the abdomen, organs with about the density of the liver follow
+(:mod:`.abdomen`), then the liver with its vessels and tumours (:mod:`.liver`); in the chest, the lungs with
+their vessels and nodules (:mod:`.chest`). :meth:`.Canvas.scan` turns the canvas into a CT. No figure
+measured on such a stylised picture says anything about patients.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from monai_unetpp.data.decathlon import Case, write_decathlon
 from monai_unetpp.data.phantoms.abdomen import draw_gallbladder, draw_organs, random_organs
-from monai_unetpp.data.phantoms.canvas import Canvas, Scan
+from monai_unetpp.data.phantoms.canvas import Canvas, Volume
 from monai_unetpp.data.phantoms.chest import draw_chest, draw_nodules, random_chest
 from monai_unetpp.data.phantoms.liver import draw_liver, random_liver
 from monai_unetpp.data.phantoms.parts import Part
@@ -46,13 +46,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Phantom:
-    """One synthetic case; all arrays (X, Y, Z), in the axis order that ``affine`` tells.
+    """One synthetic case; all arrays are (X, Y, Z), in the axis order of ``affine``.
 
     Args:
-        image: int16, HU.
-        label: uint8, classes as in :data:`KINDS`.
-        parts: uint8, see :class:`monai_unetpp.data.phantoms.parts.Part`.
-        affine: float64 (4, 4), voxel index to world mm (RAS+).
+        image: Intensities, int16, HU.
+        label: Classes as in :data:`KINDS`, uint8.
+        parts: Body parts, uint8, see :class:`monai_unetpp.data.phantoms.parts.Part`.
+        affine: Voxel index to world mm (RAS+), float64 (4, 4).
     """
 
     image: NDArray[np.int16]
@@ -65,7 +65,7 @@ def liver_phantom(rng: np.random.Generator) -> Phantom:
     """Return one random abdomen: 180 - 220 mm of it, voxels of 2.4 - 3.6 mm, slices of 2.5 - 5 mm.
 
     Args:
-        rng: the only source of variation; an equal state gives equal arrays.
+        rng: Only source of variation: equal states give equal arrays.
     """
     torso = random_torso(rng)
     organs = random_organs(torso, rng)
@@ -85,7 +85,7 @@ def chest_phantom(rng: np.random.Generator) -> Phantom:
     """Return 60 mm of one half of a chest with up to 7 nodules; voxels of 1.2 - 1.6 mm, slices up to 2.5.
 
     Args:
-        rng: the only source of variation; an equal state gives equal arrays.
+        rng: Only source of variation: equal states give equal arrays.
     """
     torso = random_torso(rng)
     chest = random_chest(torso, rng)
@@ -100,14 +100,14 @@ def chest_phantom(rng: np.random.Generator) -> Phantom:
 
 @dataclass(frozen=True)
 class Kind:
-    """What there is of phantoms.
+    """One kind of phantoms.
 
     Args:
-        draw: makes one.
-        stem: of the files' names.
-        name: of the data set.
-        content: one line on it.
-        labels: of the classes, by value.
+        draw: Function that draws a case.
+        stem: Beginning of the names of the files.
+        name: Name of the data set.
+        content: Content of the data set, for its description.
+        labels: Value of a class, as a string -> its name.
     """
 
     draw: Callable[[np.random.Generator], Phantom]
@@ -142,7 +142,7 @@ def write_liver_phantoms(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Write abdomens: :func:`write_phantoms` of kind ``"liver"``."""
+    """Write a data set of abdomens: :func:`write_phantoms` with kind ``"liver"``."""
     return write_phantoms(directory, "liver", cases, seed, overwrite, progress)
 
 
@@ -156,15 +156,15 @@ def write_phantoms(
 ) -> Path:
     """Write a data set of phantoms in the layout of the Medical Segmentation Decathlon.
 
-    Case ``k`` depends on ``(seed, k)`` only: more cases leave the earlier ones as they are, bit for bit.
+    Case ``k`` depends on ``(seed, k)`` only: with more cases the earlier ones stay the same, bit for bit.
 
     Args:
-        directory: where ``dataset.json``, ``imagesTr`` and ``labelsTr`` go; made if it does not exist.
-        kind: ``"liver"`` or ``"chest"``.
-        cases: how many.
-        seed: not negative.
-        overwrite: whether a data set that is already there may be replaced.
-        progress: whether to show a progress bar on stderr.
+        directory: Folder for ``dataset.json``, ``imagesTr`` and ``labelsTr``, made if it does not exist.
+        kind: Kind of phantoms, ``"liver"`` or ``"chest"``.
+        cases: Number of cases.
+        seed: Seed, at least 0.
+        overwrite: Whether an existing data set may be replaced.
+        progress: Whether to show a progress bar on stderr.
 
     Returns:
         The path of ``dataset.json``.
@@ -205,8 +205,8 @@ def ensure_phantoms(dataset_dir: PathLike | None, phantom_dir: PathLike | None, 
 
     Args:
         dataset_dir: Folder of the data set to use.
-        phantom_dir: Folder of the phantoms; no other is ever written to.
-        kind: ``"liver"`` or ``"chest"``.
+        phantom_dir: Folder of the phantoms; no other folder is written to.
+        kind: Kind of phantoms, ``"liver"`` or ``"chest"``.
     """
     if not (dataset_dir and phantom_dir and Path(dataset_dir).resolve() == Path(phantom_dir).resolve()):
         return dataset_dir
@@ -220,8 +220,8 @@ def ensure_phantoms(dataset_dir: PathLike | None, phantom_dir: PathLike | None, 
     return dataset_dir
 
 
-def _scan(canvas: Canvas, rng: np.random.Generator, noise: float) -> Scan:
-    """The volume as some scanner would store it."""
+def _scan(canvas: Canvas, rng: np.random.Generator, noise: float) -> Volume:
+    """Return the volume as a random scanner would store it."""
     return canvas.scan(
         rng,
         noise=noise,
@@ -232,7 +232,7 @@ def _scan(canvas: Canvas, rng: np.random.Generator, noise: float) -> Scan:
 
 
 def _abdomen_canvas(torso: Torso, rng: np.random.Generator) -> Canvas:
-    """A field of view around the body, from the lung bases downwards."""
+    """Return a field of view around the body, from the lung bases downwards."""
     pixel = rng.uniform(2.4, 3.6)
     x, y = torso.half_width + rng.uniform(4, 16), torso.half_depth + rng.uniform(4, 12)
     top = torso.dome + rng.uniform(12, 40)
@@ -241,7 +241,7 @@ def _abdomen_canvas(torso: Torso, rng: np.random.Generator) -> Canvas:
 
 
 def _chest_canvas(torso: Torso, rng: np.random.Generator) -> Canvas:
-    """A field of view over one lung, somewhere between its base and its upper third."""
+    """Return a field of view over one lung, between its base and its upper third."""
     pixel, side = rng.uniform(1.2, 1.6), rng.choice([-1, 1])
     x, y = torso.half_width + rng.uniform(2, 8), torso.half_depth + rng.uniform(2, 8)
     across = sorted((-20 * side, x * side))
