@@ -12,6 +12,7 @@ RENAMED = {
     "data.write_liver_phantoms": "data.phantoms.write_liver_phantoms",
     "data.write_phantoms": "data.phantoms.write_phantoms",
     "extras.need": "extras.require",
+    "inferers.doubt": "inferers.window_uncertainty",
     "files.left_over": "files.stale_parts",
     "files.whole_file": "files.atomic_write",
     "files.whole_folder": "files.atomic_directory",
