@@ -77,7 +77,7 @@ def load_pipeline(
     parser.read_config(config_files(bundle, "inference", *overlays))
     places = {"bundle_root": bundle, "dataset_dir": input_dir, "output_dir": output_dir}
     paths = {key: as_text(path) for key, path in places.items()}
-    # a packed bundle has an option of MONAI Label in this place, which would override the level
+    # one dial: in a packed bundle the inferer may name an option of MONAI Label instead
     parser.update({**paths, "inferer#level": "@level", **settings})
     get = parser.get_parsed_content
     get("imports")
