@@ -73,11 +73,7 @@ class CaseLesions:
 
 
 def score_lesions(
-    pred: Tensor,
-    label: Tensor,
-    spacing: Sequence[float],
-    case: str = "",
-    probability: Tensor | None = None,
+    pred: Tensor, label: Tensor, spacing: Sequence[float], case: str = "", probability: Tensor | None = None
 ) -> CaseLesions:
     """Score a case lesion by lesion.
 

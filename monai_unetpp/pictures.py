@@ -59,11 +59,7 @@ class View:
 
 
 def draw_plane(
-    axes: Any,
-    image: Array,
-    outlines: Mapping[str, Array],
-    window: tuple[float, float],
-    aspect: float,
+    axes: Any, image: Array, outlines: Mapping[str, Array], window: tuple[float, float], aspect: float
 ) -> None:
     """Draw a slice with the outlines of masks or label maps.
 
@@ -82,11 +78,7 @@ def draw_plane(
 
 
 def draw_volume(
-    path: PathLike,
-    image_path: PathLike,
-    labels: ArrayLike,
-    window: tuple[float, float],
-    count: int = 12,
+    path: PathLike, image_path: PathLike, labels: ArrayLike, window: tuple[float, float], count: int = 12
 ) -> None:
     """Draw slices with outlines, evenly through the labelled ones, or through all if nothing is labelled.
 

@@ -52,11 +52,7 @@ class Pipeline:
 
 
 def load_pipeline(
-    bundle: PathLike,
-    input_dir: PathLike,
-    output_dir: PathLike,
-    overlays: Sequence[str] = (),
-    **settings: Any,
+    bundle: PathLike, input_dir: PathLike, output_dir: PathLike, overlays: Sequence[str] = (), **settings: Any
 ) -> Pipeline:
     """Build the parts of a bundle's ``inference.json``.
 

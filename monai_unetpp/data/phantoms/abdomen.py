@@ -113,12 +113,7 @@ def draw_organs(
         Part.PANCREAS,
         texture=ripple(rng, 20, 12),
     )
-    canvas.paint(
-        organs.spleen,
-        liver_hu + rng.uniform(-12, 15),
-        Part.SPLEEN,
-        texture=ripple(rng, 4, 40),
-    )
+    canvas.paint(organs.spleen, liver_hu + rng.uniform(-12, 15), Part.SPLEEN, texture=ripple(rng, 4, 40))
     for kidney in organs.kidneys:
         _kidney(canvas, within(kidney, organs.space), organs.bed, rng, torso.blood)
     canvas.paint(organs.vena_cava, torso.blood - rng.uniform(0, 15), Part.VESSEL)

@@ -114,12 +114,7 @@ def _draw_tumours(canvas: Canvas, liver: Solid, rng: np.random.Generator, hu: fl
 
 
 def _draw_tumour(
-    canvas: Canvas,
-    liver: Solid,
-    centre: Vector,
-    radius: float,
-    rng: np.random.Generator,
-    hu: float,
+    canvas: Canvas, liver: Solid, centre: Vector, radius: float, rng: np.random.Generator, hu: float
 ) -> None:
     """Paint a dark, bright or ringed tumour with a sharp or a blurred edge."""
     a, b, c = (radius * rng.uniform(0.85, 1.15, 3)).tolist()

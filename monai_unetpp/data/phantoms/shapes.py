@@ -137,11 +137,7 @@ def tube(path: Sequence[Vector], radii: Sequence[float]) -> Solid:
         return reduce(np.minimum, (_cone(points, *segment) for segment in segments))
 
     corners, wide = np.asarray(path), max(radii)
-    return Solid(
-        distance,
-        tuple((corners.min(0) - wide).tolist()),
-        tuple((corners.max(0) + wide).tolist()),
-    )
+    return Solid(distance, tuple((corners.min(0) - wide).tolist()), tuple((corners.max(0) + wide).tolist()))
 
 
 def _cone(points: Points, start: Vector, end: Vector, r: float, s: float) -> FloatArray:

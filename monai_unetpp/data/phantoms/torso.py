@@ -13,16 +13,7 @@ import numpy as np
 
 from monai_unetpp.data.phantoms.canvas import Canvas
 from monai_unetpp.data.phantoms.parts import Part
-from monai_unetpp.data.phantoms.shapes import (
-    FloatArray,
-    Points,
-    Solid,
-    blob,
-    grow,
-    ripple,
-    tube,
-    within,
-)
+from monai_unetpp.data.phantoms.shapes import FloatArray, Points, Solid, blob, grow, ripple, tube, within
 
 __all__ = ["Torso", "draw_torso", "random_torso"]
 
