@@ -198,7 +198,7 @@ def test_mistake_is_one_line_and_leaves_no_file(path, tmp_path, capsys, argument
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.pt"]
 
 
-# Files that are whole or absent
+# Atomic files
 
 
 def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path):

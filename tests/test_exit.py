@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Early exit, calibrated: how sure is sure enough."""
+"""Early exit and its calibration."""
 
 import json
 import logging
