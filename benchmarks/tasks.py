@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from monai_unetpp import DeepSupervisionDiceLoss
 from monai_unetpp.data import read_dataset
-from monai_unetpp.files import whole_file
+from monai_unetpp.files import atomic_write
 
 HELD_BACK = 0.25
 KEYS = ("image", "label")
@@ -206,9 +206,9 @@ def train(net: nn.Module, task: Task, cases: Cases, epochs: int, seed: int, path
             criterion(net(batch["image"]), batch["label"]).backward()
             optimizer.step()
             schedule.step()
-        with whole_file(begun) as file:
+        with atomic_write(begun) as file:
             torch.save({name: p.state_dict() for name, p in parts.items()} | {"epoch": epoch + 1}, file)
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         torch.save(net.state_dict(), file)
     begun.unlink()
     sys.stdout.write(f"{path.stem}: trained in {time.perf_counter() - started:.0f} s\n")

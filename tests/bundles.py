@@ -54,7 +54,7 @@ def config(bundle: str, name: str) -> dict[str, Any]:
 
 
 def workflow(bundle: str, names: str, root: Path, **override: Any) -> ConfigWorkflow:
-    """The JSONs ``names``, laid over each other, with ``root`` as the folder to write into."""
+    """The JSONs ``names``, merged in this order, with ``root`` as the folder to write into."""
     return ConfigWorkflow(
         [str(BUNDLES / bundle / f"{name}.json") for name in names.split()],
         logging_file=False,

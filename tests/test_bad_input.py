@@ -26,7 +26,7 @@ from bundles import (
     write_balls,
     write_cases,
 )
-from monai_unetpp.data import cases
+from monai_unetpp.data.phantoms import phantom
 
 
 def train(root, data, **override):
@@ -71,7 +71,7 @@ def test_data_set_must_be_named_for_the_recipe_for_real_data(root):
 
 @pytest.mark.parametrize("names", ["train", "train msd", "train evaluate"])
 def test_folder_without_an_index_is_named_and_left_alone(tmp_path, root, names, monkeypatch):
-    monkeypatch.setattr(cases, "write_phantoms", lambda *_, **__: pytest.fail("phantoms"))
+    monkeypatch.setattr(phantom, "write_phantoms", lambda *_, **__: pytest.fail("phantoms"))
     folder = tmp_path / "my-data"
     folder.mkdir()
     message = (

@@ -35,7 +35,7 @@ from bundles import (
     write_cases,
 )
 from monai_unetpp import UNetPlusPlus
-from monai_unetpp.data import cases
+from monai_unetpp.data.phantoms import phantom
 
 LIVER = BUNDLES / "liver"
 METADATA, INFERENCE = str(LIVER / "metadata.json"), str(LIVER / "inference.json")
@@ -178,7 +178,7 @@ def test_recipe_for_real_data_runs_with_the_transforms_of_both_files(balls, tmp_
         transform["_target_"].split(".")[-1]
         for part in (
             own["preprocessing_transforms"],
-            own["train"]["random_transforms"],
+            own["train"]["random_transforms"].values(),
             more["augmentation"],
         )
         for transform in part
@@ -537,7 +537,7 @@ def test_level_that_pruned_weights_do_not_have_is_an_error_that_says_which_they_
 
 
 def test_training_without_data_starts_on_phantoms(tmp_path, monkeypatch):
-    monkeypatch.setattr(cases, "PHANTOMS", 2)
+    monkeypatch.setattr(phantom, "DEFAULT_CASES", 2)
     flow = workflow(
         "liver", "train", tmp_path, **{**TINY_TRAINING, "val_fraction": 0.5, "pixdim": [12.0] * 3}
     )

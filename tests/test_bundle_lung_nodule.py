@@ -49,6 +49,24 @@ def sampler(root, data, **override):
     return transform.set_random_state(0), flow.parser.get_parsed_content("split")[0]
 
 
+@pytest.mark.parametrize("overlays", ["train", "train lidc"])
+@pytest.mark.parametrize("disabled", [None, "flip_1"])
+def test_random_transforms_have_names_that_overlays_and_the_command_line_use(tmp_path, overlays, disabled):
+    more = {f"train#random_transforms#{disabled}#_disabled_": True} if disabled else {}
+    settings = {"train#random_transforms#flip_0#prob": 0.25, "dataset_dir": "unused", **more}
+    parser = workflow("lung_nodule", overlays, tmp_path, **settings).parser
+    named = parser.get_parsed_content("train#random_transforms")
+    assert list(named)[:3] == ["pad", "crop", "shift"]
+    assert type(named["pad"]).__name__ == {"train": "SpatialPadd", "train lidc": "BorderPadd"}[overlays]
+    assert named["crop"].cropper.pos_ratio == {"train": 0.5, "train lidc": 0.75}[overlays]
+    assert named["flip_0"].prob == 0.25
+    assert ("flip_1" in named) == (disabled is None)
+    assert "squeeze" not in named  # for slices only
+    applied = [type(t) for t in parser.get_parsed_content("train#preprocessing").transforms]
+    first = len(parser["preprocessing_transforms"])
+    assert applied[first : first + len(named)] == [type(t) for t in named.values()]
+
+
 def test_nodule_of_a_cube_lies_anywhere_in_the_patches(cubes, tmp_path):
     transform, cases = sampler(tmp_path, cubes)
     places = []

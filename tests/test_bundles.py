@@ -167,8 +167,8 @@ def test_metadata_describe_the_network(bundle):
 
 def test_metadata_name_the_classes_of_the_phantoms(bundle):
     pred = config(bundle, "metadata")["network_data_format"]["outputs"]["pred"]
-    kind = config(bundle, "train")["dataset"]["phantom"]
-    assert pred["channel_def"] == phantom.PHANTOMS[kind].labels
+    kind = config(bundle, "train")["phantoms"]["kind"]
+    assert pred["channel_def"] == phantom.KINDS[kind].labels
 
 
 def test_metadata_name_versions_that_the_package_supports(bundle):
@@ -232,7 +232,7 @@ def test_file_that_knows_nothing_of_its_bundle_is_the_same_in_all(name):
     [
         (
             "train",
-            {"bundle_root", "out_channels", "pixdim", "hu_range", "dataset#phantom", "max_epochs"}
+            {"bundle_root", "out_channels", "pixdim", "hu_range", "phantoms#kind", "max_epochs"}
             | {"patches_per_case", "shifted_size", "train#random_transforms"},
         ),
         (

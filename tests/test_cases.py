@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
-import logging
 import re
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from dicom import write_series
 
 from bundles import AFFINES, write_balls
-from monai_unetpp.data import cases, list_volumes, read_dataset, split_cases
+from monai_unetpp.data import list_volumes, read_dataset, split_cases
 from monai_unetpp.readers import memory
 
 
@@ -48,28 +47,13 @@ def test_ten_classes_and_more_are_ordered_as_numbers(balls):
     assert read_dataset(balls, 12).labels == names
 
 
-def test_phantoms_are_made_where_the_default_is_empty(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(cases, "PHANTOMS", 1)
-    folder = tmp_path / "bundle" / "data"
-    with caplog.at_level(logging.INFO, "monai_unetpp"):
-        dataset = read_dataset(folder, 3, phantom_dir=folder)
-    assert len(dataset.cases) == 1
-    assert [record.getMessage() for record in caplog.records] == [
-        f"No data set given: making 1 synthetic CTs (phantoms) in {folder}."
-    ]
-    before = (folder / "imagesTr" / "liver_000.nii.gz").stat().st_mtime_ns
-    assert read_dataset(folder, 3, phantom_dir=folder) == dataset
-    assert (folder / "imagesTr" / "liver_000.nii.gz").stat().st_mtime_ns == before
-    assert len(caplog.records) == 1
-
-
 def test_cubes_of_one_scan_stay_together():
     cases = [{"image": f"{scan}_{n}", "label": "", "scan": scan} for scan in "abcdefgh" for n in range(3)]
     for seed in range(5):
-        train, held_back = split_cases(cases, 0.25, seed)
+        train, held_out = split_cases(cases, 0.25, seed)
         assert len(train) == 18
-        assert not {case["scan"] for case in train} & {case["scan"] for case in held_back}
-        assert sorted(case["image"] for case in train + held_back) == [case["image"] for case in cases]
+        assert not {case["scan"] for case in train} & {case["scan"] for case in held_out}
+        assert sorted(case["image"] for case in train + held_out) == [case["image"] for case in cases]
     assert split_cases(cases, 0.25, 1) == split_cases(cases, 0.25, 1) != split_cases(cases, 0.25, 2)
 
 
@@ -80,18 +64,16 @@ def test_fraction_that_leaves_nothing_is_refused(fraction):
 
 
 @pytest.mark.parametrize("exists", [True, False], ids=["empty-folder", "no-folder"])
-def test_folder_that_was_named_is_never_filled_with_phantoms(tmp_path, monkeypatch, exists):
-    monkeypatch.setattr(cases, "write_phantoms", lambda *_, **__: pytest.fail("phantoms"))
+def test_folder_without_a_data_set_is_named_with_the_command_that_makes_one(tmp_path, exists):
     named = tmp_path / "named"
     if exists:
         named.mkdir()
     message = (
         rf"^dataset_dir has no dataset\.json: {re.escape(str(named))}\. .*Decathlon layout.*Task03_Liver"
-        rf".*python -m monai_unetpp phantom --kind liver --out {re.escape(str(named))}$"
+        rf".*monai-unetpp phantom --kind liver --out {re.escape(str(named))} \(or --kind chest\)\.$"
     )
-    for phantom_dir in (None, tmp_path / "default"):
-        with pytest.raises(FileNotFoundError, match=message):
-            read_dataset(named, 3, phantom_dir)
+    with pytest.raises(FileNotFoundError, match=message):
+        read_dataset(named, 3)
     assert named.exists() == exists
 
 

@@ -10,7 +10,7 @@ import torch
 from bundles import Payload
 from monai_unetpp import load_network, prune, prune_state_dict
 from monai_unetpp.__main__ import main
-from monai_unetpp.files import whole_file
+from monai_unetpp.files import atomic_write
 from monai_unetpp.weights import prune_checkpoint
 
 
@@ -52,7 +52,7 @@ def test_whole_weights_compute_the_level_that_is_asked_for(net, x, path, tiny, l
 @pytest.mark.parametrize("skips", ["dense", "short", "long"])
 def test_pruned_weights_make_the_network_their_own_level(x, tmp_path, tiny, level, skips):
     net = changed(tiny(skips=skips))
-    with whole_file(tmp_path / "full.pt") as part:
+    with atomic_write(tmp_path / "full.pt") as part:
         torch.save(net.state_dict(), part)
     kept, of = prune_checkpoint(tmp_path / "full.pt", level, tmp_path / "small.pt", skips)
     assert kept < of
@@ -198,12 +198,12 @@ def test_mistake_is_one_line_and_leaves_no_file(path, tmp_path, capsys, argument
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.pt"]
 
 
-# Files that are whole or absent
+# Atomic files
 
 
 def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path):
     (tmp_path / "a.txt").write_text("old")
-    with pytest.raises(OSError, match="disk"), whole_file(tmp_path / "a.txt") as part:  # noqa: PT012
+    with pytest.raises(OSError, match="disk"), atomic_write(tmp_path / "a.txt") as part:  # noqa: PT012
         part.write_text("half")
         raise OSError("disk full")
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
@@ -218,7 +218,7 @@ def test_file_that_the_disk_did_not_take_after_all_replaces_nothing(tmp_path, mo
 
     (tmp_path / "a.txt").write_text("old")
     monkeypatch.setattr("os.fsync", fsync)
-    with pytest.raises(OSError, match="Input/output"), whole_file(tmp_path / "a.txt") as part:
+    with pytest.raises(OSError, match="Input/output"), atomic_write(tmp_path / "a.txt") as part:
         part.write_text("new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
+import argparse
 import json
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
+import monai_unetpp
 from monai_unetpp import __version__
-from monai_unetpp.__main__ import main
+from monai_unetpp.__main__ import COMMANDS, SHARED, main
 from monai_unetpp.data.phantoms import write_liver_phantoms
 
 
@@ -52,6 +56,32 @@ def test_version_and_help_end_well(capsys, argument):
     assert end.value.code == 0
     expected = {"--version": f"monai-unetpp {__version__}\n", "--help": "phantom"}[argument]
     assert expected in capsys.readouterr().out
+
+
+def test_console_script_is_the_same_program_under_its_own_name(monkeypatch, capsys):
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    project = tomllib.loads((Path(monai_unetpp.__file__).parents[1] / "pyproject.toml").read_text())
+    script = EntryPoint("", project["project"]["scripts"]["monai-unetpp"], "console_scripts")
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/monai-unetpp", "segment", "--help"])
+    with pytest.raises(SystemExit) as end:
+        script.load()()
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: monai-unetpp segment [-h] -i INPUT")
+    done = python("-m", "monai_unetpp", "prune", "--help")
+    assert done.stdout.startswith("usage: python -m monai_unetpp prune [-h] --checkpoint")
+
+
+def test_options_that_several_commands_share_are_declared_once():
+    declared = {}
+    for name, declare in COMMANDS.items():
+        declare(parser := argparse.ArgumentParser())
+        for action in parser._actions:
+            for flag in {*action.option_strings} & {*SHARED}:
+                declared.setdefault(flag, []).append((name, type(action), action.type, action.metavar))
+    assert {*declared} == {*SHARED}
+    for flag, uses in declared.items():
+        assert len(uses) > 1, f"{flag} is an option of {uses[0][0]} alone"
+        assert len({use[1:] for use in uses}) == 1, f"{flag} differs: {uses}"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Early exit, calibrated: how sure is sure enough."""
+"""Early exit and its calibration."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from monai.metrics import compute_dice
 
 from bundles import BUNDLES, TINY, run
 from monai_unetpp import UNetPlusPlus
-from monai_unetpp.inferers import EarlyExitInferer, doubt
+from monai_unetpp.inferers import EarlyExitInferer, window_uncertainty
 from monai_unetpp.levels import ExitScore, calibrate_exit, read_calibration, write_calibration
 from monai_unetpp.segment import load_pipeline, segment
 
@@ -50,7 +50,7 @@ def brute_force(net, data, threshold):
         result = heads[-1].clone()
         for n in range(len(windows)):
             for head in heads[:-1]:
-                if doubt(head[n : n + 1]) <= threshold:
+                if window_uncertainty(head[n : n + 1]) <= threshold:
                     result[n] = head[n]
                     break
         return result
@@ -97,7 +97,7 @@ def test_the_network_is_left_as_it_was(net, data):
 def test_what_was_chosen_is_logged(net, data, caplog):
     with caplog.at_level(logging.INFO):
         calibrate_exit(net, data, SlidingWindowInferer(**WINDOW), thresholds=(0.1,))
-    assert "Early exit at a doubt of" in caplog.text
+    assert "Early exit at an uncertainty of" in caplog.text
     assert "windows that stop at L1" in caplog.text
 
 
@@ -135,7 +135,7 @@ def test_what_was_found_for_other_weights_is_refused(tmp_path):
     write_calibration(weights, 2, FOUND)
     weights.write_bytes(b"trained on")
     with pytest.raises(
-        ValueError, match=r"model\.json was made for other weights than .*model\.pt holds now"
+        ValueError, match=r"model\.json is the calibration of other weights than those in .*model\.pt"
     ):
         read_calibration(weights)
     (tmp_path / "model.json").write_text("{}")

@@ -67,7 +67,7 @@ def test_checkpoint_that_was_being_written_is_passed_over_for_the_one_before(tmp
     load(tmp_path, model=target)
     assert target["bias"].item() == 2
     assert "checkpoint_epoch=3.pt" in caplog.text
-    assert "Trying the one before." in caplog.text
+    assert "Trying the previous one." in caplog.text
     (tmp_path / "checkpoint_epoch=2.pt").write_bytes(half)
     with pytest.raises(ValueError, match=r"checkpoint_epoch=2\.pt"):
         load(tmp_path, model=target)

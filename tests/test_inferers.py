@@ -11,13 +11,13 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.inferers import SliceInferer, SlidingWindowInferer, sliding_window_inference
 from monai.transforms import Activationsd, Compose, CropForegroundd, Invertd, Orientationd, Spacingd
-from monai_unetpp.inferers.flat import FlatOnce
 
 from bundles import affine
 from monai_unetpp import EarlyExitInferer, UNetPlusPlus, VolumeInferer
-from monai_unetpp.inferers import disagreement, doubt
+from monai_unetpp.inferers import disagreement, window_uncertainty
 from monai_unetpp.inferers.slabs import slabs
 from monai_unetpp.inferers.uncertainty import ExpectedError
+from monai_unetpp.inferers.windows import FlatOnce
 from monai_unetpp.transforms import LoadImageAndLabeld
 
 SIZE = (23, 31, 27)
@@ -319,7 +319,7 @@ def test_uncertainty_at_a_level_is_of_the_heads_up_to_it(tmp_path):
         found.uncertainty.as_tensor(), small.uncertainty.as_tensor(), atol=1e-6, rtol=0
     )
     net.level = 1
-    with pytest.raises(ValueError, match="no heads that could disagree"):
+    with pytest.raises(ValueError, match="only one head, which cannot disagree"):
         inferer.segment(batch["image"], net, uncertainty=True)
 
 
@@ -340,11 +340,11 @@ def test_disagreement_is_0_of_equal_heads_and_1_of_opposite_ones():
 
 def test_one_head_has_no_uncertainty(tmp_path):
     batch = load(write(tmp_path / "ct.nii", np.zeros(SIZE, "f4"), PLACES["RAS"]), preprocessing())
-    with pytest.raises(ValueError, match="no heads that could disagree"):
+    with pytest.raises(ValueError, match="only one head, which cannot disagree"):
         VolumeInferer(SlidingWindowInferer((16, 16, 16), 1)).segment(
             batch["image"], network(deep_supervision=False), uncertainty=True
         )
-    with pytest.raises(ValueError, match="two at least"):
+    with pytest.raises(ValueError, match="at least two"):
         disagreement([torch.zeros(1, 2, 4)])
 
 
@@ -376,10 +376,10 @@ def test_diagonals_need_heads_on_the_way():
         next(network(deep_supervision=False).diagonals(torch.zeros(1, 1, 16, 16, 16)))
 
 
-def test_doubt_is_the_share_of_voxels_that_is_expected_to_be_wrong():
+def test_uncertainty_of_a_window_is_the_share_of_voxels_that_is_expected_to_be_wrong():
     p = torch.tensor([[0.9, 0.6], [0.1, 0.4]]).log()[None]
-    assert doubt(p).item() == pytest.approx(0.25)
-    assert doubt(torch.logit(torch.tensor([[[0.9, 0.3, 0.98]]]))).item() == pytest.approx(0.14)
+    assert window_uncertainty(p).item() == pytest.approx(0.25)
+    assert window_uncertainty(torch.logit(torch.tensor([[[0.9, 0.3, 0.98]]]))).item() == pytest.approx(0.14)
 
 
 def test_without_a_threshold_nothing_stops_and_all_is_as_monai_says():
@@ -409,7 +409,7 @@ def test_a_window_stops_at_the_first_level_that_is_sure_of_it(says, stops):
         heads = net.all_heads(windows)[::-1]
         result = heads[-1].clone()
         for n in range(len(windows)):
-            sure = [k for k in (0, 1) if doubt(heads[k][n : n + 1]) <= threshold]
+            sure = [k for k in (0, 1) if window_uncertainty(heads[k][n : n + 1]) <= threshold]
             stopped.append(sure[0] if sure else 2)
             result[n] = heads[stopped[-1]][n]
         return result

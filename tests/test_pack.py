@@ -22,6 +22,7 @@ from bundles import BUNDLES, TINY_TRAINING, schema
 from monai_unetpp import UNetPlusPlus, prune
 from monai_unetpp.bundle import copy_bundle, pack_bundle
 from monai_unetpp.levels import read_calibration
+from monai_unetpp.segment import load_pipeline
 
 TRAINING = {key: value for key, value in TINY_TRAINING.items() if key not in ("device", "max_epochs")}
 
@@ -370,6 +371,15 @@ def test_monai_label_offers_level_and_overlap_and_both_take_effect(packed):
     pruned = prune(net, 1)
     inferer.level = None
     assert torch.equal(found, inferer(image, pruned))
+
+
+@pytest.mark.parametrize("level", [None, 1, "auto"], ids="{}".format)
+def test_segment_turns_one_dial_in_a_packed_bundle(packed, tmp_path, level):
+    settings = {} if level is None else {"level": level}
+    calibrated = read_calibration(packed / "models" / "model.pt").level
+    wanted = {None: 3, 1: 1, "auto": calibrated}[level]
+    pipeline = load_pipeline(packed, "scans", tmp_path, device="$torch.device('cpu')", **settings)
+    assert pipeline.network.level == pipeline.inferer.level == wanted
 
 
 def test_monai_label_can_drop_out(packed):

@@ -14,7 +14,7 @@ from monai_unetpp.bundle import PARTS
 HOUSE = Path(monai_unetpp.__file__).parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(HOUSE)], "monai_unetpp."))
 ONE_WAY = (
-    *("files", "extras", "readers", "pictures", "lesions"),
+    *("extras", "files", "readers", "pictures", "lesions"),
     *("network", "inferers", "levels", "export", "weights", "handlers"),
     *("losses", "transforms", "data", "bundle", "segment"),
 )

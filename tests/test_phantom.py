@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import itertools
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,7 @@ from monai.data import load_decathlon_datalist
 from monai.transforms import Compose, LoadImaged, Orientationd
 from SimpleITK import ConnectedComponent, GetArrayFromImage, GetImageFromArray, RelabelComponent
 
-from monai_unetpp.data import phantom
-from monai_unetpp.data.phantoms import Phantom, liver_phantom, write_liver_phantoms
+from monai_unetpp.data.phantoms import Phantom, ensure_phantoms, liver_phantom, phantom, write_liver_phantoms
 from monai_unetpp.data.phantoms.canvas import Canvas
 from monai_unetpp.data.phantoms.parts import Part
 from monai_unetpp.data.phantoms.shapes import blob, tube
@@ -38,7 +38,7 @@ def dataset(tmp_path_factory) -> Path:
 
 
 def draw_by(monkeypatch, draw):
-    monkeypatch.setitem(phantom.PHANTOMS, "liver", replace(phantom.PHANTOMS["liver"], draw=draw))
+    monkeypatch.setitem(phantom.KINDS, "liver", replace(phantom.KINDS["liver"], draw=draw))
 
 
 @pytest.fixture
@@ -334,3 +334,42 @@ def test_bad_numbers_are_refused_before_anything_is_written(tmp_path, arguments,
     with pytest.raises(ValueError, match=message):
         write_liver_phantoms(tmp_path / "new", **arguments)
     assert not (tmp_path / "new").exists()
+
+
+# By default
+
+
+@pytest.mark.usefixtures("quick")
+def test_phantoms_are_made_where_the_default_is_empty(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(phantom, "DEFAULT_CASES", 1)
+    folder = tmp_path / "bundle" / "data"
+    with caplog.at_level(logging.INFO, "monai_unetpp"):
+        assert ensure_phantoms(folder, folder, "liver") == folder
+    assert [record.getMessage() for record in caplog.records] == [
+        f"No data set given: making 1 synthetic CTs (phantoms) in {folder}."
+    ]
+    before = contents(folder)
+    assert sorted(before) == ["dataset.json", "imagesTr/liver_000.nii.gz", "labelsTr/liver_000.nii.gz"]
+    assert ensure_phantoms(str(folder), folder, "liver") == str(folder)
+    assert contents(folder) == before
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("default", [None, "default"])
+@pytest.mark.parametrize("named", [None, "named"])
+def test_folder_that_was_named_is_never_filled_with_phantoms(tmp_path, monkeypatch, named, default):
+    monkeypatch.chdir(tmp_path)
+    assert ensure_phantoms(named, default, "liver") == named
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_processes_other_than_the_first_wait(tmp_path, monkeypatch):
+    def write(_):  # what the first process does meanwhile
+        write_liver_phantoms(tmp_path, cases=1)
+
+    monkeypatch.setattr(phantom.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(phantom.dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(phantom.time, "sleep", write)
+    ensure_phantoms(tmp_path, tmp_path, "chest")
+    assert (tmp_path / "imagesTr" / "liver_000.nii.gz").exists()

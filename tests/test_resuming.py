@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from torch import nn
 
 from bundles import TINY_TRAINING, raises_within, run, workflow
-from monai_unetpp.files import whole_file
+from monai_unetpp.files import atomic_write
 from monai_unetpp.handlers import (
     CheckpointLoader,
     CheckpointSaver,
@@ -101,7 +101,7 @@ def test_sigterm_saves_within_the_epoch_and_nothing_is_repeated(whole, balls, tm
     assert end.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
     assert "SIGTERM: saving after this step, then stopping." in caplog.text
-    assert "Saved and stopped: --resume True goes on from here." in caplog.text
+    assert "Saved and stopped: --resume True continues from here." in caplog.text
     assert last(tmp_path, step // 3)["trainer"]["iteration"] == step
     flow = train(tmp_path, balls, resume=True)
     assert flow.trainer.state.iteration == 9
@@ -238,10 +238,10 @@ def failing(monkeypatch):
     def part(path, *_):
         if tries and tries.pop(0):
             raise OSError(28, "No space left on device")
-        return whole_file(path)
+        return atomic_write(path)
 
-    monkeypatch.setattr(checkpoints, "whole_file", part)
-    monkeypatch.setattr(checkpoints, "WAITS", (0, 0))
+    monkeypatch.setattr(checkpoints, "atomic_write", part)
+    monkeypatch.setattr(checkpoints, "RETRY_SECONDS", (0, 0))
     return tries
 
 
@@ -251,7 +251,7 @@ def test_checkpoint_that_cannot_be_written_leaves_the_one_before(failing, tmp_pa
     failing += [True] * 3
     with pytest.raises(OSError, match=r"epoch=3\.pt could not be saved: .*No space left") as error:
         epochs(saver(tmp_path, net), 1, net, before=2)
-    assert f"--resume True goes on from {tmp_path / 'checkpoint_epoch=2.pt'}" in str(error.value)
+    assert f"--resume True continues from {tmp_path / 'checkpoint_epoch=2.pt'}" in str(error.value)
     assert "checkpoint_epoch=2.pt" in names(tmp_path)
     assert torch.load(tmp_path / "checkpoint_epoch=2.pt", weights_only=True)["model"]["weight"].item() == 2
 
@@ -261,7 +261,7 @@ def test_checkpoint_is_written_on_the_second_try(failing, tmp_path, caplog):
     failing += [True, False]
     epochs(saver(tmp_path, net), 1, net)
     assert names(tmp_path) == ["checkpoint_epoch=1.pt"]
-    assert "Trying again in 0 s." in caplog.text
+    assert "Retrying in 0 s." in caplog.text
 
 
 def test_best_weights_stay_when_better_ones_cannot_be_written(failing, tmp_path):
@@ -303,7 +303,7 @@ def test_checkpoints_of_a_longer_training_are_kept_and_named(tmp_path, caplog):
     net = nn.Linear(1, 1)
     epochs(saver(tmp_path, net), 5, net)
     epochs(saver(tmp_path, net), 1, net)
-    assert "checkpoint_epoch=5.pt: --resume True would go on from those" in caplog.text
+    assert "checkpoint_epoch=5.pt: --resume True would continue from it" in caplog.text
     assert names(tmp_path) == [f"checkpoint_epoch={n}.pt" for n in (1, 4, 5)]
 
 
@@ -341,7 +341,7 @@ def test_bad_number_stops_the_training_and_says_where_it_came_from(poisoned, bal
     name, augmentation = poisoned
     message = (
         rf"Epoch 1, step \d: the loss is nan\. Cases: .*{name}\. The image of .*{name} is not finite "
-        r"after PoisonOne \(transform 11 of 11\)\. To leave such steps out: --bad_numbers skip\."
+        r"after PoisonOne \(transform 11 of 11\)\. To skip such steps: --bad_numbers skip\."
     )
     with raises_within(ValueError, message):
         train(tmp_path, balls, augmentation=augmentation)
@@ -442,7 +442,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     made.load_state_dict({"epoch": 1, "max_epochs": 2, "epoch_length": 1})
     with pytest.raises(ValueError, match=r"epoch=2\.pt is not saved: model is not finite in weight") as error:
         made.run([0])
-    assert "--resume True goes on from" in str(error.value)
+    assert "--resume True continues from" in str(error.value)
     assert names(tmp_path) == ["checkpoint_epoch=1.pt"]
 
 

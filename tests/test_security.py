@@ -225,7 +225,7 @@ def test_data_set_may_name_files_outside_of_its_folder_on_request_only(data, way
     way(data)
     number = 4 if way is linked_folder else 1
     message = (
-        rf"dataset\.json names {number} files outside of its folder, first .*\.nii\.gz: put them into it.*"
+        rf"dataset\.json names {number} files outside of its folder, first .*\.nii\.gz: move them into it.*"
         r"allow_outside=True \(--dataset#allow_outside True\)\.$"
     )
     with pytest.raises(ValueError, match=message):
@@ -272,11 +272,9 @@ def test_what_is_no_path_is_refused(data, image):
 def test_a_case_has_the_name_of_a_file(tmp_path, name):
     out = tmp_path / "a" / "out"
     case = Case(name, np.zeros((2, 2, 2), np.int16), np.zeros((2, 2, 2), np.uint8), np.eye(4))
-    with pytest.raises(
-        ValueError, match=f"name of a case must be that of a file.* got {re.escape(repr(name))}"
-    ):
+    with pytest.raises(ValueError, match=f"name of a case must be a file name.* got {re.escape(repr(name))}"):
         write_case(out, case)
-    with pytest.raises(ValueError, match="name of a case must be that of a file"):
+    with pytest.raises(ValueError, match="name of a case must be a file name"):
         write_index(out, [name], name="x", description="x", labels={"0": "a"})
     assert below(tmp_path) == set()
 
@@ -303,7 +301,7 @@ def test_series_whose_uid_leads_out_of_the_folder_does_not(tmp_path, way):
     new = {path for path in below(tmp_path) - before if (tmp_path / path).is_file()}
     assert all(path.startswith("out/deep/er/") for path in new)
     if way == "argument":
-        assert row.reason.startswith("error: name of a case must be that of a file")
+        assert row.reason.startswith("error: name of a case must be a file name")
         assert new == {"out/deep/er/nodules.csv"}
 
 
@@ -326,7 +324,7 @@ def test_slices_of_a_scan_with_a_strange_name_stay_in_the_folder(tmp_path):
         (tmp_path / kind).mkdir()
         picture = sitk.GetImageFromArray(np.zeros((4, 4), np.uint8))
         sitk.WriteImage(picture, str(tmp_path / kind / "liver_..\\..\\x_1.png"))
-    with pytest.raises(ValueError, match="name of a case must be that of a file"):
+    with pytest.raises(ValueError, match="name of a case must be a file name"):
         write_slices(tmp_path / "images", tmp_path / "masks", tmp_path / "a" / "out")
     assert {path for path in below(tmp_path) if path.endswith("nii.gz")} == set()
 

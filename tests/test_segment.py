@@ -22,7 +22,7 @@ from monai_unetpp import UNetPlusPlus
 from monai_unetpp.__main__ import main
 from monai_unetpp.files import result_path
 from monai_unetpp.readers import SimpleITKReader
-from monai_unetpp.segment import load_pipeline, segment
+from monai_unetpp.segment import Outcome, Report, load_pipeline, segment, segment_distributed
 
 SETTINGS = {**TINY, "channels": [4, 8]}
 LIVER = BUNDLES / "liver"
@@ -154,7 +154,7 @@ def test_what_is_done_is_not_done_again(balls, out, weights):
     source = balls / "imagesTr"
     segment_here(source / "RAS.nii.gz", out, weights)
     before = (out / "RAS_seg.nii.gz").stat().st_mtime_ns
-    assert [o.state for o in segment_here(source, out, weights)] == ["done", "done", "kept", "done"]
+    assert [o.state for o in segment_here(source, out, weights)] == ["done", "done", "skipped", "done"]
     assert (out / "RAS_seg.nii.gz").stat().st_mtime_ns == before
     [outcome] = segment_here(source / "RAS.nii.gz", out, weights, overwrite=True)
     assert outcome.state == "done"
@@ -165,15 +165,15 @@ def test_what_lacks_a_result_that_is_asked_for_is_done_again(balls, out, weights
     source = balls / "imagesTr" / "RAS.nii.gz"
     segment_here(source, out, weights)
     assert [o.state for o in segment_here(source, out, weights, probability=1)] == ["done"]
-    assert [o.state for o in segment_here(source, out, weights, probability=1)] == ["kept"]
+    assert [o.state for o in segment_here(source, out, weights, probability=1)] == ["skipped"]
 
 
 def test_what_another_process_is_at_is_left_to_it(balls, out, weights):
     (out / ".locks").mkdir(parents=True)
     with FileLock(out / ".locks" / "LPS_seg.nii.gz.lock"):
         states = [o.state for o in segment_here(balls / "imagesTr", out, weights)]
-    assert states == ["elsewhere", "done", "done", "done"]
-    assert [o.state for o in segment_here(balls / "imagesTr", out, weights)] == ["done", *["kept"] * 3]
+    assert states == ["locked", "done", "done", "done"]
+    assert [o.state for o in segment_here(balls / "imagesTr", out, weights)] == ["done", *["skipped"] * 3]
 
 
 def launch(source, out, weights):
@@ -212,6 +212,48 @@ def test_two_processes_share_the_scans_and_one_that_died_is_made_up_for(balls, o
     result = launch(tmp_path / "scans", out, weights)
     assert "1 segmented, 3 had been done before." in result.stdout
     assert {p.name for p in out.glob("*.nii.gz") if written[p] != p.stat().st_mtime_ns} == {"PSR_seg.nii.gz"}
+
+
+# The report
+
+
+def test_report_counts_scans_windows_and_reasons():
+    outcomes = [
+        Outcome("a", "done", exits=(3, 1)),
+        Outcome("b", "failed", "b: it is damaged"),
+        Outcome("c", "locked"),
+        Outcome("d", "done", exits=(0, 2)),
+        Outcome("e", "skipped"),
+        Outcome("f", "failed", "f: no room"),
+    ]
+    report = Report(tuple(outcomes))
+    assert report.counts == {"done": 2, "skipped": 1, "locked": 1, "failed": 2}
+    assert report.exits == [3, 3]
+    assert report.failed == [outcomes[1], outcomes[5]]
+    assert str(report).splitlines() == [
+        "2 segmented, 1 had been done before, 1 are locked by another process, 2 failed. "
+        "Windows that stopped at L1: 3, L2: 3.",
+        "  b: it is damaged",
+        "  f: no room",
+    ]
+
+
+def test_scans_that_failed_are_in_the_report_and_raise_nothing(balls, out, weights, tmp_path):
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "good.nii.gz").write_bytes((balls / "imagesTr" / "RAS.nii.gz").read_bytes())
+    (tmp_path / "scans" / "bad.nii.gz").touch()
+    report = segment_distributed(tmp_path / "scans", out, LIVER, ckpt_path=weights, **SETTINGS)
+    assert [outcome.state for outcome in report.outcomes] == ["failed", "done"]
+    assert str(report).startswith("1 segmented, 1 failed.\n  ")
+    assert not segment_distributed(balls / "imagesTr", out, LIVER, ckpt_path=weights, **SETTINGS).failed
+
+
+def test_segmenting_does_not_import_what_paints_phantoms():
+    code = "import sys, monai_unetpp.segment as _; print(*sys.modules, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert "monai_unetpp.data.cases" in loaded
+    assert [name for name in loaded if name.startswith("monai_unetpp.data.phantoms")] == []
 
 
 # Early exit

@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from bundles import BUNDLES, DEEP, TINY
 from monai_unetpp.__main__ import main
-from monai_unetpp.files import left_over, short_name, whole_file
+from monai_unetpp.files import atomic_write, short_name, stale_parts
 from monai_unetpp.segment import segment
 
 SETTINGS = {**TINY, "channels": DEEP}
@@ -65,7 +65,7 @@ def test_sixty_scans_of_all_kinds_leave_no_file_open_and_no_thread(tmp_path, out
     assert held() == before
     assert states.count("done") == 57
     assert states.count("failed") == 3
-    assert left_over(out) == {}
+    assert stale_parts(out) == {}
 
 
 # Killed
@@ -91,10 +91,10 @@ def test_run_after_one_that_was_killed_cleans_up_and_lists_every_scan(balls, out
     command = [sys.executable, "-c", KILLED, *arguments(balls / "imagesTr", out, deep), "--uncertainty"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode < 0, done.stderr
-    assert len(left_over(out)) == 1
+    assert len(stale_parts(out)) == 1
     assert not (out / "PSR_seg.nii.gz").exists()
     states = [o.state for o in segment_here(balls / "imagesTr", out, deep, uncertainty=True)]
-    assert states == ["kept", "done", "kept", "done"] or states == ["kept", "done", "done", "done"]
+    assert states == ["skipped", "done", "skipped", "done"] or states == ["skipped", "done", "done", "done"]
     names = ["LPS", "PSR", "RAS", "oblique"]
     assert files(out) == sorted(
         ["uncertainty.csv", *(f"{n}_{k}.nii.gz" for n in names for k in ("seg", "uncertainty"))]
@@ -108,7 +108,7 @@ def test_ranking_that_was_changed_by_hand_is_named(balls, out, deep):
     (out / "uncertainty.csv").write_text("scan;uncertainty\na;0,5\n")  # as a spreadsheet may save it
     [outcome] = segment_here(balls / "imagesTr" / "RAS.nii.gz", out, deep, uncertainty=True)
     assert outcome.state == "failed"
-    assert f"{out}/uncertainty.csv must be as it was written, or be moved away" in outcome.reason
+    assert f"{out}/uncertainty.csv was changed: restore it or move it away" in outcome.reason
     assert not (out / "RAS_seg.nii.gz").exists()
 
 
@@ -127,10 +127,10 @@ def test_only_what_no_process_is_writing_is_cleaned_up(balls, out, deep):
 
 def test_hidden_folder_tells_what_was_written_in_it(tmp_path):
     for name in ("a.txt", "b" * 250):
-        with whole_file(tmp_path / name) as part:
+        with atomic_write(tmp_path / name) as part:
             part.write_text("whole")
-            assert left_over(tmp_path) == {tmp_path / short_name(name): [part.parent]}
-    assert left_over(tmp_path) == {}
+            assert stale_parts(tmp_path) == {tmp_path / short_name(name): [part.parent]}
+    assert stale_parts(tmp_path) == {}
     assert files(tmp_path) == ["a.txt", "b" * 250]
 
 
@@ -155,7 +155,7 @@ def test_full_disk_leaves_nothing_half_written_and_says_what_to_do(balls, out, d
         assert f"{name}.nii.gz: " in line
         assert f"free some space, or write to another place: '{out}/{name}_probability.nii.gz'" in line
     assert files(out) == []
-    assert left_over(out) == {}
+    assert stale_parts(out) == {}
     states = [o.state for o in segment_here(balls / "imagesTr", out, deep, probability=1)]
     assert states == ["done"] * 4
 
@@ -184,7 +184,7 @@ def read_only(folder):
 def test_output_that_cannot_be_written_to_is_said_before_the_first_scan(
     balls, tmp_path, deep, capsys, place, monkeypatch
 ):
-    monkeypatch.setattr("monai_unetpp.segment.check_volume", lambda _: pytest.fail("a scan was read"))
+    monkeypatch.setattr("monai_unetpp.segment.run.check_volume", lambda _: pytest.fail("a scan was read"))
     with pytest.raises(SystemExit) as end:
         main(arguments(balls / "imagesTr", place(tmp_path), deep))
     error = capsys.readouterr().err.split("error: ")[-1]

@@ -25,7 +25,7 @@ from pathlib import Path
 from small import BUNDLE, SETTINGS, write_scans, write_weights, wrong_grid
 
 from monai_unetpp.data import list_volumes
-from monai_unetpp.files import left_over, result_path, write_csv
+from monai_unetpp.files import result_path, stale_parts, write_csv
 
 WROTE, FAILED = "INFO Wrote ", "ERROR "
 
@@ -114,7 +114,7 @@ def trial(number: int, args: argparse.Namespace, more: list[str]) -> dict[str, o
         write_scans(folder / "scans", args.volumes)
         this = Trial(folder, args.processes, more)
         killed = this.run(args.kills, chance)
-        left = sum(map(len, left_over(this.masks).values()))
+        left = sum(map(len, stale_parts(this.masks).values()))
         this.begin()  # alone, as a user who looks whether all is done
         status = this.running[0].wait()
         this.look()
@@ -133,7 +133,7 @@ def trial(number: int, args: argparse.Namespace, more: list[str]) -> dict[str, o
             + sum(count > 1 for count in this.said(WROTE).values()),
             "failed": this.said(FAILED).total(),
             "hidden folders after kills": left,
-            "hidden folders at the end": sum(map(len, left_over(this.masks).values())),
+            "hidden folders at the end": sum(map(len, stale_parts(this.masks).values())),
             "ranked": len(ranked.read_text().splitlines()) - 1 if ranked.exists() else "",
             "last exit status": status,
             "seconds": round(time.perf_counter() - started, 1),

@@ -1,23 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data to try things on: synthetic CT in the layout of the Medical Segmentation Decathlon."""
+"""Data sets to train on and volumes to segment; :mod:`monai_unetpp.data.phantoms` paints synthetic ones."""
 
-from monai_unetpp.data.cases import DataSet, list_volumes, read_dataset, split_cases
-from monai_unetpp.data.phantoms.phantom import (
-    Phantom,
-    chest_phantom,
-    liver_phantom,
-    write_liver_phantoms,
-    write_phantoms,
-)
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "DataSet",
-    "Phantom",
-    "chest_phantom",
-    "list_volumes",
-    "liver_phantom",
-    "read_dataset",
-    "split_cases",
-    "write_liver_phantoms",
-    "write_phantoms",
-]
+from monai_unetpp.data.cases import DataSet, list_volumes, read_dataset
+from monai_unetpp.data.splits import split_cases
+from monai_unetpp.extras import renamed
+
+__all__ = ["DataSet", "list_volumes", "read_dataset", "split_cases"]
+
+if not TYPE_CHECKING:  # lazily: a patient's scan must not import the painter of synthetic ones
+    moved = ("Phantom", "chest_phantom", "liver_phantom", "write_liver_phantoms", "write_phantoms")
+    __getattr__ = renamed(__name__, {name: f"{__name__}.phantoms.{name}" for name in moved})

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writing a data set in the layout of the Medical Segmentation Decathlon.
 
-``dataset.json`` comes last, and every file appears under its name only when it is complete: a directory
-with a ``dataset.json`` is a finished data set, whatever interrupted the run before.
+All files are written atomically and ``dataset.json`` is written last: a directory that has one holds a
+complete data set.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from monai_unetpp.files import whole_file
+from monai_unetpp.files import PathLike, atomic_write
 
 __all__ = ["Case", "check_name", "write_case", "write_decathlon", "write_index"]
 
@@ -31,10 +30,10 @@ class Case:
     """A volume with its label.
 
     Args:
-        name: of both files, without suffix or folders.
-        image: int16 (X, Y, Z), HU.
-        label: uint8 (X, Y, Z).
-        affine: (4, 4), voxel index to world mm (RAS+).
+        name: Name of both files, without folders or suffix.
+        image: Intensities, int16 (X, Y, Z), HU.
+        label: Classes, uint8 (X, Y, Z).
+        affine: Voxel index to world mm (RAS+), (4, 4).
     """
 
     name: str
@@ -44,7 +43,7 @@ class Case:
 
 
 def write_decathlon(
-    directory: str | os.PathLike[str],
+    directory: PathLike,
     cases: Iterable[Case],
     *,
     total: int,
@@ -57,18 +56,18 @@ def write_decathlon(
     """Write CT volumes, labels and ``dataset.json``; equal cases give equal bytes.
 
     Args:
-        directory: made if it does not exist.
-        cases: drawn one at a time.
-        total: how many there are, for the progress bar.
-        name: of the data set.
-        description: one sentence.
-        labels: label value, as a string, to its name.
-        overwrite: whether a data set that is there may be replaced. Its volumes are removed only where
-            a new one has the same name.
-        progress: whether to show a progress bar on stderr.
+        directory: Folder of the data set, made if it does not exist.
+        cases: Cases, taken one at a time.
+        total: Number of cases, for the progress bar.
+        name: Name of the data set.
+        description: Description in one sentence.
+        labels: Value of a class, as a string -> its name.
+        overwrite: Whether an existing data set may be replaced. A volume of it is removed only if a new
+            one has the same name.
+        progress: Whether to show a progress bar on stderr.
 
     Returns:
-        The path of ``dataset.json``.
+        Path of ``dataset.json``.
 
     Raises:
         FileExistsError: if ``directory`` holds a ``dataset.json`` and ``overwrite`` is false.
@@ -77,13 +76,12 @@ def write_decathlon(
     index = root / "dataset.json"
     if index.exists():
         if not overwrite:
-            msg = (
+            raise FileExistsError(
                 f"directory already holds a data set: {index}. "
                 "Choose another directory, or replace it with overwrite=True (--overwrite)."
             )
-            raise FileExistsError(msg)
         index.unlink()
-    (root / "imagesTr").mkdir(parents=True, exist_ok=True)  # before the first is drawn
+    (root / "imagesTr").mkdir(parents=True, exist_ok=True)  # fails early, if it must
     names = []
     for case in tqdm(cases, desc=name, total=total, unit="case", disable=not progress):
         write_case(root, case)
@@ -91,15 +89,15 @@ def write_decathlon(
     return write_index(root, names, name=name, description=description, labels=labels)
 
 
-def write_case(directory: str | os.PathLike[str], case: Case) -> None:
+def write_case(directory: PathLike, case: Case) -> None:
     """Write the image and the label of one case."""
     for key, array in (("image", case.image), ("label", case.label)):
-        with whole_file(Path(directory) / _entry(case.name)[key]) as part:
+        with atomic_write(Path(directory) / _entry(case.name)[key]) as part:
             part.write_bytes(_nifti(array, case.affine))
 
 
 def write_index(
-    directory: str | os.PathLike[str],
+    directory: PathLike,
     names: Sequence[str],
     *,
     name: str,
@@ -107,9 +105,9 @@ def write_index(
     labels: Mapping[str, str],
     scans: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write ``dataset.json`` over the cases ``names``, which are there; return its path.
+    """Write ``dataset.json`` for cases that have been written, and return its path.
 
-    ``scans`` tells of a case the scan that it was cut out of.
+    ``scans`` maps the name of a case to the scan that it was cut out of.
     """
     index = Path(directory) / "dataset.json"
     dataset = {
@@ -123,15 +121,15 @@ def write_index(
         "training": [{**_entry(case), **({"scan": scans[case]} if scans else {})} for case in names],
         "test": [],
     }
-    with whole_file(index) as part:
+    with atomic_write(index) as part:
         part.write_bytes((json.dumps(dataset, indent=4) + "\n").encode())
     return index
 
 
 def check_name(name: str) -> str:
-    """Return the name of a case, which may come from a DICOM header; refuse one that leads elsewhere."""
+    """Return the name of a case; one with a folder, which a DICOM header may have, is a ValueError."""
     if not name or not PurePosixPath(name).name == PureWindowsPath(name).name == name:
-        raise ValueError(f"name of a case must be that of a file, without folders, got {name!r}.")
+        raise ValueError(f"name of a case must be a file name without folders, got {name!r}.")
     return name
 
 
@@ -141,7 +139,7 @@ def _entry(name: str) -> dict[str, str]:
 
 
 def _nifti(array: NDArray[np.int16] | NDArray[np.uint8], affine: NDArray[np.float64]) -> bytes:
-    """Return a gzipped NIfTI-1 file without a time stamp or a file name in it."""
+    """Return a gzipped NIfTI-1 file, without the time stamp and the file name that gzip adds."""
     volume: Any = nib.Nifti1Image(array, affine)  # type: ignore[no-untyped-call]
     volume.set_qform(affine, code="scanner")
     volume.set_sform(affine, code="scanner")

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ignite glue: MONAI's handlers, with what a resumed training and a person reading need; tables and pictures.
+"""Handlers for Ignite's engines, beyond those of MONAI.
 
-- checkpoints: saving, resuming, loading a level
-- resuming: seeds of epochs, stopping on a signal, stopping early
+- checkpoints: training checkpoints, resuming, loading weights at a level
+- resuming: seeds of epochs, stopping on a signal, early stopping
 - finite: no NaN reaches the weights
 - tables: CSV files by case and class, by lesion
-- sheets: the best, the median and the worst cases as pictures; some at every validation
+- figures: the best, the median and the worst cases; cases at every validation
 - tracking: losses of heads, scores of levels and parameters, for TensorBoard and MLflow
 """
 

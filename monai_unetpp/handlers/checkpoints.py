@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saving and loading: what a resumed training and an evaluation start from."""
+"""Training checkpoints: saving, resuming, and loading weights for an evaluation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from monai_unetpp.files import left_over, save_by_memory, whole_file
+from monai_unetpp.files import atomic_write, save_by_memory, stale_parts
 from monai_unetpp.network import UNetPlusPlus
 from monai_unetpp.weights import check_fit, load_network, read_checkpoint
 
@@ -34,18 +34,18 @@ logger = logging.getLogger(__name__)
 
 EPOCH = "checkpoint_epoch={}.pt"
 SCALER = "scaler"
-WAITS = (1, 5)  # seconds between tries to write a checkpoint
+RETRY_SECONDS = (1, 5)  # before the next attempts to write a checkpoint
 
 
 class CheckpointSaver(monai.handlers.CheckpointSaver):
-    """MONAI's handler, which loses nothing, and can be part of a checkpoint itself.
+    """MONAI's handler with atomic files, and with a state that can be part of a checkpoint itself.
 
-    - A file appears whole or not at all, and what it replaces goes afterwards. If it cannot be written, it
-      is tried again, since file systems of a network fail now and then; then the error says where to go on.
-    - As part of a checkpoint it lets a resumed training know the best score it has to beat.
-    - Checkpoints of the epochs before count among ``n_saved`` in a resumed training, too.
+    - Files are written atomically, and the replaced one is removed afterwards. A write that fails is retried,
+      since network file systems fail now and then; the final error names the last good checkpoint.
+    - As part of a checkpoint it tells a resumed training the best score so far.
+    - In a resumed training, checkpoints of earlier epochs count towards ``n_saved``.
     - Weights that are not finite are never saved, and a score that is not finite is never the best.
-    - The scaler of a trainer with ``amp`` is saved with the rest.
+    - The gradient scaler of a trainer with ``amp`` is saved as well.
     """
 
     _key_metric_checkpoint: Any  # ignite's, or None
@@ -60,11 +60,11 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
         ]
         for checkpoint in filter(None, checkpoints):
             name = checkpoint.save_handler.filename
-            checkpoint.save_handler = _WholeFiles(Path(self.save_dir), name, self.save_dict)
+            checkpoint.save_handler = _AtomicSaver(Path(self.save_dir), name, self.save_dict)
         self._knows_earlier = False
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an engine, whose best metric becomes part of its state."""
+        """Attach to an engine, and make the best metric part of its state."""
         super().attach(engine)
         if self._key_metric_checkpoint is not None:
             engine.state_dict_user_keys.extend(["best_metric", "best_metric_epoch"])
@@ -72,7 +72,7 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
             self.save_dict[SCALER] = scaler
 
     def metrics_completed(self, engine: Engine) -> None:
-        """Save if the score is the best one, and a number."""
+        """Save if the score is finite and the best one."""
         state: Any = engine.state
         name = state.key_metric_name
         if not math.isfinite(state.metrics[name]):
@@ -81,12 +81,12 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
         super().metrics_completed(engine)
 
     def interval_completed(self, engine: Engine) -> None:
-        """Save the epoch that is over."""
+        """Save the completed epoch."""
         self._count_earlier(engine.state.epoch - 1)
         super().interval_completed(engine)
 
     def save_within_epoch(self, engine: Engine) -> None:
-        """Save an epoch that is begun, in the place of the one before."""
+        """Save within an epoch, in place of the checkpoint of the last completed one."""
         epochs = engine.state.epoch - 1
         self._count_earlier(epochs)
         checkpoint = {name: target.state_dict() for name, target in self.save_dict.items()}
@@ -97,21 +97,21 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
         return dict(self._key_metric_checkpoint.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the scores to beat; there are none if the best weights are gone or damaged."""
+        """Restore the best scores, unless the best weights are missing or damaged."""
         fixed = self._key_metric_checkpoint.save_handler.filename
-        if all(_is_whole(Path(self.save_dir) / (fixed or name)) for _, name in state_dict["_saved"]):
+        if all(_is_readable(Path(self.save_dir) / (fixed or name)) for _, name in state_dict["_saved"]):
             super().load_state_dict(state_dict)
 
     def _count_earlier(self, epochs: int) -> None:
-        """Let files of this training's first ``epochs`` make room for new ones; warn of those of another.
+        """Count checkpoints of the first ``epochs``; warn of later ones, which are of another training.
 
-        What a process left that was killed while it wrote is removed: two trainings do not share a folder.
+        Stale parts are removed, since two trainings do not share a folder.
         """
         if self._knows_earlier:
             return
         self._knows_earlier = True
         if idist.get_rank() == 0:
-            for part in chain.from_iterable(left_over(self.save_dir).values()):
+            for part in chain.from_iterable(stale_parts(self.save_dir).values()):
                 shutil.rmtree(part, ignore_errors=True)
         found = _epochs(Path(self.save_dir))
         self._interval_checkpoint._saved = [
@@ -120,17 +120,17 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
         if found and max(found) > epochs:
             logger.warning(
                 f"{self.save_dir} holds checkpoints of a longer training, {found[max(found)].name}: "
-                "--resume True would go on from those. Remove them, or name another --ckpt_dir."
+                "--resume True would continue from it. Remove them, or name another --ckpt_dir."
             )
 
 
-class _WholeFiles(BaseSaveHandler):
-    """Write checkpoints into a folder, each whole or not at all, by the first process.
+class _AtomicSaver(BaseSaveHandler):
+    """Write checkpoints atomically, in the first process.
 
     Args:
-        folder: to write into.
-        filename: of the only file; default as many as are asked for.
-        saved: what is saved, by name.
+        folder: Folder to write to.
+        filename: Name of the only file, which is replaced; by default every checkpoint has its own.
+        saved: Name -> object that is saved.
     """
 
     def __init__(self, folder: Path, filename: str | None, saved: Mapping[str, Any]) -> None:
@@ -142,9 +142,9 @@ class _WholeFiles(BaseSaveHandler):
     def __call__(self, checkpoint: Any, filename: str, metadata: Any = None) -> None:  # noqa: ARG002
         path = self.folder / (self.filename or filename)
         self._check_finite(path)
-        for wait in (*WAITS, None):
+        for wait in (*RETRY_SECONDS, None):
             try:
-                with whole_file(path) as part:
+                with atomic_write(path) as part:
                     save_by_memory(part, partial(torch.save, checkpoint))
                 return
             except OSError as error:
@@ -153,12 +153,12 @@ class _WholeFiles(BaseSaveHandler):
                         f"{path} could not be saved: {error.strerror or error}. --ckpt_dir names another "
                         f"folder. {self._last_good()}"
                     ) from error
-                logger.warning(f"{path} could not be saved: {error}. Trying again in {wait} s.")
+                logger.warning(f"{path} could not be saved: {error}. Retrying in {wait} s.")
                 time.sleep(wait)
 
     @idist.one_rank_only()
     def remove(self, filename: str) -> None:
-        """Remove a file; the only one is replaced by the next."""
+        """Remove a file, unless the next one replaces it."""
         if self.filename is None:
             (self.folder / filename).unlink(missing_ok=True)
 
@@ -177,18 +177,18 @@ class _WholeFiles(BaseSaveHandler):
 
     def _last_good(self) -> str:
         found = _epochs(self.folder)
-        return f"--resume True goes on from {found[max(found)]}." if found else "No epoch was saved yet."
+        return f"--resume True continues from {found[max(found)]}." if found else "No epoch was saved yet."
 
 
 class CheckpointLoader(monai.handlers.CheckpointLoader):
-    """MONAI's handler; takes a folder, too, and says what is wrong with a file that does not fit.
+    """MONAI's handler, which accepts a folder as well, and has clear errors for files that do not fit.
 
-    A ``LambdaLR`` goes on with its function as it is now, which may know of more epochs than before.
+    A ``LambdaLR`` continues with its current function, which may be for more epochs than before.
 
     Args:
-        load_path: a checkpoint, or a folder: then that of the last epoch in it; if that was being written
-            when the machine stopped, the one before.
-        **settings: of ``monai.handlers.CheckpointLoader``.
+        load_path: Path of a checkpoint, or of a folder: then the checkpoint of its last epoch, or of the one
+            before if that file is damaged.
+        **settings: Further arguments of ``monai.handlers.CheckpointLoader``.
 
     Raises:
         FileNotFoundError: if there is no file at ``load_path``, or no checkpoint of an epoch in the folder.
@@ -215,7 +215,10 @@ class CheckpointLoader(monai.handlers.CheckpointLoader):
                 check_fit(path, checkpoint if single else checkpoint[name], target)
         lengths = {e: e.state.epoch_length for e in self.load_dict.values() if isinstance(e, Engine)}
         super().__call__(engine)
-        for loaded, length in lengths.items():  # of the data of now: another batch size, another rank
+        for (
+            loaded,
+            length,
+        ) in lengths.items():  # of the current data: batch size and number of processes may have changed
             if loaded.state.epoch_length != length:
                 loaded.state.epoch_length = length
                 loaded.state.iteration = loaded.state.epoch * (length or 0)
@@ -228,13 +231,13 @@ class CheckpointLoader(monai.handlers.CheckpointLoader):
 
 
 class NetworkLoader:
-    """Give an evaluator, when it starts, a trained network: the whole, a level of it, or an exported one.
+    """Load the network of an evaluator when it starts; see :func:`~monai_unetpp.load_network`.
 
     Args:
-        path: see :func:`~monai_unetpp.load_network`, as for the next three.
-        network: as it was trained.
-        level: that evaluation computes; default the deepest that the weights have.
-        runtime: of an ``.onnx`` file.
+        path: Path of the weights, or of an ``.onnx`` file.
+        network: Network as it was trained.
+        level: Level that evaluation computes; by default the deepest one of the weights.
+        runtime: Runtime of an ``.onnx`` file.
     """
 
     def __init__(
@@ -250,13 +253,13 @@ class NetworkLoader:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: SupervisedEvaluator) -> None:
-        """Put the network in its place; errors are those of ``load_network``."""
+        """Replace the evaluator's network; errors are those of ``load_network``."""
         engine.network = load_network(self.network, self.path, self.level, engine.state.device, self.runtime)
         logger.info(f"Loaded {self.path}{_level_of(engine.network)}.")
 
 
 def _latest(directory: Path) -> tuple[Path, Mapping[str, Any]]:
-    """Return the checkpoint of the last epoch, ``checkpoint_epoch=N.pt``, that is whole."""
+    """Return the last checkpoint of an epoch, ``checkpoint_epoch=N.pt``, that is not damaged."""
     found = _epochs(directory)
     if not found:
         raise FileNotFoundError(f"nothing to resume: {directory.absolute()} holds no checkpoint_epoch=*.pt.")
@@ -266,16 +269,16 @@ def _latest(directory: Path) -> tuple[Path, Mapping[str, Any]]:
         except ValueError as error:
             if epoch == min(found):
                 raise
-            logger.warning(f"{error} Trying the one before.")
+            logger.warning(f"{error} Trying the previous one.")
     raise AssertionError("one is read, or raises")
 
 
 def _epochs(directory: Path) -> dict[int, Path]:
-    """The checkpoints of epochs in a folder."""
+    """Return the checkpoints in a folder by epoch."""
     return {int(path.stem.split("=")[1]): path for path in directory.glob(EPOCH.format("*"))}
 
 
-def _is_whole(path: Path) -> bool:
+def _is_readable(path: Path) -> bool:
     try:
         read_checkpoint(path)
     except (OSError, ValueError):

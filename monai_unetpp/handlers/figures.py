@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of cases, so that a person sees what went wrong, or how it gets better while training."""
+"""Figures of cases with outlines, after an evaluation and during training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from monai.metrics import compute_dice
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from monai_unetpp.files import whole_file
+from monai_unetpp.files import atomic_write
 from monai_unetpp.pictures import Array, View, draw_plane
 from monai_unetpp.readers import volume_loader
 
@@ -28,8 +28,8 @@ REFERENCE, PREDICTION = "#3ddc84", "#ff5252"
 
 
 @dataclass(frozen=True)
-class _Slice:
-    """What is kept of a case: one slice, (rows, columns) each, and its score."""
+class _CaseSlice:
+    """One slice (rows, columns) of a case, and the score of the case."""
 
     name: str
     dice: float
@@ -40,16 +40,15 @@ class _Slice:
 
 
 class ContactSheetSaver:
-    """Draw the best, the median and the worst cases: reference and prediction outlined on one slice each.
+    """Draw the best, the median and the worst cases, each as a slice with reference and prediction outlined.
 
-    The slice, across the axis of the largest spacing, is the one with most of the last class in the
-    reference, or else in the prediction. A case without that class counts 1 if none of it was predicted, and
-    otherwise 0.
+    The slice, across the axis of the largest spacing, has the most voxels of the last class in the reference,
+    or else in the prediction. A case without that class scores 1 if it is not predicted either, otherwise 0.
 
     Args:
-        path: of the PNG.
-        window: intensities drawn black and white, such as HU.
-        count: cases of each sort.
+        path: Path of the PNG to write.
+        window: Intensities drawn black and white, such as HU.
+        count: Number of cases of each kind.
     """
 
     def __init__(self, path: str, window: tuple[float, float] = (-1000, 400), count: int = 4) -> None:
@@ -57,26 +56,26 @@ class ContactSheetSaver:
         self.window = (window[0], window[1])
         self.count = count
         self.load = volume_loader()
-        self.slices: list[_Slice] = []
+        self.slices: list[_CaseSlice] = []
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator that gives ``pred`` and ``label`` one-hot on the file's own grid."""
+        """Attach to an evaluator whose ``pred`` and ``label`` are one-hot on the file's own grid."""
         engine.add_event_handler(Events.STARTED, lambda: self.slices.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self.write)
 
     def __call__(self, engine: Engine) -> None:
-        """Keep a slice of every case of an iteration."""
+        """Store a slice of every case of an iteration."""
         for item in engine.state.output:  # type: ignore[union-attr]
             name = str(item["image"].meta["filename_or_obj"])
             pred, label = (torch.as_tensor(item[key])[-1].cpu() for key in ("pred", "label"))
             dice = float(compute_dice(pred[None, None], label[None, None], ignore_empty=False))
             view = View(item["label"].affine, item["label"].pixdim.tolist())
-            planes = _telling_planes(view, image=self.load(name)[0], label=label, pred=pred)
-            self.slices.append(_Slice(name=Path(name).name, dice=dice, aspect=view.aspect, **planes))
+            planes = _slice_with_most(view, image=self.load(name)[0], label=label, pred=pred)
+            self.slices.append(_CaseSlice(name=Path(name).name, dice=dice, aspect=view.aspect, **planes))
 
     def write(self) -> None:
-        """Draw the sheet."""
+        """Write the figure."""
         from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
         scored = sorted(self.slices, key=lambda s: -s.dice)
@@ -95,12 +94,12 @@ class ContactSheetSaver:
                 axes.set_title(f"{title}{kept.name}\nDice {kept.dice:.2f}", fontsize="x-small")
                 title = ""
         figure.suptitle("reference green, prediction red", fontsize="small")
-        with whole_file(self.path) as path:
+        with atomic_write(self.path) as path:
             figure.savefig(path, dpi=110)
         logger.info(f"Drew {len(scored)} cases, best to worst, in {self.path}.")
 
-    def _rows(self, scored: list[_Slice]) -> list[tuple[str, list[_Slice]]]:
-        """Best, median and worst; where there are few cases, all of them, best first."""
+    def _rows(self, scored: list[_CaseSlice]) -> list[tuple[str, list[_CaseSlice]]]:
+        """Return best, median and worst cases, or all of them, best first, if there are few."""
         if len(scored) <= 3 * self.count:
             chunks = [scored[n : n + self.count] for n in range(0, len(scored), self.count)]
             return [("best: " if n == 0 else "", chunk) for n, chunk in enumerate(chunks)]
@@ -113,17 +112,17 @@ class ContactSheetSaver:
 
 
 class OutlineImages(TensorBoardHandler):
-    """Draw cases in TensorBoard, ``cases/NAME``: all classes of reference and prediction outlined on a slice.
+    """Draw cases in TensorBoard, ``cases/NAME``: a slice with reference and prediction outlined.
 
-    The slice, across the axis of the largest spacing, is the one with most of the last class in the
-    reference: the same at every validation. MONAI's ``TensorBoardImageHandler`` shows whole volumes as
+    The slice, across the axis of the largest spacing, has the most voxels of the last class in the reference,
+    and is the same at every validation. MONAI's ``TensorBoardImageHandler`` shows whole volumes as
     animations, without outlines.
 
     Args:
-        log_dir: folder of the event file.
-        window: intensities drawn black and white, of the image that the network is given.
-        count: cases that are drawn, the first of the validation set.
-        summary_writer: default one of its own, in ``log_dir``.
+        log_dir: Folder of the event file.
+        window: Intensities of the network's input that are drawn black and white.
+        count: Number of cases that are drawn, the first of the validation set.
+        summary_writer: Writer of the event file; by default a new one in ``log_dir``.
     """
 
     def __init__(
@@ -139,13 +138,13 @@ class OutlineImages(TensorBoardHandler):
         self._left = count
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator that gives ``image`` and, one-hot, ``pred`` and ``label`` on one grid."""
+        """Attach to an evaluator with ``image``, and ``pred`` and ``label`` one-hot, on one grid."""
         engine.add_event_handler(Events.STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, lambda: self._writer.flush())
 
     def __call__(self, engine: Engine) -> None:
-        """Draw the cases of an iteration, as long as there are some left to draw.
+        """Draw the cases of an iteration, up to ``count``.
 
         Raises:
             ValueError: if an image is not on the grid of its label.
@@ -169,15 +168,15 @@ class OutlineImages(TensorBoardHandler):
 
         view = View(item["label"].affine, item["label"].pixdim.tolist())
         maps = {key: _label_map(item[key]) for key in ("label", "pred")}
-        planes = _telling_planes(view, image=item["image"][0].cpu(), **maps)
+        planes = _slice_with_most(view, image=item["image"][0].cpu(), **maps)
         figure = Figure(figsize=(4, 4), dpi=100, facecolor="black")
         outlines = {REFERENCE: planes["label"], PREDICTION: planes["pred"]}
         draw_plane(figure.add_axes((0, 0, 1, 1)), planes["image"], outlines, self.window, view.aspect)
         return figure
 
 
-def _telling_planes(view: View, image: ArrayLike, label: ArrayLike, pred: ArrayLike) -> dict[str, Array]:
-    """Return one slice of each volume: with most of the last class in ``label``, or else in ``pred``."""
+def _slice_with_most(view: View, image: ArrayLike, label: ArrayLike, pred: ArrayLike) -> dict[str, Array]:
+    """Return the slice of each volume with the most of the last class in ``label``, or else in ``pred``."""
     turned = {"image": view.turn(image), "label": view.turn(label), "pred": view.turn(pred)}
     found = turned["label"] if turned["label"].any() else turned["pred"]
     n = int(view.profile(found == found.max()).argmax())
@@ -185,5 +184,5 @@ def _telling_planes(view: View, image: ArrayLike, label: ArrayLike, pred: ArrayL
 
 
 def _label_map(one_hot: Tensor) -> Tensor:
-    """(C, *spatial) to class numbers (*spatial)."""
+    """Return the classes (*spatial) of a one-hot map (C, *spatial)."""
     return torch.as_tensor(one_hot).argmax(0).cpu()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers that are not finite: where they come from, and that they never reach the weights."""
+"""NaN and infinity: kept from the weights, and traced to their cause."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ __all__ = ["FiniteSteps"]
 
 logger = logging.getLogger(__name__)
 
-DRAWS = 20  # of random transforms, to find the one that is to blame
+DRAWS = 20  # attempts to reproduce the random transforms of a case
 
 
 class FiniteSteps:
-    """Stop a training, or leave a step out, when its loss or a gradient is NaN or infinite.
+    """Stop a training, or skip a step, when the loss or a gradient is NaN or infinite.
 
-    The step is not taken, and the norms forget the batch, so that the weights stay as they were. With a
-    gradient scaler (float16) gradients that overflow are the scaler's business; the loss is looked at.
+    The step is not taken and the statistics of norm layers are restored, so that the weights do not change.
+    With a gradient scaler (float16), which handles overflowing gradients itself, only the loss is checked.
 
     Args:
         action: ``"stop"`` or ``"skip"``.
 
     Raises:
-        ValueError: by the trainer, naming the cases of the batch and the transform after which an image is
-            not finite.
+        ValueError: if a step is not finite and ``action`` is ``"stop"``; it names the cases of the batch and
+            the transform after which an image is not finite.
     """
 
     def __init__(self, action: str = "stop") -> None:
@@ -50,7 +50,7 @@ class FiniteSteps:
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
     def __call__(self, engine: SupervisedTrainer) -> None:
-        """Look at the step that is about to be taken."""
+        """Check the step before it is taken."""
         loss = engine.state.output["loss"].detach()
         gradients = [p.grad for p in engine.network.parameters() if p.grad is not None]
         scaled = engine.scaler is not None and engine.scaler.is_enabled()
@@ -60,36 +60,38 @@ class FiniteSteps:
             buffer.copy_(before)
         message = _describe(engine, float(loss))
         if self.action == "stop":
-            raise ValueError(f"{message} To leave such steps out: --bad_numbers skip.")
-        logger.warning(f"{message} The step is left out.")
+            raise ValueError(f"{message} To skip such steps: --bad_numbers skip.")
+        logger.warning(f"{message} The step is skipped.")
         if not scaled:
-            engine.optimizer.zero_grad(set_to_none=True)  # what has no gradient is not moved
+            engine.optimizer.zero_grad(set_to_none=True)  # parameters without a gradient are not updated
 
     def _remember(self, engine: SupervisedTrainer) -> None:
         self._statistics = [buffer.detach().clone() for buffer in engine.network.buffers()]
 
 
 def _describe(engine: Engine, loss: float) -> str:
-    """Where it happened, in which cases, and what is to blame."""
+    """Return a message with the step, the cases and the cause."""
     state: Any = engine.state
     what = "a gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
     images = decollate_batch(state.batch["image"])  # several may be of one case
     paths = [str(image.meta.get("filename_or_obj")) for image in images]
     bad = {path for path, image in zip(paths, images, strict=True) if not torch.isfinite(image).all()}
-    blame = [
-        f"The image of {path} is not finite after {_blame(state.dataloader, path)}." for path in sorted(bad)
+    causes = [
+        f"The image of {path} is not finite after {_culprit(state.dataloader, path)}." for path in sorted(bad)
     ]
-    cause = " ".join(blame) or "The images are finite: a lower learning_rate may help, or amp False."
+    cause = " ".join(causes) or "The images are finite: a lower learning_rate may help, or amp False."
     return (
         f"Epoch {state.epoch}, step {state.iteration}: {what}. Cases: {', '.join(sorted({*paths}))}. {cause}"
     )
 
 
-def _blame(loader: Any, path: str) -> str:
-    """The first transform after which the image of a case is not finite; random ones are tried again."""
+def _culprit(loader: Any, path: str) -> str:
+    """Return the first transform after which a case is not finite; random ones are repeated."""
     dataset = loader.dataset
     cases = [case for case in dataset.data if Path(str(case["image"])) == Path(path)]
-    transforms = deepcopy(dataset.transform).flatten().transforms  # the training's own draw nothing here
+    transforms = (
+        deepcopy(dataset.transform).flatten().transforms
+    )  # a copy, so that the random state of the training does not change
     for case, _ in product(cases, range(DRAWS)):
         parts = [deepcopy(case)]
         for number, transform in enumerate(transforms, start=1):

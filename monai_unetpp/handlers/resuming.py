@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes a training that was stopped go on as if it had not been.
+"""Handlers by which a resumed training equals one that was never interrupted.
 
-- EpochSeeds: what an epoch draws depends on the seed and its number alone
-- StopOnSignal: a scheduler's SIGTERM saves within the epoch and ends
-- EarlyStop: its count is part of the checkpoint
+- EpochSeeds: the random numbers of an epoch depend on the seed and the epoch alone
+- StopOnSignal: a scheduler's SIGTERM saves within the epoch and stops
+- EarlyStop: early stopping whose state is part of the checkpoint
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ logger = logging.getLogger(__name__)
 
 
 class EpochSeeds:
-    """Seed everything that draws at the beginning of every epoch: torch, numpy, Python, random transforms.
+    """Seed all random numbers at the beginning of every epoch: torch, numpy, Python, random transforms.
 
-    So a training that goes on draws what it would have drawn, in this process and in the loader's workers.
-    One that was stopped within an epoch passes over the batches it has seen; with this object in the
-    checkpoint, a network with dropout goes on with the random state it had.
+    A resumed training then draws the same numbers, in this process and in the loader's workers. One that was
+    stopped within an epoch skips the batches it has seen; with this object in the checkpoint, a network with
+    dropout continues with its random state.
 
     Args:
-        seed: of the training.
-        rank: of this process; each draws differently.
+        seed: Seed of the training.
+        rank: Rank of this process, which makes its numbers differ from those of others.
     """
 
     def __init__(self, seed: int, rank: int = 0) -> None:
@@ -59,21 +59,21 @@ class EpochSeeds:
         return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over a state, for an epoch that is begun already."""
+        """Restore a state, for an epoch that has begun."""
         self._loaded = state_dict
 
     def _begin(self, engine: Engine) -> None:
         """Seed, before the engine asks the loader for an iterator."""
         epoch = engine.state.epoch
         loader: Any = engine.state.dataloader
-        if isinstance(loader, _Rest):
+        if isinstance(loader, _RemainingBatches):
             engine.state.dataloader = loader = loader.loader
         [draw] = np.random.SeedSequence([self.seed, epoch, self.rank]).generate_state(1)
         set_determinism(int(draw))
         set_rnd(loader.dataset, int(draw))
         seen = engine.state.iteration - (epoch - 1) * (engine.state.epoch_length or 0)
         if seen > 0:
-            engine.state.dataloader = _Rest(loader, seen)
+            engine.state.dataloader = _RemainingBatches(loader, seen)
         else:
             self._loaded = None
 
@@ -85,8 +85,8 @@ class EpochSeeds:
                 torch.cuda.set_rng_state_all([each.cpu() for each in state["cuda"]])
 
 
-class _Rest:
-    """A loader without its first batches, once."""
+class _RemainingBatches:
+    """Loader without its first batches, for one epoch."""
 
     def __init__(self, loader: Any, seen: int) -> None:
         self.loader = loader
@@ -98,14 +98,14 @@ class _Rest:
 
 
 class StopOnSignal:
-    """Let a scheduler stop a training: it ends its step, saves, and ends the process with status 143.
+    """On a scheduler's signal, complete the step, save, and exit with status 143.
 
-    What is saved is the last whole epoch's checkpoint and what was done since, under the name of that epoch.
-    A validation that runs is ended first. In several processes all stop at the same step.
+    The checkpoint within the epoch gets the name of the last completed one. A running validation is completed
+    first, and several processes stop at the same step.
 
     Args:
-        saver: of epochs, attached to the trainer.
-        signals: to listen to while the trainer runs; by default that of SLURM, Kubernetes and Docker.
+        saver: Saver of epochs that is attached to the trainer.
+        signals: Signals to handle while the trainer runs; by default that of SLURM, Kubernetes and Docker.
     """
 
     def __init__(self, saver: CheckpointSaver, signals: Iterable[int] = (signal.SIGTERM,)) -> None:
@@ -114,10 +114,10 @@ class StopOnSignal:
         self._received = 0
 
     def run(self, trainer: Engine) -> None:
-        """Run it, listening.
+        """Run the trainer.
 
         Raises:
-            SystemExit: a signal came, and what there is, is saved. What follows a whole training is left out.
+            SystemExit: after a signal, once the training is saved, so that no later step of a workflow runs.
         """
         with (
             self._listening(),
@@ -126,7 +126,7 @@ class StopOnSignal:
         ):
             trainer.run()
         if self._received:
-            logger.warning("Saved and stopped: --resume True goes on from here.")
+            logger.warning("Saved and stopped: --resume True continues from here.")
             raise SystemExit(128 + self._received)
 
     @contextmanager
@@ -152,7 +152,7 @@ class StopOnSignal:
         return self._received > 0
 
     def _within_epoch(self, engine: Engine) -> None:
-        """Stop, unless the epoch is over anyway: then it is completed first."""
+        """Save and stop, unless this step completes the epoch."""
         rest = engine.state.iteration % (engine.state.epoch_length or 1)
         if rest and self._is_over():
             self.saver.save_within_epoch(engine)
@@ -164,12 +164,12 @@ class StopOnSignal:
 
 
 class EarlyStop:
-    """Stop a training whose validation score has not improved for a while.
+    """Stop a training whose validation score does not improve any more.
 
     Args:
-        evaluator: whose key metric counts.
-        interval: epochs from one validation to the next.
-        patience: validations without improvement after which to stop; ``None`` never stops.
+        evaluator: Evaluator with the key metric.
+        interval: Number of epochs from one validation to the next.
+        patience: Number of validations without improvement after which to stop; ``None`` never stops.
     """
 
     def __init__(self, evaluator: Engine, interval: int, patience: int | None = None) -> None:
@@ -181,17 +181,17 @@ class EarlyStop:
         self._handler: EarlyStopping | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Attach to a trainer, after what validates."""
+        """Attach to a trainer, after the handler that validates."""
         if self.patience is not None:
             self._handler = EarlyStopping(self.patience, self._score, engine)
             engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self._handler)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the score to beat, and how often it was not, for ``load_state_dict``."""
+        """Return the best score and the count of validations since, for ``load_state_dict``."""
         return dict(self._handler.state_dict()) if self._handler is not None else {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over a count; without one, counting begins."""
+        """Restore best score and count; an empty state starts anew."""
         if self._handler is not None and state_dict:
             self._handler.load_state_dict(state_dict)
 

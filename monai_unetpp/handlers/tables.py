@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores in CSV files: by case and class, by lesion."""
+"""CSV files of scores: by case and class, by lesion."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class MetricsSaver(monai.handlers.MetricsSaver):
     """MONAI's handler, with the names of the classes in the CSV files.
 
     Args:
-        class_labels: one name per column, as many as the metrics have classes.
-        **settings: of ``monai.handlers.MetricsSaver``.
+        class_labels: Names of the classes, one per column.
+        **settings: Further arguments of ``monai.handlers.MetricsSaver``.
     """
 
     def __init__(self, class_labels: Sequence[str], **settings: Any) -> None:
@@ -40,7 +40,7 @@ class MetricsSaver(monai.handlers.MetricsSaver):
         if idist.get_rank() != self.save_rank:
             return
         with warnings.catch_warnings():
-            # of a class that no case has, all scores are NaN, and so is their mean
+            # the mean of a class that no case has is NaN
             warnings.simplefilter("ignore", RuntimeWarning)
             monai.handlers.write_metrics_reports(
                 save_dir=self.save_dir,
@@ -56,21 +56,21 @@ class MetricsSaver(monai.handlers.MetricsSaver):
 
 
 def _chosen(found: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
-    """Of what was measured, what is asked for: ``"*"`` for all of it."""
+    """Return the metrics that are asked for by name, or all of them for ``"*"``."""
     return {key: value for key, value in found.items() if names and ("*" in names or key in names)}
 
 
 class LesionSaver:
-    """Score lesions one by one, and write a row for each, a summary by size, and the FROC curve.
+    """Score lesions one by one; write a row for each, a summary by size, and the FROC curve.
 
-    ``lesions.csv``: one row per lesion of the reference, found or not. ``lesions_summary.csv``: one row per
-    class of size. ``froc.csv``: sensitivity at false positives per case; wants the probabilities, and means
-    something only where cases are whole scans.
+    ``lesions.csv`` has one row per lesion of the reference, ``lesions_summary.csv`` one per size class, and
+    ``froc.csv`` the sensitivity at false positives per case, if there are probabilities; it is meaningful
+    only for whole scans.
 
     Args:
-        save_dir: made if it does not exist.
-        label: name of the last class, that of the lesions.
-        probability_key: of the probabilities (C, *spatial) on the grid of the label, if they are kept.
+        save_dir: Folder to write to, made if it does not exist.
+        label: Name of the last class, that of the lesions.
+        probability_key: Key of the probabilities (C, *spatial) on the grid of the label.
     """
 
     def __init__(self, save_dir: str, label: str = "lesion", probability_key: str = "probability") -> None:
@@ -80,7 +80,7 @@ class LesionSaver:
         self.cases: list[CaseLesions] = []
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator whose postprocessing gives ``pred`` and ``label`` one-hot on one grid."""
+        """Attach to an evaluator whose ``pred`` and ``label`` are one-hot on one grid."""
         engine.add_event_handler(Events.STARTED, lambda: self.cases.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self.write)
@@ -114,6 +114,6 @@ class LesionSaver:
         )
 
     def _write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        (self.save_dir / name).unlink(missing_ok=True)  # of a run before, which may have had some
+        (self.save_dir / name).unlink(missing_ok=True)  # a previous run may have had rows
         if rows:
             write_csv(self.save_dir / name, rows)

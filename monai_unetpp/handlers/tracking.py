@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Curves and runs: what MONAI's handlers for TensorBoard and MLflow are given to log, and where.
+"""Metrics and parameters for MONAI's TensorBoard and MLflow handlers.
 
 - HeadLosses: ``loss/Lk`` over epochs, beside the loss of all heads
-- track_levels: ``levels/dice`` over levels, as if a level were an epoch
-- track_training: parameters, for what ``monai.bundle run --tracking mlflow`` attaches
+- track_levels: ``levels/dice`` over levels, logged as if a level were an epoch
+- track_training: parameters, for the handlers that ``monai.bundle run --tracking mlflow`` attaches
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from monai.handlers import MLFlowHandler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from monai_unetpp.extras import need
+from monai_unetpp.extras import require
+from monai_unetpp.files import PathLike
 from monai_unetpp.levels import LevelScore
 from monai_unetpp.levels.score import METRICS
 from monai_unetpp.network import UNetPlusPlus
@@ -36,21 +36,21 @@ LOSS = "train_loss"
 
 
 class HeadLosses:
-    """Add the loss of each head, the mean over an epoch, to the trainer's metrics: ``loss/L1``, ``loss/L2``.
+    """Add the mean loss of each head over an epoch to the trainer's metrics: ``loss/L1``, ``loss/L2``, ...
 
-    Nothing is computed for it: a loss such as ``DeepSupervisionDiceLoss`` calls its module ``loss`` once per
-    head, deepest first, and a hook keeps what that returns. With one head, or a loss without such a module,
-    nothing is added. In several processes the mean is over all of them.
+    Nothing is computed twice: a loss such as ``DeepSupervisionDiceLoss`` calls its module ``loss`` once per
+    head, deepest first, and a hook stores the results. With one head, or a loss without such a module,
+    nothing is added. The mean is over all processes.
 
-    The metrics are there for handlers attached after this one, and are gone when the next epoch begins: what
-    prints comes before it, what draws curves after it.
+    The metrics exist from this handler to the beginning of the next epoch: attach handlers that print before
+    it, and handlers that draw curves after it.
     """
 
     def __init__(self) -> None:
         self._hook: torch.utils.hooks.RemovableHandle | None = None
-        self._now: list[Tensor] = []  # of this iteration, deepest first
-        self._sums: list[Tensor] = []  # of the epoch
-        self._count = 0  # of its iterations
+        self._now: list[Tensor] = []  # losses of this iteration, deepest first
+        self._sums: list[Tensor] = []  # over the epoch
+        self._count = 0  # iterations of the epoch
         self._names: list[str] = []
 
     def attach(self, engine: Engine) -> None:
@@ -71,7 +71,7 @@ class HeadLosses:
         engine.state.metrics.update(zip(self._names, torch.as_tensor(means).tolist(), strict=True))
 
     def _watch(self, engine: SupervisedTrainer) -> None:
-        """Hook on to the trainer's loss, which it does not have yet when handlers are attached."""
+        """Add a hook to the trainer's loss, which is not set yet when handlers are attached."""
         self._unwatch()
         module = getattr(engine.loss_function, "loss", None)
         if isinstance(module, nn.Module):
@@ -89,25 +89,24 @@ class HeadLosses:
             engine.state.metrics.pop(name, None)
 
     def _add(self) -> None:
-        """Add up on the device, so that a GPU is not waited for."""
+        """Sum on the device, without synchronising with a GPU."""
         sums = self._sums or [torch.zeros_like(value) for value in self._now]
         self._sums = [total + value for total, value in zip(sums, self._now, strict=True)]
         self._count += 1
 
 
-def sqlite_store(path: str | os.PathLike[str]) -> str:
-    """Return the address of a file that MLflow keeps its runs in, for ``tracking_uri``.
+def sqlite_store(path: PathLike) -> str:
+    """Return the ``tracking_uri`` of a file in which MLflow stores its runs.
 
-    MLflow from 3.13 on refuses a folder. What runs log as files MONAI, from 1.6 on, puts in ``mlruns``
-    beside it.
+    MLflow 3.13 and later refuses a folder. MONAI 1.6 and later stores artifacts in ``mlruns`` beside it.
 
     Args:
-        path: of the file; its folder is made if it does not exist.
+        path: Path of the SQLite file; its folder is made if it does not exist.
 
     Raises:
-        ModuleNotFoundError: if MLflow, or what it needs for SQLite, is not installed.
+        ModuleNotFoundError: if MLflow, or a package that it needs for SQLite, is not installed.
     """
-    need("tracking", "mlflow", "sqlalchemy", "alembic")
+    require("tracking", "mlflow", "sqlalchemy", "alembic")
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{path.as_posix()}"
@@ -118,13 +117,13 @@ def track_training(
 ) -> None:
     """Let MONAI's MLflow handlers, if there are any, log parameters when the training starts.
 
-    The arguments of the network are added, and the loss of an iteration gets a name of its own: by MONAI's
-    default it would share that of the epoch's mean.
+    The network's arguments are added. The loss of an iteration gets a name of its own; MONAI's default is
+    the name of the epoch's mean.
 
     Args:
-        trainer: to which the handlers are attached.
-        handlers: of any kind; those that are not MLflow's are left as they are.
-        parameters: name -> value; a run that goes on keeps those that it has.
+        trainer: Trainer with the handlers.
+        handlers: Handlers of any kind; those that are not MLflow's are not changed.
+        parameters: Name -> value; a resumed run keeps the values that it has.
     """
     for handler in handlers:
         if isinstance(handler, MLFlowHandler):
@@ -138,25 +137,25 @@ def track_levels(
     handlers: Sequence[Any],
     scores: Sequence[LevelScore],
     level: int,
-    directory: str | os.PathLike[str],
+    directory: PathLike,
     parameters: Mapping[str, Any] | None = None,
 ) -> None:
-    """Let MONAI's handlers log scores of levels as they log metrics of epochs: those of L^k at step ``k``.
+    """Let MONAI's handlers log scores of levels like metrics of epochs, those of L^k at step ``k``.
 
-    MLflow's handlers log them in a run of its own, with the report and the chosen level.
+    MLflow's handlers log them in a separate run, with the report and the chosen level.
 
     Args:
-        handlers: such as ``TensorBoardStatsHandler`` or ``MLFlowHandler``; attached to no engine yet.
-        scores: as ``score_levels`` returns them, shallowest first.
-        level: the chosen one.
-        directory: with the files that ``write_levels`` wrote.
-        parameters: name -> value, for MLflow.
+        handlers: Handlers such as ``TensorBoardStatsHandler`` or ``MLFlowHandler``, not attached yet.
+        scores: Scores of all levels from ``score_levels``, shallowest first.
+        level: Chosen level.
+        directory: Folder with the files of ``write_levels``.
+        parameters: Name -> value, for MLflow.
     """
     files = sorted(Path(directory).glob("levels.*"))
     engine = Engine(lambda *_: None)
     for handler in handlers:
         if isinstance(handler, MLFlowHandler):
-            handler.default_tracking_params = []  # of the engine, whose epochs are none
+            handler.default_tracking_params = []  # of this engine, which trains nothing
             handler.artifacts = (*handler.artifacts, *files)
             handler.close_on_complete = True
         handler.attach(engine)
@@ -172,7 +171,7 @@ def track_levels(
 
 
 def _metrics(score: LevelScore) -> dict[str, float]:
-    """What is known of a level, by names that TensorBoard shows side by side."""
+    """Return the scores and costs of a level, by names that TensorBoard groups."""
     metrics = {f"levels/{name}": getattr(score, name) for name in (*METRICS, *COSTS)}
     for name in METRICS:
         by_class = getattr(score, f"{name}_per_class")
@@ -181,7 +180,7 @@ def _metrics(score: LevelScore) -> dict[str, float]:
 
 
 def _log_parameters(handler: MLFlowHandler, parameters: Mapping[str, Any]) -> None:
-    """Log what the handler's run does not have yet: MLflow refuses to change a parameter."""
+    """Log parameters that the run does not have yet, since MLflow refuses to change one."""
     run = handler.client.get_run(handler.cur_run.info.run_id)  # type: ignore[attr-defined]
     for name, value in parameters.items():
         if name not in run.data.params:
@@ -189,7 +188,7 @@ def _log_parameters(handler: MLFlowHandler, parameters: Mapping[str, Any]) -> No
 
 
 def _network_arguments(network: nn.Module) -> dict[str, Any]:
-    """Return the constructor arguments of ours; of another network its class."""
+    """Return the class of a network, and the constructor arguments of a UNetPlusPlus."""
     network = network.module if isinstance(network, DistributedDataParallel) else network
     arguments = network.arguments if isinstance(network, UNetPlusPlus) else {}
     return {"network": type(network).__name__, **{f"network.{key}": arguments[key] for key in arguments}}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the grid that a network sees, turned and resampled, back to the grid of the file."""
+"""From the reoriented and resampled grid of the network back to the grid of the file."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["FileGrid", "Part"]
+__all__ = ["FileGrid", "Planes"]
 
-PLANES = 8  # of the file, that are interpolated at once
-SLACK = 0.05  # voxels by which a corner may lie aside of axes that are said to match
+PLANES_AT_ONCE = 8  # planes of the file that are interpolated in one step
+MAX_OFFSET_VOXELS = 0.05  # distance of a corner from its axis up to which axes are taken to match
 
 
-class Part(NamedTuple):
-    """Some planes of the file.
+class Planes(NamedTuple):
+    """Maps on some planes of the file.
 
     Args:
-        axis: of the file, across which they lie.
-        planes: their numbers.
-        maps: (K, *spatial), as large as the file on the other axes.
-        unseen: (*spatial), where the file lies a voxel or more, of either, outside of the network's grid.
+        axis: Axis of the file that the planes are perpendicular to.
+        numbers: Numbers of the planes along that axis.
+        maps: Maps (K, *spatial), of the file's size on the other axes.
+        unseen: Mask (*spatial) of voxels that are a voxel or more outside of the network's grid.
     """
 
     axis: int
-    planes: Tensor
+    numbers: Tensor
     maps: Tensor
     unseen: Tensor
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """Where the planes of the file lie along an axis of the network's grid, in voxels of the latter."""
+    """Positions of the file's planes along an axis of the network's grid, in voxels of that grid."""
 
     of_file: int
     places: Tensor
@@ -50,17 +50,17 @@ class _Axis:
 
 
 class FileGrid:
-    """The grid of a file, onto which maps on the network's grid are resampled, as they come: slab by slab.
+    """Grid of a file, onto which maps on the network's grid are resampled slab by slab.
 
-    Interpolation is linear, and constant beyond the last plane. Where the axes of the two grids match, as
-    they do after turning, mirroring, cropping and scaling, it goes along with the planes that come; where
-    they do not, as with a tilted gantry, it waits until it has them all.
+    Interpolation is linear, and constant beyond the last plane. If the axes of the two grids match, as after
+    rotation by right angles, mirroring, cropping and scaling, each slab is resampled as it arrives; if not,
+    as with a tilted gantry, all slabs are collected first.
 
     Args:
-        affine: of the network's grid, voxels to mm, (4, 4).
-        size: of the network's grid.
-        file_affine: of the file.
-        file_size: of the file.
+        affine: Affine of the network's grid, voxel index to world mm, (4, 4).
+        size: Size of the network's grid, voxels.
+        file_affine: Affine of the file, (4, 4).
+        file_size: Size of the file, voxels.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class FileGrid:
         self.matrix = np.linalg.solve(np.asarray(affine, dtype=float), np.asarray(file_affine, dtype=float))
         self.axes = _match(self.matrix, self.size, self.file_size)
 
-    def resample(self, slabs: Iterator[Tensor]) -> Iterator[Part]:
-        """Turn maps (K, X, Y, planes), one slab after the other, into parts of the file, in some order."""
+    def resample(self, slabs: Iterator[Tensor]) -> Iterator[Planes]:
+        """Resample slabs (K, X, Y, planes), given in order, to planes of the file, in any order."""
         return self._oblique(slabs) if self.axes is None else self._aligned(slabs, self.axes)
 
-    def _aligned(self, slabs: Iterator[Tensor], axes: Sequence[_Axis]) -> Iterator[Part]:
+    def _aligned(self, slabs: Iterator[Tensor], axes: Sequence[_Axis]) -> Iterator[Planes]:
         across = axes[2]
         order, done, stop = across.places.argsort(), 0, 0
         known = torch.empty(0)
@@ -86,11 +86,11 @@ class FileGrid:
             stop += maps.shape[-1]
             first = stop - known.shape[-1]
             ready = len(order) if stop == across.size else int((across.places <= stop - 1).sum())
-            for planes in torch.split(order[done:ready], PLANES):
+            for planes in torch.split(order[done:ready], PLANES_AT_ONCE):
                 part = _interpolate(known, 3, across.places[planes] - first)
                 part = _interpolate(_interpolate(part, 2, axes[1].places), 1, axes[0].places)
                 unseen = axes[0].unseen()[:, None, None] | axes[1].unseen()[:, None] | across.unseen(planes)
-                yield Part(
+                yield Planes(
                     across.of_file,
                     planes,
                     part.permute(0, *(axis + 1 for axis in to_file)),
@@ -98,12 +98,12 @@ class FileGrid:
                 )
             done = ready
 
-    def _oblique(self, slabs: Iterator[Tensor]) -> Iterator[Part]:
+    def _oblique(self, slabs: Iterator[Tensor]) -> Iterator[Planes]:
         maps = torch.cat(list(slabs), dim=-1)
         matrix = torch.as_tensor(self.matrix)
         last = torch.tensor(self.size) - 1
         voxel = matrix[:3, :3].abs().sum(dim=1).clamp(min=1)
-        for planes in torch.split(torch.arange(self.file_size[2]), PLANES):
+        for planes in torch.split(torch.arange(self.file_size[2]), PLANES_AT_ONCE):
             ranges = torch.arange(self.file_size[0]), torch.arange(self.file_size[1]), planes
             voxels = torch.stack(torch.meshgrid(*ranges, indexing="ij"), dim=-1).double()
             places = voxels @ matrix[:3, :3].T + matrix[:3, 3]
@@ -111,17 +111,17 @@ class FileGrid:
             shares = 2 * places / last.clamp(min=1) - 1  # from -1, the first voxel, to 1, the last
             grid = shares.flip(-1)[None].to(maps)
             part = F.grid_sample(maps[None], grid, padding_mode="border", align_corners=True)
-            yield Part(2, planes, part[0], unseen)
+            yield Planes(2, planes, part[0], unseen)
 
 
 def _match(matrix: ArrayLike, size: Sequence[int], file_size: Sequence[int]) -> list[_Axis] | None:
-    """For each axis of the network's grid the one of the file that runs along it, or None if they do not."""
+    """Return for each axis of the network's grid the matching one of the file, or None without a match."""
     matrix = np.asarray(matrix)
     spans = np.abs(matrix[:3, :3]) * np.asarray(file_size)
     turn = spans.argmax(axis=1)
     aside = spans.copy()
     aside[range(3), turn] = 0
-    if len(set(turn)) < 3 or aside.max() > SLACK:
+    if len(set(turn)) < 3 or aside.max() > MAX_OFFSET_VOXELS:
         return None
     axes = []
     for axis, of_file in enumerate(turn):
@@ -132,7 +132,7 @@ def _match(matrix: ArrayLike, size: Sequence[int], file_size: Sequence[int]) -> 
 
 
 def _interpolate(volume: Tensor, axis: int, places: Tensor) -> Tensor:
-    """Return planes of ``volume`` at ``places`` along ``axis``: linear between them, constant beyond."""
+    """Interpolate ``volume`` at ``places`` along ``axis``: linear inside, constant outside."""
     last = volume.shape[axis] - 1
     places = places.clamp(0, last).to(volume.device)
     low = places.floor().long()

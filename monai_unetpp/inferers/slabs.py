@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sliding window whose result comes slab by slab, so that memory holds a slab of it and not the volume.
+"""A sliding window that yields its result slab by slab, so that memory holds one slab and not the volume.
 
-The volume is cut along its last axis into groups of rows of windows. A window inferer of MONAI blends the
-windows inside a group; groups that overlap are blended here by the sums of their windows' weights. The
-result is that of one call for the whole volume, up to rounding, and no window is computed twice.
+The volume is split along its last axis into groups of rows of windows. A window inferer of MONAI blends the
+windows of a group; overlapping groups are blended here by the sums of their windows' weights. Up to rounding
+the result equals that of one call for the whole volume, and no window is computed twice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 __all__ = ["THICKNESS", "slabs"]
 
-THICKNESS = 16  # planes of a slab, where a window is not thicker
+THICKNESS = 16  # planes of a slab, unless a window is thicker
 
 
 def slabs(
@@ -31,10 +31,10 @@ def slabs(
     """Yield what ``inferer(image, network)`` returns, from the first plane of the last axis to the last.
 
     Args:
-        inferer: a sliding window of MONAI, over volumes or over slices.
-        image: (1, C, X, Y, Z).
-        network: windows (B, C, *window) -> logits (B, K, *window).
-        progress: wraps the list of groups of rows of windows, such as ``tqdm``.
+        inferer: Sliding window of MONAI, over volumes or over slices.
+        image: Volume (1, C, X, Y, Z).
+        network: Function from windows (B, C, *window) to logits (B, K, *window).
+        progress: Wrapper of the list of groups, such as ``tqdm``.
 
     Yields:
         Logits (1, K, X, Y, planes).
@@ -42,13 +42,13 @@ def slabs(
     size = list(image.shape[2:])
     window = _window_of(inferer, size)
     groups = _groups([row.start for (row,) in _places(inferer, size, window, axes=(2,))], window[2])
-    weights: dict[int, Tensor] = {}  # by thickness: of all groups but the last few it is the same
-    rest: tuple[Tensor, Tensor] | None = None  # sums of what later groups still add to
+    weights: dict[int, Tensor] = {}  # by thickness, which is the same for all groups but the last few
+    rest: tuple[Tensor, Tensor] | None = None  # sums that later groups add to
     for n, group in enumerate(groups if progress is None else progress(groups)):
         start, stop = group[0], min(group[-1] + window[2], size[2])
         logits = cast(Tensor, inferer(image[..., start:stop], network))
         if stop - start not in weights:
-            weights[stop - start] = _weights(inferer, [*size[:2], stop - start], window).to(logits)
+            weights[stop - start] = _blending_weights(inferer, [*size[:2], stop - start], window).to(logits)
         weight = weights[stop - start].clone()
         total = logits * weight
         if rest is not None:
@@ -61,7 +61,7 @@ def slabs(
 
 
 def _window_of(inferer: SlidingWindowInferer, size: Sequence[int]) -> list[int]:
-    """The window on a volume of ``size``, 1 on the axis across which slices lie."""
+    """Return the window on a volume of ``size``; slices have size 1 on their axis."""
     window = inferer.roi_size
     if isinstance(inferer, SliceInferer):
         window = list(inferer.orig_roi_size)
@@ -72,7 +72,7 @@ def _window_of(inferer: SlidingWindowInferer, size: Sequence[int]) -> list[int]:
 def _places(
     inferer: SlidingWindowInferer, size: Sequence[int], window: Sequence[int], axes: Sequence[int] = (0, 1, 2)
 ) -> list[tuple[slice, ...]]:
-    """Where MONAI lays windows on a volume of ``size``, padded where that is smaller, along some axes."""
+    """Return MONAI's windows on a volume of ``size``, padded to a window, along some of the axes."""
     overlap = ensure_tuple_rep(inferer.overlap, 3)
     padded = [max(size[n], window[n]) for n in axes]
     interval = [
@@ -84,7 +84,7 @@ def _places(
 
 
 def _groups(starts: Sequence[int], window: int) -> list[list[int]]:
-    """Join evenly spaced rows until a group is :data:`THICKNESS` planes thick: windows fill a batch."""
+    """Join evenly spaced rows up to :data:`THICKNESS` planes, so that windows fill a batch."""
     groups = [[starts[0]]]
     interval = starts[1] - starts[0] if len(starts) > 1 else 0
     for start in starts[1:]:
@@ -96,8 +96,8 @@ def _groups(starts: Sequence[int], window: int) -> list[list[int]]:
     return groups
 
 
-def _weights(inferer: SlidingWindowInferer, size: Sequence[int], window: Sequence[int]) -> Tensor:
-    """The sum of the weights of all windows on a slab of ``size``, (1, 1, *size)."""
+def _blending_weights(inferer: SlidingWindowInferer, size: Sequence[int], window: Sequence[int]) -> Tensor:
+    """Return the sum of the weights of all windows on a slab of ``size``, (1, 1, *size)."""
     padded = [max(n, w) for n, w in zip(size, window, strict=True)]
     importance = compute_importance_map(
         tuple(window), mode=inferer.mode, sigma_scale=inferer.sigma_scale, device="cpu"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the heads say together: L segmentations of one pass, and where they disagree."""
+"""Uncertainty: the disagreement of the heads, voxel by voxel, and the expected error of a case."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ __all__ = ["ExpectedError", "disagreement", "labels", "probabilities"]
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """Return the probability of every class: (B, K, *spatial) by softmax, or one channel by sigmoid."""
+    """Return the probabilities of all classes (B, K, *spatial): softmax, or sigmoid for one channel."""
     return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
 
 
 def labels(logits: Tensor) -> Tensor:
-    """Return the likeliest class (B, *spatial); for one channel whether it is likelier than not."""
+    """Return the most probable class (B, *spatial); for one channel, a mask."""
     return logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(dim=1)
 
 
 class ExpectedError:
-    """1 - Dice that the labels of a case would have if its probabilities were right; it comes piece by piece.
+    """Expected 1 - Dice of the labels of a case, if its probabilities are correct; summed piece by piece.
 
     Args:
-        classes: of the network; one stands for foreground and background.
+        classes: Number of classes; 1 stands for foreground and background.
     """
 
     def __init__(self, classes: int) -> None:
@@ -35,7 +35,7 @@ class ExpectedError:
         self.greatest = torch.zeros(self.classes, dtype=torch.float64)
 
     def add(self, logits: Tensor) -> None:
-        """Count in a piece (B, K, *spatial), by class, the voxels found and the voxels to be expected."""
+        """Add the logits (B, K, *spatial) of a piece to the sums of labelled and of expected voxels."""
         p, here = probabilities(logits), labels(logits).long()
         if p.shape[1] == 1:
             p = torch.cat([1 - p, p], dim=1)
@@ -46,7 +46,7 @@ class ExpectedError:
             self.greatest[k] = max(self.greatest[k].item(), p[:, k].max().item())
 
     def value(self) -> float:
-        """Return the mean over the classes found; if there is none, how likely the likeliest voxel is."""
+        """Return the mean over the labelled classes, or without one the largest foreground probability."""
         found = self.found > 0
         if not found.any():
             return float(self.greatest.max())
@@ -54,25 +54,25 @@ class ExpectedError:
 
 
 def disagreement(heads: Sequence[Tensor]) -> Tensor:
-    """Return how far the heads' probabilities lie apart, voxel by voxel: 0 they agree, 1 as far as can be.
+    """Return the disagreement of the heads' probabilities at each voxel, 0 if they agree, 1 at most.
 
-    It is the Jensen-Shannon divergence: the entropy of the heads' mean, less the mean of their entropies,
-    as a share of the greatest that it can be.
+    It is the Jensen-Shannon divergence, the entropy of the heads' mean less the mean of their entropies,
+    divided by its maximum.
 
     Args:
-        heads: logits (B, K, *spatial) of at least two heads.
+        heads: Logits (B, K, *spatial) of at least two heads.
 
     Returns:
-        (B, 1, *spatial).
+        Disagreement (B, 1, *spatial), in [0, 1].
 
     Raises:
-        ValueError: if there is one head only.
+        ValueError: if there is only one head.
 
     Reference:
         Lin, Divergence measures based on the Shannon entropy (IEEE Transactions on Information Theory 1991).
     """
     if len(heads) < 2:
-        raise ValueError("heads must be two at least: one alone has nobody to disagree with.")
+        raise ValueError("heads must be at least two, to disagree, got one.")
     several = [probabilities(head) for head in heads]
     if several[0].shape[1] == 1:
         several = [torch.cat([1 - p, p], dim=1) for p in several]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole volume: from windows on the network's grid to labels on the grid of the file, slab by slab."""
+"""Whole volumes: from windows on the network's grid to labels on the grid of the file, slab by slab."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from monai.transforms import KeepLargestConnectedComponent, generate_spatial_bounding_box
 from torch import Tensor
 
-from monai_unetpp.inferers.file_grid import FileGrid, Part
+from monai_unetpp.inferers.file_grid import FileGrid, Planes
 from monai_unetpp.inferers.slabs import slabs
 from monai_unetpp.inferers.uncertainty import ExpectedError, disagreement, probabilities
 from monai_unetpp.inferers.windows import EarlyExitInferer, FlatOnce
@@ -24,15 +24,14 @@ __all__ = ["Segmentation", "VolumeInferer"]
 
 
 class Segmentation(NamedTuple):
-    """What was found in a volume, each (1, 1, *spatial) on the grid of the file.
+    """Segmentation of a volume; maps are (1, 1, *spatial) on the grid of the file.
 
     Args:
-        labels: the likeliest class, uint8; for a network of one channel, whether it is likelier than not.
-        probability: of the class asked for, float32.
-        uncertainty: of the heads' :func:`~monai_unetpp.inferers.disagreement`, float32.
-        case_uncertainty: 1 - Dice that the labels would have if the deepest head's probabilities were right,
-            the mean over the classes found; where none is, how likely the likeliest voxel is. It ranks
-            cases: look first where it is high.
+        labels: Most probable class, uint8; a mask for a network of one channel.
+        probability: Probability of the class that was asked for, float32.
+        uncertainty: Disagreement of the heads, float32; see :func:`~monai_unetpp.inferers.disagreement`.
+        case_uncertainty: Expected 1 - Dice if the deepest head's probabilities are correct, the mean over the
+            labelled classes; without one, the largest foreground probability. Review first where it is high.
     """
 
     labels: MetaTensor
@@ -44,17 +43,20 @@ class Segmentation(NamedTuple):
 class VolumeInferer(Inferer):
     """Segment a whole volume by a window inferer, on the grid of its file.
 
-    Instead of a sliding window, softmax, ``Invertd`` and argmax, which each hold the volume once or more for
-    every class: all of them are done for a slab of it at a time, and what is kept are the labels, a byte a
-    voxel. Probabilities are interpolated, not classes: outlines are smooth.
+    It replaces a sliding window, softmax, ``Invertd`` and argmax, each of which holds the whole volume at
+    least once per class: here they run slab by slab, and only the labels are kept, one byte per voxel.
+    Probabilities are interpolated, not classes, so that outlines are smooth.
+
+    The level belongs to the network: ``network.level`` is the dial, and :func:`~monai_unetpp.load_network`
+    sets it. ``level`` is for hosts such as MONAI Label, which load the network themselves and let a user
+    choose an option of the inferer; it sets the same dial for the time of a call.
 
     Args:
-        inferer: that blends windows: ``SlidingWindowInferer``, ``EarlyExitInferer``, or ``SliceInferer`` for
-            a network of two dimensions.
-        largest_component: whether to keep of the foreground, all classes together, but what hangs together
-            and is largest: for an organ that is one.
-        progress: whether to show a progress bar over groups of rows of windows.
-        level: that the network computes meanwhile; default that which it is set to.
+        inferer: Inferer that blends windows: ``SlidingWindowInferer``, ``EarlyExitInferer``, or
+            ``SliceInferer`` for a network of two dimensions.
+        largest_component: Whether to keep only the largest connected component of the foreground.
+        progress: Whether to show a progress bar over groups of rows of windows.
+        level: Level ``k`` of L^k; by default that of the network.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class VolumeInferer(Inferer):
         self.level = level
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> MetaTensor:
-        """Return the labels of :meth:`segment`; further arguments are for the network."""
+        """Return the labels of :meth:`segment`; further arguments are passed to the network."""
         if args or kwargs:
             network = partial(network, *args, **kwargs)
         return self.segment(inputs, network).labels
@@ -84,18 +86,19 @@ class VolumeInferer(Inferer):
         probability: int | None = None,
         uncertainty: bool = False,
     ) -> Segmentation:
-        """Segment a volume, at the level of this inferer.
+        """Segment a volume.
 
         Args:
-            image: ``MetaTensor`` (1, C, X, Y, Z) as the network wants it, with ``original_affine`` and
-                ``spatial_shape`` of the file in its ``meta``, as ``LoadImage`` gives them.
-            network: windows (B, C, *window) -> logits (B, K, *window).
-            probability: a class whose probability to return, too.
-            uncertainty: whether to return how far the heads disagree; wants a network with ``all_heads``.
+            image: Preprocessed volume, ``MetaTensor`` (1, C, X, Y, Z), with ``original_affine`` and
+                ``spatial_shape`` of the file in its ``meta``, as ``LoadImage`` writes them.
+            network: Function from windows (B, C, *window) to logits (B, K, *window).
+            probability: Class whose probability is returned as well.
+            uncertainty: Whether the disagreement of the heads is returned as well, for a network with
+                several heads.
 
         Raises:
-            ValueError: if several volumes are given at once, the meta lack where the file lies, the class is
-                not one of the network's, or the network has one head and its uncertainty is asked for.
+            ValueError: if there are several volumes, ``meta`` lacks the grid of the file, the network has no
+                such class, or uncertainty is asked for and the network has one head.
         """
         with _at_level(network, self.level):
             return self._segment(image, network, probability, uncertainty)
@@ -107,7 +110,7 @@ class VolumeInferer(Inferer):
         if uncertainty:
             if not isinstance(network, UNetPlusPlus) or len(network.heads) < 2 or network.level < 2:
                 raise ValueError(
-                    "uncertainty must be left out: the network has no heads that could disagree."
+                    "uncertainty must be left out: the network has only one head, which cannot disagree."
                 )
             classes = int(network.arguments["out_channels"])
             network = partial(_all_heads, network)
@@ -115,7 +118,7 @@ class VolumeInferer(Inferer):
         affine = torch.as_tensor(image.meta["original_affine"]).reshape(4, 4)
         size = torch.as_tensor(image.meta["spatial_shape"]).flatten().tolist()
         grid = FileGrid(image.affine.reshape(4, 4), image.shape[2:], affine, size)
-        if not isinstance(self.inferer, EarlyExitInferer):  # which sees to that itself
+        if not isinstance(self.inferer, EarlyExitInferer):  # which does so itself
             network = FlatOnce(partial(_deepest_head, network))
         logits = slabs(self.inferer, image.as_subclass(Tensor), network, _bar if self.progress else None)
         results: dict[str, Tensor] = {}
@@ -124,7 +127,7 @@ class VolumeInferer(Inferer):
             for name, values in _results(part, classes, probability).items():
                 if name not in results:
                     results[name] = torch.zeros(size, dtype=values.dtype)
-                results[name].index_copy_(part.axis, part.planes, values.cpu())
+                results[name].index_copy_(part.axis, part.numbers, values.cpu())
         if self.largest_component:
             _keep_largest_component(results["labels"])
         return Segmentation(
@@ -135,12 +138,12 @@ class VolumeInferer(Inferer):
 
 @contextmanager
 def _at_level(network: Callable[..., Any], level: int | None) -> Iterator[None]:
-    """Set a network to another level for a while; ``None`` leaves it as it is."""
+    """Set a network to another level for the time of a block; ``None`` leaves it unchanged."""
     if level is None:
         yield
         return
     if not isinstance(network, UNetPlusPlus):
-        raise ValueError(f"level must be left out, got {level}: the network is no UNetPlusPlus, and has one.")
+        raise ValueError(f"level must be left out, got {level}: the network is not a UNetPlusPlus.")
     before, network.level = network.level, level
     try:
         yield
@@ -155,18 +158,18 @@ def _bar(groups: Sequence[list[int]]) -> Sequence[list[int]]:
 
 
 def _deepest_head(network: Callable[..., Any], windows: Tensor) -> Tensor:
-    """The logits; of a network in training, as MONAI Label scores with dropout, those of its deepest head."""
+    """Return the deepest head's logits; MONAI Label scores with dropout, in training mode, with all heads."""
     logits = network(windows)
     return logits[0] if isinstance(logits, (list, tuple)) else logits
 
 
 def _all_heads(network: UNetPlusPlus, windows: Tensor) -> Tensor:
-    """The logits of all heads up to the network's level, deepest first, joined along the channels."""
+    """Return the logits of all heads up to the network's level, deepest first, concatenated as channels."""
     return torch.cat(network.all_heads(windows)[network.depth - network.level :], dim=1)
 
 
 def _maps(logits: Tensor, classes: int | None, error: ExpectedError | None) -> Tensor:
-    """Probabilities of one head's logits; of all heads' those of the deepest, and how far they disagree."""
+    """Return the deepest head's probabilities, and of several heads their disagreement as a last channel."""
     if classes is None or error is None:
         return probabilities(logits)
     heads = torch.split(logits, classes, dim=1)
@@ -174,12 +177,12 @@ def _maps(logits: Tensor, classes: int | None, error: ExpectedError | None) -> T
     return torch.cat([probabilities(heads[0]), disagreement(heads)], dim=1)
 
 
-def _results(part: Part, classes: int | None, probability: int | None) -> dict[str, Tensor]:
-    """Labels of a part of the file, and what else was asked for; background where the network saw nothing."""
+def _results(part: Planes, classes: int | None, probability: int | None) -> dict[str, Tensor]:
+    """Return labels, and other maps if asked for, of some planes; unseen voxels are background."""
     p = part.maps[:classes]
     unseen = part.unseen.to(p.device)
-    likeliest = p[0] > 0.5 if len(p) == 1 else p.argmax(dim=0)
-    results = {"labels": likeliest.to(torch.uint8).masked_fill_(unseen, 0)}
+    most_probable = p[0] > 0.5 if len(p) == 1 else p.argmax(dim=0)
+    results = {"labels": most_probable.to(torch.uint8).masked_fill_(unseen, 0)}
     if probability is not None:
         last = max(len(p) - 1, 1)
         if not 0 <= probability <= last:
@@ -192,24 +195,24 @@ def _results(part: Part, classes: int | None, probability: int | None) -> dict[s
 
 
 def _keep_largest_component(labels: Tensor) -> None:
-    """Clear the rest of the foreground; only the box around all of it is looked at, which bounds memory."""
+    """Clear all other foreground, inside the bounding box of the foreground, to save memory."""
     first, last = generate_spatial_bounding_box(labels[None])
     box = labels[tuple(map(slice, first, last))]
     box.copy_(KeepLargestConnectedComponent(independent=False)(box[None].clone())[0])
 
 
 def _checked(image: Tensor) -> MetaTensor:
-    """Return one volume that says where its file lies."""
+    """Return the image, if it is one volume with the grid of its file."""
     if image.dim() != 5 or image.shape[0] != 1:
         raise ValueError(f"inputs must be one volume (1, C, X, Y, Z), of any size, got {list(image.shape)}.")
     lacking = {"original_affine", "spatial_shape"} - set(getattr(image, "meta", {}))
     if not isinstance(image, MetaTensor) or lacking:
-        raise ValueError(f"inputs must say where their file lies: meta lack {', '.join(sorted(lacking))}.")
+        raise ValueError(f"inputs must have the grid of their file: meta lack {', '.join(sorted(lacking))}.")
     return image
 
 
 def _on_file(values: Tensor, image: MetaTensor, affine: Tensor) -> MetaTensor:
-    """A result as (1, 1, *spatial) with the meta of the image, on the grid of its file."""
+    """Return a result as (1, 1, *spatial) with the meta of the image, on the grid of its file."""
     meta = {**image.meta, "affine": affine.expand_as(image.affine)}
     result = MetaTensor(values[None, None], meta=meta)
     result.is_batch = image.is_batch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Early exit: a window is computed as deep as it needs, and no deeper."""
+"""Early exit: a window is computed up to the first level that is confident, and no deeper."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ __all__ = [
     "EarlyExitInferer",
     "EarlyExitSliceInferer",
     "FlatOnce",
-    "doubt",
     "early_exit_like",
     "window_inferer",
+    "window_uncertainty",
 ]
 
 
-def doubt(logits: Tensor) -> Tensor:
-    """Return the doubt of each window: the share of its voxels that it expects to have wrong.
+def window_uncertainty(logits: Tensor) -> Tensor:
+    """Return the expected error of each window: the share of its voxels that are expected to be wrong.
 
-    That is the mean over voxels of how far the likeliest class is from certain. Other rules were tried, and
-    which is best changes with how long the network was trained (benchmarks/README.md).
+    It is the mean over voxels of 1 - the probability of the most probable class. Other rules were measured,
+    and which one is best changes with the length of the training (benchmarks/README.md).
 
     Args:
-        logits: (B, K, *spatial).
+        logits: Logits (B, K, *spatial).
 
     Returns:
-        (B,), between 0, certain everywhere, and ``1 - 1 / K``.
+        Uncertainty (B,), from 0 (certain everywhere) to ``1 - 1 / K``.
     """
     p = probabilities(logits)
-    likeliest = torch.maximum(p, 1 - p) if p.shape[1] == 1 else p.amax(dim=1, keepdim=True)
-    return 1 - likeliest.flatten(start_dim=1).mean(dim=1)
+    most_probable = torch.maximum(p, 1 - p) if p.shape[1] == 1 else p.amax(dim=1, keepdim=True)
+    return 1 - most_probable.flatten(start_dim=1).mean(dim=1)
 
 
 class EarlyExitInferer(SlidingWindowInferer):
-    """MONAI's sliding window over a UNet++, in which a window stops at the first level that is sure of it.
+    """MONAI's sliding window over a UNet++, in which a window stops at the first level that is confident.
 
-    A batch of windows is computed diagonal by diagonal of the triangle. After each, windows whose
-    :func:`doubt` is at most ``threshold`` keep the segmentation that they have; the others go on, and what
-    they have computed so far is used, not computed again. Of windows of one same value, one
-    is computed.
+    A batch of windows is computed diagonal by diagonal of the triangle. After each one, windows whose
+    :func:`window_uncertainty` is at most ``threshold`` keep their segmentation; the others continue with
+    the maps that they have, so that nothing is computed twice. Windows of a single value are computed once.
 
     Args:
-        threshold: doubt up to which a window stops; 0 stops none, and gives what the deepest level gives.
-        **settings: of ``monai.inferers.SlidingWindowInferer``: ``roi_size``, ``sw_batch_size``, ...
+        threshold: Uncertainty up to which a window stops, in [0, 1); with 0 all windows reach the deepest
+            level.
+        **settings: Arguments of ``monai.inferers.SlidingWindowInferer``: ``roi_size``, ``sw_batch_size``, ...
 
     Attributes:
-        exits: how many windows have stopped at each level, shallowest first, since :meth:`reset`.
+        exits: Number of windows that stopped at each level since :meth:`reset`, shallowest first.
 
     Raises:
         ValueError: if ``threshold`` is not in [0, 1).
@@ -70,20 +70,20 @@ class EarlyExitInferer(SlidingWindowInferer):
         self.exits: list[int] = []
 
     def reset(self) -> None:
-        """Forget how many windows have stopped where."""
+        """Set the number of windows that stopped at each level to 0."""
         self.exits = []
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Segment ``inputs`` (B, C, *spatial).
 
         Args:
-            inputs: as for MONAI's inferers.
-            network: a :class:`~monai_unetpp.UNetPlusPlus` with deep supervision, in evaluation.
-            args: as MONAI's inferer takes them.
-            kwargs: as MONAI's inferer takes them.
+            inputs: Volumes, as for MONAI's inferers.
+            network: :class:`~monai_unetpp.UNetPlusPlus` with deep supervision, in evaluation.
+            args: Further arguments of MONAI's inferer.
+            kwargs: Further arguments of MONAI's inferer.
 
         Raises:
-            ValueError: if ``network`` has no levels to stop at.
+            ValueError: if ``network`` has only one level.
         """
         if not isinstance(network, UNetPlusPlus) or not network.deep_supervision:
             got = "one head" if isinstance(network, UNetPlusPlus) else type(network).__name__
@@ -94,40 +94,40 @@ class EarlyExitInferer(SlidingWindowInferer):
         return super().__call__(inputs, stopping, *args, **kwargs)
 
     def _stop_early(self, windows: Tensor, network: UNetPlusPlus) -> Tensor:
-        """Map windows (B, C, *window) to logits (B, K, *window), each of the level at which it stopped."""
+        """Map windows (B, C, *window) to logits (B, K, *window), each from the level at which it stopped."""
         diagonals = network.diagonals(windows)
         logits = next(diagonals)
         result = torch.empty_like(logits)
-        going = torch.arange(len(windows), device=windows.device)
+        active = torch.arange(len(windows), device=windows.device)
         self.exits += [0] * (network.level - len(self.exits))
         for k in range(1, network.level):
-            unsure = doubt(logits) > self.threshold
-            sure = ~unsure
-            result[going[sure]] = logits[sure]
-            self.exits[k - 1] += int(sure.sum())
-            if not unsure.any():
+            uncertain = window_uncertainty(logits) > self.threshold
+            confident = ~uncertain
+            result[active[confident]] = logits[confident]
+            self.exits[k - 1] += int(confident.sum())
+            if not uncertain.any():
                 return result
-            going = going[unsure]
-            logits = diagonals.send(unsure.nonzero()[:, 0] if sure.any() else None)
-        result[going] = logits
-        self.exits[network.level - 1] += len(going)
+            active = active[uncertain]
+            logits = diagonals.send(uncertain.nonzero()[:, 0] if confident.any() else None)
+        result[active] = logits
+        self.exits[network.level - 1] += len(active)
         return result
 
 
 class EarlyExitSliceInferer(EarlyExitInferer, SliceInferer):
-    """The same over a volume, slice by slice, by a network of two dimensions; see ``SliceInferer``."""
+    """Early exit over a volume, slice by slice, for a network of two dimensions; see ``SliceInferer``."""
 
 
 def window_inferer(
     spatial_dims: int, roi_size: Sequence[int], threshold: float | None = None, **settings: Any
 ) -> SlidingWindowInferer:
-    """Return the inferer that blends windows of a volume, for a network of three dimensions or of two.
+    """Return an inferer that blends windows of a volume, for a network of three dimensions or of two.
 
     Args:
-        spatial_dims: of the network; one of two goes along the last axis, slice by slice.
-        roi_size: of the windows; for slices its first two count.
-        threshold: of early exit, see :class:`EarlyExitInferer`; ``None`` for none.
-        **settings: of ``monai.inferers.SlidingWindowInferer``.
+        spatial_dims: Dimensions of the network; with 2 it is applied slice by slice along the last axis.
+        roi_size: Size of the windows, of which slices use the first two entries, voxels.
+        threshold: Threshold of early exit, see :class:`EarlyExitInferer`; by default none.
+        **settings: Further arguments of ``monai.inferers.SlidingWindowInferer``.
     """
     if spatial_dims == 2:
         settings |= {"roi_size": tuple(roi_size[:2]), "spatial_dim": 2}
@@ -140,7 +140,7 @@ def window_inferer(
 
 
 def early_exit_like(inferer: SlidingWindowInferer, threshold: float) -> EarlyExitInferer:
-    """Return an early exit over the windows of ``inferer``, blended as it blends them."""
+    """Return an early exit with the windows and the blending of ``inferer``."""
     names = ("sw_batch_size", "overlap", "mode", "sigma_scale", "padding_mode", "cval", "sw_device", "device")
     settings = {name: getattr(inferer, name) for name in names}
     if isinstance(inferer, SliceInferer):
@@ -150,10 +150,10 @@ def early_exit_like(inferer: SlidingWindowInferer, threshold: float) -> EarlyExi
 
 
 class FlatOnce:
-    """A network that computes windows of one and the same value once, and then remembers.
+    """Network that computes windows of a single value once, and caches their logits.
 
     Args:
-        network: windows (B, C, *window) -> logits (B, K, *window), each window by itself.
+        network: Function from windows (B, C, *window) to logits (B, K, *window), window by window.
     """
 
     def __init__(self, network: Callable[[Tensor], Tensor]) -> None:
@@ -161,7 +161,7 @@ class FlatOnce:
         self.known: dict[tuple[float, ...], Tensor] = {}  # value of each channel -> logits (K, *window)
 
     def __call__(self, windows: Tensor) -> Tensor:
-        """Return what the network returns for ``windows``."""
+        """Return the network's logits for ``windows``."""
         values = _flat_values(windows)
         new = [n for n, v in enumerate(values) if v is None or (v not in self.known and values.index(v) == n)]
         logits = dict(zip(new, self.network(windows[new]), strict=True)) if new else {}
@@ -170,6 +170,6 @@ class FlatOnce:
 
 
 def _flat_values(windows: Tensor) -> list[tuple[float, ...] | None]:
-    """The value of each channel of each window, or ``None`` where there are several."""
+    """Return each window's value per channel, or ``None`` if it has several values."""
     least, most = torch.aminmax(windows.flatten(start_dim=2), dim=2)
     return [tuple(a) if a == b else None for a, b in zip(least.tolist(), most.tolist(), strict=True)]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How deep does the network need to be: every level measured on the validation set, and one chosen.
+"""How deep the network needs to be: every level is scored on the validation set, and one is selected.
 
-- score: what each level is worth and what it costs
-- cost: multiply-adds, seconds, memory of a forward pass
+- score: accuracy and cost of each level
+- cost: multiply-adds, seconds and memory of a forward pass
 - select: the shallowest level that is good enough
-- exit: how sure a window has to be to stop at a level
+- calibration: the threshold of early exit, and the file beside the weights
 - report: table and figure
 """
 

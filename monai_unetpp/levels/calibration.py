@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How sure a window has to be to stop early, found on the validation set, and kept beside the weights."""
+"""The threshold of early exit: found on the validation set, and written beside the weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.metrics import compute_dice
 from torch import Tensor
 
-from monai_unetpp.files import whole_file
+from monai_unetpp.files import PathLike, atomic_write
 from monai_unetpp.inferers import early_exit_like
 from monai_unetpp.levels.score import default_postprocessing, evaluating
 from monai_unetpp.network import UNetPlusPlus
@@ -35,38 +34,23 @@ __all__ = [
 ]
 
 THRESHOLDS = (
-    0.99,
-    0.2,
-    0.1,
-    0.07,
-    0.05,
-    0.03,
-    0.02,
-    0.015,
-    0.01,
-    0.007,
-    0.005,
-    0.003,
-    0.002,
-    0.001,
-    5e-4,
-    2e-4,
+    *(0.99, 0.2, 0.1, 0.07, 0.05, 0.03, 0.02, 0.015, 0.01),
+    *(0.007, 0.005, 0.003, 0.002, 0.001, 5e-4, 2e-4),
 )
-PathLike = str | os.PathLike[str]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ExitScore:
-    """What early exit is worth on a validation set.
+    """Accuracy and exits of early exit on a validation set.
 
     Args:
-        threshold: of :class:`~monai_unetpp.EarlyExitInferer`; 0 stops no window.
-        dice: with it, mean over cases of the mean over classes.
-        full_dice: the same of the deepest level everywhere.
-        exits: windows that stopped at each level, shallowest first.
-        tolerance: loss of Dice that was accepted.
+        threshold: Threshold of :class:`~monai_unetpp.EarlyExitInferer`; 0 stops no window.
+        dice: Mean Dice over cases and classes with early exit, in [0, 1].
+        full_dice: Mean Dice of the deepest level without early exit, in [0, 1].
+        exits: Number of windows that stopped at each level, shallowest first.
+        tolerance: Loss of Dice that was accepted.
     """
 
     threshold: float
@@ -78,12 +62,12 @@ class ExitScore:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was found for a file of weights, and is kept beside it.
+    """Calibration of a file of weights.
 
     Args:
         weights: SHA-256 of the file.
-        level: that is deep enough, see :func:`~monai_unetpp.select_level`.
-        exit: of early exit.
+        level: Level that is deep enough, see :func:`~monai_unetpp.select_level`.
+        exit: Score of early exit at the chosen threshold.
     """
 
     weights: str
@@ -101,23 +85,21 @@ def calibrate_exit(
     amp: bool = False,
     amp_kwargs: Mapping[str, Any] | None = None,
 ) -> ExitScore:
-    """Find the greatest threshold that loses no more Dice than ``tolerance``, and log what it does.
-
-    By bisection: of two thresholds the greater is taken to lose more.
+    """Find the largest threshold of early exit that loses at most ``tolerance`` Dice, by bisection.
 
     Args:
-        network: with deep supervision, on the device to compute on.
-        data: batches with ``"image"`` and ``"label"``, as :func:`~monai_unetpp.score_levels` takes them.
-        inferer: MONAI's sliding window.
-        postprocessing: as :func:`~monai_unetpp.score_levels` takes it.
-        tolerance: loss of mean Dice to accept, against the deepest level everywhere.
-        thresholds: to try.
-        amp: whether to compute in mixed precision.
-        amp_kwargs: of ``torch.autocast``.
+        network: Network with deep supervision, on the device to compute on.
+        data: Batches with ``"image"`` and ``"label"``, as for :func:`~monai_unetpp.score_levels`.
+        inferer: Sliding window of MONAI.
+        postprocessing: Transform of an item, as for :func:`~monai_unetpp.score_levels`.
+        tolerance: Loss of mean Dice to accept, compared with the deepest level everywhere.
+        thresholds: Thresholds to choose from; a larger one is taken to lose more.
+        amp: Whether to compute in mixed precision.
+        amp_kwargs: Arguments of ``torch.autocast``.
 
     Raises:
-        ValueError: if ``tolerance`` is negative, no case has a class but background, or the network has no
-            levels to stop at.
+        ValueError: if ``tolerance`` is negative, all labels are background only, or the network has only one
+            level.
     """
     if not tolerance >= 0:
         raise ValueError(f"tolerance must be a Dice of at least 0, such as 0.005, got {tolerance!r}.")
@@ -141,7 +123,7 @@ def calibrate_exit(
         if math.isnan(full):
             raise ValueError("data must have a label with a class other than background: none has.")
         best = ExitScore(0.0, full, full, exits, tolerance)
-        low, high = 0, len(ascending)  # those before low are good enough, those from high on are not
+        low, high = 0, len(ascending)  # thresholds before low are good enough, those from high on are not
         while low < high:
             middle = (low + high) // 2
             dice, exits = score(ascending[middle])
@@ -151,29 +133,29 @@ def calibrate_exit(
                 high = middle
     stops = ", ".join(f"L{k} {n}" for k, n in enumerate(best.exits, 1))
     logger.info(
-        f"Early exit at a doubt of {best.threshold:g}: Dice {best.dice:.3f}, without {full:.3f}, "
+        f"Early exit at an uncertainty of {best.threshold:g}: Dice {best.dice:.3f}, without {full:.3f}, "
         f"tolerance {tolerance:.3f}; windows that stop at {stops}"
     )
     return best
 
 
 def write_calibration(weights: PathLike, level: int, exit: ExitScore) -> Path:
-    """Write what was found beside the file of weights, under its name with ``.json``, and return the path."""
+    """Write the calibration beside the file of weights, its suffix replaced by ``.json``; return the path."""
     path = Path(weights).with_suffix(".json")
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(asdict(Calibration(_hash(weights), level, exit)), indent=4) + "\n")
     return path
 
 
 def read_calibration(weights: PathLike) -> Calibration:
-    """Read what was found for a file of weights.
+    """Read the calibration of a file of weights.
 
     Raises:
-        FileNotFoundError: if nothing was.
-        ValueError: if it was found for other weights, or the file is damaged.
+        FileNotFoundError: if the weights were not calibrated.
+        ValueError: if the calibration is of other weights, or its file is damaged.
     """
     path = Path(weights).with_suffix(".json")
-    how = "calibrate: run levels.json over train.json."
+    how = "to calibrate, run levels.json merged over train.json."
     if not path.is_file():
         raise FileNotFoundError(f"{weights} was not calibrated, there is no {path}; {how}")
     try:
@@ -183,12 +165,12 @@ def read_calibration(weights: PathLike) -> Calibration:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error!r}; {how}") from error
     if calibration.weights != _hash(weights):
-        raise ValueError(f"{path} was made for other weights than {weights} holds now; {how}")
+        raise ValueError(f"{path} is the calibration of other weights than those in {weights}; {how}")
     return calibration
 
 
 def case_dice(item: Mapping[str, Any]) -> Tensor:
-    """Mean over classes of the Dice of one case; NaN if its label has background only."""
+    """Return the mean Dice over the classes of one case; NaN if its label is background only."""
     y_pred, y = (torch.as_tensor(item[key])[None].float().cpu() for key in ("pred", "label"))
     return compute_dice(y_pred, y, include_background=y.shape[1] == 1).nanmean()
 

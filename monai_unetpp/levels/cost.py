@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a forward pass costs: multiply-adds, seconds, memory."""
+"""Cost of a forward pass: multiply-adds, seconds, memory."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def multiply_adds(net: nn.Module, shape: Sequence[int]) -> int:
     """Return the multiply-adds of convolutions and matrix products in a forward pass, in evaluation.
 
     Args:
-        net: copied, and left as it is.
-        shape: of the input, (B, C, *spatial).
+        net: Network, which is copied and not changed.
+        shape: Shape (B, C, *spatial) of the input.
     """
     net = copy.deepcopy(net).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -36,9 +36,9 @@ def multiply_adds(net: nn.Module, shape: Sequence[int]) -> int:
 def interleaved(
     jobs: Mapping[Any, Callable[[], object]], rounds: int, device: torch.device | str = "cpu"
 ) -> dict[Any, list[float]]:
-    """Return the seconds of each job on ``device``, one per round; a first round only warms up.
+    """Return the time of each job on ``device``, one per round after a warm-up, s.
 
-    The jobs take turns, so that a slow moment of the machine meets all of them.
+    The jobs take turns, so that a slow moment of the machine affects all of them.
     """
     seconds: dict[Any, list[float]] = {name: [] for name in jobs}
     for n in range(rounds + 1):
@@ -53,9 +53,9 @@ def interleaved(
 
 
 def peak_memory(job: Callable[[], object], device: torch.device | str) -> float:
-    """Return the most that ``job`` held at a time beyond what was there before, in MiB.
+    """Return the peak memory of ``job`` beyond what was allocated before, MiB.
 
-    On a GPU by torch's own count; elsewhere of the tensors alive, without what an operator uses inside.
+    On a GPU it is torch's own count; elsewhere the tensors that are alive, without an operator's workspace.
     """
     job()
     if torch.device(device).type == "cuda":
@@ -76,7 +76,7 @@ def _wait(device: torch.device | str) -> None:
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the bytes of all storages that operators return, for as long as they live."""
+    """Sums the bytes of all storages that operators return, while they are alive."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The levels of a network as a table and as a figure, for people to choose from."""
+"""The levels of a network as a table and as a figure."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_unetpp.extras import need
-from monai_unetpp.files import refuse_existing, whole_file, write_csv
+from monai_unetpp.extras import require
+from monai_unetpp.files import PathLike, atomic_write, refuse_existing, write_csv
 from monai_unetpp.levels.score import METRICS, LevelScore
 from monai_unetpp.levels.select import within
 
@@ -20,23 +19,20 @@ logger = logging.getLogger(__name__)
 
 _FILES = ("levels.csv", "levels.md", "levels.png")
 CHOSEN, OTHER, BAND = "#d1495b", "#4a7fb0", "#edf2f7"
-LARGEST = 1600  # area of the largest point, square points
+MAX_AREA = 1600  # area of the largest point, square points
 
 
-def check_report(directory: str | os.PathLike[str], overwrite: bool = False) -> None:
-    """Raise what :func:`write_levels` would raise, or a FileExistsError if there is an exported level.
-
-    For the beginning of a run that takes long.
-    """
+def check_report(directory: PathLike, overwrite: bool = False) -> None:
+    """Raise at the beginning of a long run what :func:`write_levels` or an export would raise at its end."""
     directory = Path(directory)
     if not overwrite:
         refuse_existing(*(directory / name for name in _FILES), *sorted(directory.glob("L[0-9]*")))
-    need("figures", "matplotlib")
+    require("figures", "matplotlib")
 
 
 def write_levels(
     scores: Sequence[LevelScore],
-    directory: str | os.PathLike[str],
+    directory: PathLike,
     level: int,
     tolerance: float,
     title: str = "",
@@ -45,18 +41,18 @@ def write_levels(
     """Write ``levels.csv``, ``levels.md`` and ``levels.png``: the scores of all levels and the chosen one.
 
     Args:
-        scores: as :func:`score_levels` returns them.
-        directory: made if it does not exist.
-        level: the chosen one.
-        tolerance: within which it was chosen.
-        title: of table and figure, such as the name of the data set.
-        overwrite: whether files that are there may be replaced.
+        scores: Scores of all levels, from :func:`score_levels`.
+        directory: Folder to write to, made if it does not exist.
+        level: Chosen level.
+        tolerance: Loss of Dice that was accepted.
+        title: Title of table and figure, such as the name of the data set.
+        overwrite: Whether existing files may be replaced.
 
     Returns:
-        The directory.
+        Path of the directory.
 
     Raises:
-        ValueError: if ``scores`` has no such level.
+        ValueError: if ``level`` is not in ``scores``.
         FileExistsError: if one of the files exists and ``overwrite`` is false.
         ModuleNotFoundError: if matplotlib is not installed.
     """
@@ -67,27 +63,27 @@ def write_levels(
     rows = [_row(score, scores) for score in scores]
     table, text, picture = (directory / name for name in _FILES)
     write_csv(table, rows, overwrite)
-    with whole_file(text, overwrite) as path:
+    with atomic_write(text, overwrite) as path:
         path.write_text(_markdown(scores, level, tolerance, title), encoding="utf-8")
-    with whole_file(picture, overwrite) as path:
+    with atomic_write(picture, overwrite) as path:
         figure.savefig(path, dpi=150)
     logger.info(f"Wrote {', '.join(_FILES)} to {directory}.")
     return directory
 
 
 def draw_levels(scores: Sequence[LevelScore], level: int, tolerance: float, title: str = "") -> Any:
-    """Return a matplotlib figure: Dice against time, one point per level, its area the parameters.
+    """Return a matplotlib figure: Dice against time, one point per level, with an area for the parameters.
 
     Args:
-        scores: as :func:`score_levels` returns them.
-        level: the chosen one, drawn in another colour.
-        tolerance: the band below the best in which it was chosen.
-        title: of the figure.
+        scores: Scores of all levels, from :func:`score_levels`.
+        level: Chosen level, drawn in another colour.
+        tolerance: Loss of Dice that was accepted, drawn as a band below the best level.
+        title: Title of the figure.
 
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
     """
-    need("figures", "matplotlib")
+    require("figures", "matplotlib")
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
@@ -99,7 +95,7 @@ def draw_levels(scores: Sequence[LevelScore], level: int, tolerance: float, titl
     axes.axhspan(best - tolerance, best, color=BAND, zorder=0)
     axes.plot([s * scale for s in seconds], [s.dice for s in scores], color="0.75", linewidth=1, zorder=1)
     for score in scores:
-        x, area = score.seconds * scale, max(LARGEST * score.parameters / most, 12)
+        x, area = score.seconds * scale, max(MAX_AREA * score.parameters / most, 12)
         colour = CHOSEN if score.level == level else OTHER
         axes.scatter(x, score.dice, s=area, color=colour, alpha=0.85, linewidth=0, zorder=2)
         axes.annotate(
@@ -127,7 +123,7 @@ def draw_levels(scores: Sequence[LevelScore], level: int, tolerance: float, titl
 
 
 def _row(score: LevelScore, scores: Sequence[LevelScore]) -> dict[str, Any]:
-    """One line of the CSV file: all there is about a level, and its share of the deepest level's cost."""
+    """Return a row of the CSV file: the score of a level, and its share of the deepest level's cost."""
     deepest = scores[-1]
     row: dict[str, Any] = {"level": score.level}
     for metric in METRICS:
@@ -160,12 +156,12 @@ def _markdown(scores: Sequence[LevelScore], level: int, tolerance: float, title:
     cases = len(scores[0].dice_per_case)
     note = (
         f"Means over {cases} cases. Costs are of one window, in brackets their share of the deepest level's. "
-        + _reason(scores, level, tolerance)
+        + _why_chosen(scores, level, tolerance)
     )
     return f"# {title or 'Levels of UNet++'}\n\n{table}\n\n{note}\n"
 
 
-def _reason(scores: Sequence[LevelScore], level: int, tolerance: float) -> str:
+def _why_chosen(scores: Sequence[LevelScore], level: int, tolerance: float) -> str:
     best = max(score.dice for score in scores)
     chosen = next(score for score in scores if score.level == level)
     shallower = [score for score in scores if score.level < level]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every level of a trained network is worth, and what it costs."""
+"""Accuracy and cost of every level of a trained network."""
 
 from __future__ import annotations
 
@@ -31,21 +31,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LevelScore:
-    """What L^level is worth on a validation set, and what it costs.
+    """Accuracy of L^level on a validation set, and its cost.
 
     Args:
-        level: ``k`` of L^k.
-        dice: mean over cases of the mean over classes, as MONAI's ``MeanDice``; 0 to 1, as the next two.
-        iou: the same of the intersection over union.
-        surface_dice: the same of the normalised surface Dice.
-        dice_per_class: mean over cases, by the name of the class; NaN where no case has the class.
-        iou_per_class: see ``dice_per_class``.
-        surface_dice_per_class: see ``dice_per_class``.
-        dice_per_case: mean over classes, in the order of the data; NaN for a case of background only.
-        parameters: of the network pruned to this level.
-        multiply_adds: of a forward pass over one window.
-        seconds: the same, its time: the median of rounds in which all levels took turns.
-        peak_mib: the same, the most that its activations held at a time, in MiB.
+        level: Level ``k`` of L^k.
+        dice: Mean Dice over cases and classes, as MONAI's ``MeanDice``, in [0, 1].
+        iou: Mean intersection over union, in [0, 1].
+        surface_dice: Mean normalised surface Dice, in [0, 1].
+        dice_per_class: Name of a class -> mean Dice over cases; NaN if no case has the class.
+        iou_per_class: Name of a class -> mean intersection over union.
+        surface_dice_per_class: Name of a class -> mean surface Dice.
+        dice_per_case: Mean Dice over classes of each case, in the order of the data; NaN for a case of
+            background only.
+        parameters: Number of parameters of the network pruned to this level.
+        multiply_adds: Multiply-adds of a forward pass over one window.
+        seconds: Time of a forward pass over one window, the median of interleaved rounds, s.
+        peak_mib: Peak memory of the activations of a forward pass over one window, MiB.
     """
 
     level: int
@@ -75,51 +76,38 @@ def score_levels(
     amp_kwargs: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> list[LevelScore]:
-    """Score every level of a trained network in one pass over a validation set, and measure what each costs.
+    """Score every level of a trained network in one pass over a validation set, and measure its cost.
 
-    One sliding window stitches the volumes of all levels at once, so that the network computes no more than
-    for the deepest. Postprocessing and metrics run for each level.
+    One sliding window blends the volumes of all levels, so that the network computes no more than for the
+    deepest one.
 
     Args:
-        network: with deep supervision, on the device to compute on.
-        data: batches with ``"image"`` (B, C, *spatial) and ``"label"`` (B, 1, *spatial), class numbers; a
-            data loader of the validation set.
-        inferer: called with an image and the network's ``all_heads``; a MONAI inferer.
-        postprocessing: of one item with ``"image"``, ``"label"`` and the logits ``"pred"``, to ``"pred"`` and
-            ``"label"`` one-hot on the same grid. Where it inverts the preprocessing, levels are scored on the
-            original grid. By default argmax (with one channel: a threshold), and the grid of the data.
-        class_labels: names of the classes without the background; default ``class_1``, ...
-        surface_tolerance: distance in mm up to which two surfaces are taken to agree, in pixels where
-            ``label`` has no spacing.
-        window: spatial size of the window to measure costs on; default the inferer's ``roi_size``.
-        rounds: of the timing.
-        amp: whether to compute in mixed precision, as MONAI's engines do.
-        amp_kwargs: of ``torch.autocast``.
-        progress: whether to show a progress bar.
+        network: Network with deep supervision, on the device to compute on.
+        data: Batches with ``"image"`` (B, C, *spatial) and ``"label"`` (B, 1, *spatial), class numbers.
+        inferer: Inferer of MONAI, called with an image and the network's ``all_heads``.
+        postprocessing: Transform of an item with ``"image"``, ``"label"`` and the logits ``"pred"`` to
+            ``"pred"`` and ``"label"`` one-hot on one grid, on which levels are scored; by default argmax, or
+            a threshold for one channel, on the grid of the data.
+        class_labels: Names of the classes without the background; by default ``class_1``, ...
+        surface_tolerance: Distance up to which surfaces agree, mm (pixels if ``label`` has no spacing).
+        window: Spatial size of the window to measure costs on; by default the inferer's ``roi_size``.
+        rounds: Number of rounds of the timing.
+        amp: Whether to compute in mixed precision, as MONAI's engines do.
+        amp_kwargs: Arguments of ``torch.autocast``.
+        progress: Whether to show a progress bar.
 
     Returns:
         One score per level, shallowest first.
 
     Raises:
-        ValueError: if the heads below the deepest were never trained (``deep_supervision`` is off), the
-            validation set is empty or has background only, a label is not of the size of the prediction,
-            or the window is not known.
+        ValueError: if ``deep_supervision`` is off, the validation set is empty or background only, a label
+            does not have the size of the prediction, or the window is unknown.
 
     Reference:
         Zhou et al., UNet++ (IEEE TMI 2020, arXiv:1912.05074), model pruning.
     """
-    if not network.deep_supervision:
-        raise ValueError(
-            f"network has deep_supervision off: no head but that of L{network.depth} was ever trained, so "
-            "there are no levels to compare. Train with deep_supervision=True."
-        )
+    names = _class_names(network, class_labels)
     out_channels = network.arguments["out_channels"]
-    names = list(class_labels or (f"class_{n}" for n in range(1, max(out_channels, 2))))
-    if len(names) != max(out_channels - 1, 1):
-        raise ValueError(
-            f"class_labels must name the {max(out_channels - 1, 1)} classes of out_channels = "
-            f"{out_channels}, the background left out, got {names}."
-        )
     shape = _window_shape(network, inferer, window)
     device = next(network.parameters()).device
     autocast = partial(torch.autocast, device.type, enabled=amp, **(amp_kwargs or {}))
@@ -130,7 +118,7 @@ def score_levels(
         for batch in _with_progress(data, progress):
             with autocast():
                 heads = inferer(batch["image"].to(device), network.all_heads)
-            heads = [heads] if isinstance(heads, Tensor) else heads  # what MONAI makes of a single head
+            heads = [heads] if isinstance(heads, Tensor) else heads  # MONAI unpacks a list of one head
             for k, head in zip(levels, reversed(heads), strict=True):
                 for item in decollate_batch({**batch, "pred": head.float()}):
                     cases[k].append(_score(postprocessing(item), surface_tolerance, warn=k == 1))
@@ -139,11 +127,29 @@ def score_levels(
     return [LevelScore(level=k, **_means(cases[k], names), **costs[k]) for k in levels]
 
 
+def _class_names(network: UNetPlusPlus, class_labels: Sequence[str] | None) -> list[str]:
+    """Return the names of the classes without the background, for a network that has levels to compare."""
+    if not network.deep_supervision:
+        raise ValueError(
+            f"network has deep_supervision off: no head but that of L{network.depth} was ever trained, so "
+            "there are no levels to compare. Train with deep_supervision=True."
+        )
+    out_channels = network.arguments["out_channels"]
+    classes = max(out_channels - 1, 1)
+    names = list(class_labels or (f"class_{n}" for n in range(1, classes + 1)))
+    if len(names) != classes:
+        raise ValueError(
+            f"class_labels must name the {classes} classes of out_channels = {out_channels}, without the "
+            f"background, got {names}."
+        )
+    return names
+
+
 def _means(cases: Sequence[Tensor], names: Sequence[str]) -> dict[str, Any]:
-    """The scores of a :class:`LevelScore`, from (metrics, classes) of each case."""
+    """Return the accuracy of a :class:`LevelScore` from the (metrics, classes) of each case."""
     found: dict[str, Any] = {}
     for metric, values in zip(METRICS, torch.stack(list(cases), dim=1), strict=True):  # (cases, classes) each
-        # a copy: it writes into what it is given
+        # a copy, since MONAI writes into its input
         found[metric] = float(do_metric_reduction(values.clone(), "mean")[0])
         by_class = values.nanmean(dim=0).tolist()
         found[f"{metric}_per_class"] = dict(zip(names, by_class, strict=True))
@@ -155,7 +161,7 @@ def _means(cases: Sequence[Tensor], names: Sequence[str]) -> dict[str, Any]:
 def _costs(
     network: UNetPlusPlus, shape: tuple[int, ...], autocast: Callable[[], Any], rounds: int
 ) -> dict[int, dict[str, Any]]:
-    """The costs of a :class:`LevelScore` for each level, on a window of ``shape``."""
+    """Return the cost of a :class:`LevelScore` for each level, on a window of ``shape``."""
     device = next(network.parameters()).device
     x = torch.rand(shape, device=device)
     jobs = {k: partial(_forward, network, k, x, autocast) for k in range(1, network.depth + 1)}
@@ -175,19 +181,19 @@ def _costs(
 def _window_shape(
     network: UNetPlusPlus, inferer: Callable[..., Any], window: Sequence[int] | None
 ) -> tuple[int, ...]:
-    """(1, C, *spatial) of the window to measure costs on."""
+    """Return the shape (1, C, *spatial) of the window to measure costs on."""
     size = getattr(inferer, "roi_size", None) if window is None else window
     size = [size] * network.spatial_dims if isinstance(size, int) else list(size or [])
     if len(size) != network.spatial_dims or any(not isinstance(n, int) or n < 1 for n in size):
         raise ValueError(
-            f"window must be given, {network.spatial_dims} positive ints: the size of the windows that the "
-            f"network will see. The inferer's roi_size does not tell, got {size}."
+            f"window must be given, {network.spatial_dims} positive ints: the size of the network's windows, "
+            f"which the inferer's roi_size does not tell, got {size}."
         )
     return (1, network.in_channels, *size)
 
 
 def default_postprocessing(out_channels: int) -> Compose:
-    """Argmax, with one channel a threshold, on the grid of the data."""
+    """Return argmax, or a threshold for one channel, on the grid of the data."""
     keys = ["pred", "label"]
     if out_channels == 1:
         return Compose([AsDiscreted("pred", threshold=0.0)])  # of a logit: a probability of one half
@@ -196,7 +202,7 @@ def default_postprocessing(out_channels: int) -> Compose:
 
 @contextmanager
 def evaluating(network: UNetPlusPlus) -> Iterator[None]:
-    """Evaluation mode for a while; mode and level are put back."""
+    """Set evaluation mode for the time of a block; mode and level are restored."""
     training, level = network.training, network.level
     network.eval()
     try:
@@ -215,7 +221,7 @@ def _with_progress(data: Iterable[Mapping[str, Any]], progress: bool) -> Iterabl
 
 
 def _score(item: Mapping[str, Any], surface_tolerance: float, warn: bool) -> Tensor:
-    """Dice, IoU and surface Dice of one case, (3, classes); NaN for a class that its label does not have."""
+    """Return Dice, IoU and surface Dice of one case, (3, classes); NaN for a class that its label lacks."""
     label = item["label"]
     pred = item["pred"].to(label.device)
     if pred.shape != label.shape:
@@ -223,12 +229,12 @@ def _score(item: Mapping[str, Any], surface_tolerance: float, warn: bool) -> Ten
             f"the label of {_name(item)} must be one-hot on the grid of the prediction, {list(pred.shape)}, "
             f"got {list(label.shape)}: see postprocessing."
         )
-    # MONAI 1.5 tells three even of a picture
+    # MONAI 1.5 has three axes even for a picture
     spacing = label.pixdim.tolist()[: label.ndim - 1] if isinstance(label, MetaTensor) else None
     y_pred, y = (torch.as_tensor(x)[None].float() for x in (pred, label))
-    background = y.shape[1] == 1  # then the one channel is the class
+    background = y.shape[1] == 1  # the only channel is the class
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MONAI's, of a class that is missing, and of its own arguments
+        warnings.simplefilter("ignore")  # MONAI's, of a missing class and of its own arguments
         scores = [
             compute_dice(y_pred, y, background),
             compute_iou(y_pred, y, background),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How deep the network needs to be."""
+"""Selecting the shallowest level that is good enough."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from monai_unetpp.levels.score import LevelScore
 
 __all__ = ["select_level", "within"]
 
-ROUNDING = 1e-9  # 0.91 is within 0.01 of 0.92, though not in binary
+ROUNDING = 1e-9  # 0.92 - 0.91 > 0.01 in binary
 
 logger = logging.getLogger(__name__)
 
 
 def select_level(scores: Sequence[LevelScore], tolerance: float = 0.01) -> int:
-    """Return the shallowest level whose mean Dice is within ``tolerance`` of the best, and log why.
+    """Return the shallowest level whose mean Dice is within ``tolerance`` of the best; the reason is logged.
 
     Args:
-        scores: of one network, as :func:`score_levels` returns them.
-        tolerance: loss of Dice to accept, at least 0.
+        scores: Scores of the levels of one network, from :func:`score_levels`.
+        tolerance: Loss of Dice to accept, at least 0.
 
     Raises:
         ValueError: if ``scores`` is empty or has no Dice, or ``tolerance`` is negative or not a number.

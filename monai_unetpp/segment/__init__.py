@@ -1,6 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a folder of scans to a folder of masks, by a bundle's own inference configuration."""
+"""From a folder of scans to a folder of masks, by a bundle's own inference configuration.
 
-from monai_unetpp.segment.run import Outcome, Pipeline, as_text, load_pipeline, segment, segment_distributed
+- pipeline: a bundle's ``inference.json`` -> the parts that segment a scan
+- run: scans, locks and results of one process
+- distributed: one process or several, and one report
+"""
 
-__all__ = ["Outcome", "Pipeline", "as_text", "load_pipeline", "segment", "segment_distributed"]
+from monai_unetpp.segment.distributed import Report, segment_distributed
+from monai_unetpp.segment.pipeline import Pipeline, as_text, load_pipeline
+from monai_unetpp.segment.run import Outcome, segment
+
+__all__ = ["Outcome", "Pipeline", "Report", "as_text", "load_pipeline", "segment", "segment_distributed"]

@@ -12,9 +12,9 @@ __all__ = ["DeepestHeadd"]
 
 
 class DeepestHeadd(MapTransform):
-    """Keep the deepest of the heads that a network returns in training; leave a single tensor alone.
+    """Replace the list of heads that a network returns in training by the deepest one.
 
-    In training ``pred`` is a list of logits per item, deepest first; what follows wants one tensor.
+    In training ``pred`` is a list of logits per item, deepest first; a single tensor is not changed.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -15,17 +15,17 @@ __all__ = ["RandShiftLabeledIntensityd"]
 
 
 class RandShiftLabeledIntensityd(RandomizableTransform, MapTransform):
-    """Make what is labelled darker or brighter than the rest: a fatty liver, another phase of contrast.
+    """Shift the intensity of labelled voxels alone, as in a fatty liver or another contrast phase.
 
-    Scaling or shifting the whole volume leaves an organ as bright beside the others as it was, and a network
-    may learn that it always is.
+    Scaling or shifting a whole volume does not change the contrast between organs, and a network may learn
+    to rely on it.
 
     Args:
-        keys: of the volumes (C, *spatial).
-        label_key: of the label map (1, *spatial); all that is not 0 is shifted.
-        offsets: least and greatest shift. The result stays within the volume's own range of values.
-        sigma: of the Gaussian that softens the edge, voxels.
-        prob: how often.
+        keys: Keys of the volumes (C, *spatial).
+        label_key: Key of the label map (1, *spatial); voxels that are not 0 are shifted.
+        offsets: Smallest and largest shift. The result is clipped to the volume's range of values.
+        sigma: Standard deviation of the Gaussian that smooths the edge, voxels.
+        prob: Probability of a shift, in [0, 1].
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RandShiftLabeledIntensityd(RandomizableTransform, MapTransform):
         self.sigma = sigma
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the case with the volumes shifted, all by the same."""
+        """Return the case with all volumes shifted by one offset."""
         case = dict(data)
         self.randomize(None)
         if not self._do_transform:

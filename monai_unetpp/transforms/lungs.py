@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the lungs are in a CT of the chest, roughly, so that nodules are sought there and nowhere else."""
+"""A rough region of the lungs in chest CT, to which the search for nodules is limited."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ __all__ = ["FocusOnLungsd", "lung_region"]
 
 logger = logging.getLogger(__name__)
 
-LUNG = (-950.0, -320.0)  # HU: between the air around a patient and soft tissue
-GRID = 3.0  # mm: of the grid on which lungs are sought
-RIND = 6.0  # mm: what is thinner than twice this is no lung, but the blur between skin and air
-LEAST = 50.0  # ml: less than this is bowel
+LUNG_HU = (-950.0, -320.0)  # between the air around a patient and soft tissue
+GRID_MM = 3.0  # spacing of the grid for the search
+MIN_RADIUS_MM = 6.0  # a thinner layer is the partial volume between skin and air
+MIN_VOLUME_ML = 50.0  # a smaller component is bowel
 
 
 class FocusOnLungsd(MapTransform):
-    """Fill a scaled CT with soft tissue wherever it is not near the lungs; leave one without lungs as it is.
+    """Fill a scaled CT with soft tissue outside of the lungs' region; one without lungs is not changed.
 
-    What is one value throughout takes a :class:`~monai_unetpp.VolumeInferer` no time, and no bone or table is
-    taken for a nodule.
+    Windows of one value take :class:`~monai_unetpp.VolumeInferer` no time, and neither bone nor table can
+    be mistaken for a nodule.
 
     Args:
-        keys: of the volumes (1, X, Y, Z).
-        hu_range: what 0 and 1 of the volumes are in HU.
-        fill: what to fill with, HU.
-        margin: around the lungs, mm, see :func:`~monai_unetpp.transforms.lungs.lung_region`.
+        keys: Keys of the volumes (1, X, Y, Z).
+        hu_range: Intensities that 0 and 1 of the volumes stand for, HU.
+        fill: Intensity to fill with, HU.
+        margin: Margin around the lungs, mm; see :func:`~monai_unetpp.transforms.lungs.lung_region`.
     """
 
     def __init__(
@@ -61,40 +61,40 @@ class FocusOnLungsd(MapTransform):
                     ~region[None].to(image.device), (self.fill - low) / (high - low)
                 )
             else:
-                logger.warning(
-                    f"{image.meta.get('filename_or_obj')} shows no lungs: it is searched as a whole."
-                )
+                logger.warning(f"{image.meta.get('filename_or_obj')} shows no lungs: all of it is searched.")
         return case
 
 
 def lung_region(ct: Tensor, spacing: Sequence[float], margin: float = 15.0, closing: float = 10.0) -> Tensor:
-    """Return where a CT lies in the lungs or near them.
+    """Return the region of the lungs in a CT, with a margin.
 
-    Lungs are large bodies darker than tissue and brighter than air. What is up to twice ``closing`` wide
-    between them or in their outline, such as a vessel or a nodule at the wall, belongs to them.
+    Lungs are large components darker than tissue and brighter than air. Gaps in them of up to twice
+    ``closing``, such as vessels or nodules at the wall, are closed.
 
     Args:
-        ct: (X, Y, Z), in HU.
-        spacing: of its voxels, mm.
-        margin: around the lungs, mm.
-        closing: half of the width of what is closed, mm.
+        ct: Intensities (X, Y, Z), HU.
+        spacing: Voxel size, mm.
+        margin: Margin around the lungs, mm.
+        closing: Radius of the morphological closing, mm.
 
     Returns:
-        Booleans (X, Y, Z); none is true if there is no lung.
+        Mask (X, Y, Z), empty if there are no lungs.
     """
-    steps = [min(max(1, round(GRID / width)), size) for width, size in zip(spacing, ct.shape, strict=True)]
+    steps = [min(max(1, round(GRID_MM / width)), size) for width, size in zip(spacing, ct.shape, strict=True)]
     pooled = torch.nn.functional.avg_pool3d(ct[None, None].float(), steps, steps, ceil_mode=True)[0, 0]
     sampling = [step * width for step, width in zip(steps, spacing, strict=True)]
-    lung = ((pooled > LUNG[0]) & (pooled < LUNG[1])).cpu().numpy()
-    core = _large(_eroded(lung, RIND, sampling), LEAST * 1e3 / math.prod(sampling))
-    region = torch.from_numpy(_eroded(_dilated(core, RIND + margin + closing, sampling), closing, sampling))
+    lung = ((pooled > LUNG_HU[0]) & (pooled < LUNG_HU[1])).cpu().numpy()
+    core = _large(_eroded(lung, MIN_RADIUS_MM, sampling), MIN_VOLUME_ML * 1e3 / math.prod(sampling))
+    region = torch.from_numpy(
+        _eroded(_dilated(core, MIN_RADIUS_MM + margin + closing, sampling), closing, sampling)
+    )
     for axis, step in enumerate(steps):
         region = region.repeat_interleave(step, dim=axis).narrow(axis, 0, ct.shape[axis])
     return region.to(ct.device)
 
 
 def _eroded(mask: NDArray[bool_], radius: float, sampling: Sequence[float]) -> NDArray[bool_]:
-    """What of a mask is further than ``radius`` from what is not; at the border of the volume it goes on."""
+    """Return a mask eroded by ``radius`` mm; it is taken to continue beyond the border of the volume."""
     if mask.all():
         return mask
     return ndimage.distance_transform_edt(mask, sampling) > radius
@@ -105,7 +105,7 @@ def _dilated(mask: NDArray[bool_], radius: float, sampling: Sequence[float]) -> 
 
 
 def _large(mask: NDArray[bool_], voxels: float) -> NDArray[bool_]:
-    """The components of a mask with at least so many voxels."""
+    """Return the components of a mask that have at least ``voxels`` voxels."""
     components, number = ndimage.label(mask)
     large = ndimage.sum_labels(mask, components, range(number + 1)) >= voxels
     large[0] = False

@@ -13,28 +13,27 @@ from monai.config import KeysCollection
 from monai.transforms import SaveImaged
 from torch import Tensor
 
-from monai_unetpp.files import result_path, whole_file
+from monai_unetpp.files import PathLike, atomic_write, result_path
 
 __all__ = ["SaveImageAtomicd", "write_nifti"]
 
-PathLike = str | os.PathLike[str]
 
 logger = logging.getLogger(__name__)
 
 
 class SaveImageAtomicd(SaveImaged):
-    """Write each volume as NIfTI, whole or not at all, named after the file that it was made from.
+    """Write each volume as NIfTI, atomically, named after the file that it was made from.
 
-    MONAI's ``SaveImaged`` writes under the final name from the start, and takes what follows a dot in the
-    name of a DICOM folder for a suffix. This is one, so that a host that writes itself, such as MONAI Label
-    or MONAI Deploy, finds it and does without.
+    MONAI's ``SaveImaged`` does not write atomically, and takes the part after a dot in the name of a DICOM
+    folder for a suffix. This is a subclass, so that a host that saves results itself, such as MONAI Label or
+    MONAI Deploy, recognises and removes it.
 
     Args:
-        keys: of the volumes to write, ``MetaTensor`` (1, *spatial) with ``affine``.
-        output_dir: folder to write to, made if it does not exist.
-        input_dir: folder that the files come from; what lies deeper in it is written as deep.
-        what: kind of the result, in its name: ``ct.nii.gz`` becomes ``ct_seg.nii.gz``.
-        dtype: of the voxels in the file.
+        keys: Keys of the volumes to write, ``MetaTensor`` (1, *spatial) with ``affine``.
+        output_dir: Folder to write to, made if it does not exist.
+        input_dir: Folder of the volumes, whose sub-folders are mirrored in ``output_dir``.
+        what: Kind of the result, in its name: ``ct.nii.gz`` becomes ``ct_seg.nii.gz``.
+        dtype: Type of the voxels in the file.
     """
 
     def __init__(
@@ -52,21 +51,21 @@ class SaveImageAtomicd(SaveImaged):
         self.dtype = dtype
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Write, and return the data as they came."""
+        """Write the volumes, and return the data unchanged."""
         for key in self.key_iterator(dict(data)):
             volume = data[key]
-            source = volume.meta["filename_or_obj"]
-            path = result_path(source, self.output_dir, self.input_dir, self.what)
+            image = volume.meta["filename_or_obj"]
+            path = result_path(image, self.output_dir, self.input_dir, self.what)
             write_nifti(path, volume[0], volume.affine, self.dtype)
             logger.info(f"Wrote {path}.")
         return dict(data)
 
 
 def write_nifti(path: PathLike, volume: Tensor, affine: Tensor, dtype: str) -> None:
-    """Write a volume (*spatial) with its affine, voxels to mm in RAS+, whole or not at all."""
+    """Write a volume (*spatial) with its affine, voxel index to world mm (RAS+), atomically."""
     image: Any = nib.Nifti1Image(  # type: ignore[no-untyped-call]
         volume.cpu().numpy().astype(dtype, copy=False), affine.cpu().numpy()
     )
     image.header.set_xyzt_units("mm")
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         nib.save(image, part)

@@ -4,9 +4,17 @@
 from monai_unetpp.data.phantoms.phantom import (
     Phantom,
     chest_phantom,
+    ensure_phantoms,
     liver_phantom,
     write_liver_phantoms,
     write_phantoms,
 )
 
-__all__ = ["Phantom", "chest_phantom", "liver_phantom", "write_liver_phantoms", "write_phantoms"]
+__all__ = [
+    "Phantom",
+    "chest_phantom",
+    "ensure_phantoms",
+    "liver_phantom",
+    "write_liver_phantoms",
+    "write_phantoms",
+]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The neighbours of the liver: organs of much the same density that are not liver.
+"""Organs around the liver, many of which have about its density.
 
 Coordinates as in :mod:`monai_unetpp.data.phantoms.torso`.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 from monai_unetpp.data.phantoms.canvas import Canvas
 from monai_unetpp.data.phantoms.parts import Part
-from monai_unetpp.data.phantoms.shapes import Shape, blob, grow, jitter, minus, ripple, tube, union, within
+from monai_unetpp.data.phantoms.shapes import Solid, blob, grow, jitter, minus, ripple, tube, union, within
 from monai_unetpp.data.phantoms.torso import Torso
 
 __all__ = ["Organs", "draw_gallbladder", "draw_organs", "random_organs"]
@@ -20,29 +20,29 @@ __all__ = ["Organs", "draw_gallbladder", "draw_organs", "random_organs"]
 
 @dataclass(frozen=True)
 class Organs:
-    """Shapes of the organs around the liver.
+    """Solids of the organs around the liver.
 
     Args:
-        space: the abdominal cavity: below the diaphragm, inside the muscle wall.
-        spleen: on the patient's left, at the back.
-        kidneys: left and right.
-        stomach: left, at the front.
-        gallbladder: under the right lobe.
-        vena_cava: from the heart down the right side of the spine.
-        bed: thickness of the fat around the kidneys, mm.
+        space: Abdominal cavity, below the diaphragm and inside the muscle wall.
+        spleen: Spleen, on the patient's left, at the back.
+        kidneys: Left and right kidney.
+        stomach: Stomach, on the left, at the front.
+        gallbladder: Gallbladder, under the right lobe of the liver.
+        vena_cava: Inferior vena cava, along the right side of the spine.
+        bed: Thickness of the fat around the kidneys, mm.
     """
 
-    space: Shape
-    spleen: Shape
-    kidneys: tuple[Shape, Shape]
-    stomach: Shape
-    gallbladder: Shape
-    vena_cava: Shape
+    space: Solid
+    spleen: Solid
+    kidneys: tuple[Solid, Solid]
+    stomach: Solid
+    gallbladder: Solid
+    vena_cava: Solid
     bed: float
 
 
 def random_organs(torso: Torso, rng: np.random.Generator) -> Organs:
-    """Return organs that fit into ``torso``, each with its own place, size, tilt and dents."""
+    """Return random organs that fit into ``torso``."""
     wide, back, dome = torso.half_width / 160, torso.spine_y, torso.dome
     space = minus(grow(torso.cavity, -0.5), grow(torso.thorax, 3))
     bed = rng.uniform(0, 4)
@@ -95,14 +95,14 @@ def random_organs(torso: Torso, rng: np.random.Generator) -> Organs:
 def draw_organs(
     canvas: Canvas, organs: Organs, torso: Torso, rng: np.random.Generator, liver_hu: float
 ) -> None:
-    """Paint everything that the liver is then laid over.
+    """Paint the organs, over which the liver is painted afterwards.
 
     Args:
-        canvas: with the torso on it.
-        organs: what to paint.
-        torso: where.
-        rng: source of densities and bowel.
-        liver_hu: spleen, bowel and pancreas are drawn near this density.
+        canvas: Canvas with the torso.
+        organs: Organs to paint.
+        torso: Torso that the organs were fitted to.
+        rng: Source of densities, and of the loops of bowel.
+        liver_hu: Density of the liver, near which spleen, bowel and pancreas are drawn, HU.
     """
     _bowel(canvas, organs, rng, liver_hu)
     _stomach(canvas, organs, rng, liver_hu)
@@ -113,25 +113,20 @@ def draw_organs(
         Part.PANCREAS,
         texture=ripple(rng, 20, 12),
     )
-    canvas.paint(
-        organs.spleen,
-        liver_hu + rng.uniform(-12, 15),
-        Part.SPLEEN,
-        texture=ripple(rng, 4, 40),
-    )
+    canvas.paint(organs.spleen, liver_hu + rng.uniform(-12, 15), Part.SPLEEN, texture=ripple(rng, 4, 40))
     for kidney in organs.kidneys:
         _kidney(canvas, within(kidney, organs.space), organs.bed, rng, torso.blood)
     canvas.paint(organs.vena_cava, torso.blood - rng.uniform(0, 15), Part.VESSEL)
 
 
 def draw_gallbladder(canvas: Canvas, organs: Organs, rng: np.random.Generator) -> None:
-    """Paint the gallbladder, which hangs from the liver: bile in a thin wall."""
+    """Paint the gallbladder: bile in a thin wall."""
     canvas.paint(organs.gallbladder, 65, Part.GALLBLADDER)
     canvas.paint(grow(organs.gallbladder, -2), rng.uniform(2, 18), Part.GALLBLADDER)
 
 
-def _kidney(canvas: Canvas, kidney: Shape, bed: float, rng: np.random.Generator, blood: float) -> None:
-    """Cortex, pyramids, and the fat of the sinus, in a bed of fat."""
+def _kidney(canvas: Canvas, kidney: Solid, bed: float, rng: np.random.Generator, blood: float) -> None:
+    """Paint cortex, pyramids and the fat of the sinus, in a bed of fat."""
     canvas.paint(grow(kidney, bed), -95, Part.FAT)
     canvas.paint(kidney, blood + rng.uniform(-15, 45), Part.KIDNEY)
     canvas.paint(grow(kidney, -7), blood + rng.uniform(-15, 10), Part.KIDNEY, 3, ripple(rng, 25, 18))
@@ -139,7 +134,7 @@ def _kidney(canvas: Canvas, kidney: Shape, bed: float, rng: np.random.Generator,
 
 
 def _stomach(canvas: Canvas, organs: Organs, rng: np.random.Generator, liver_hu: float) -> None:
-    """A wall, a meal (water, food, or contrast near the liver's density), gas on top."""
+    """Paint a wall, a meal (water, food, or contrast near the liver's density), and gas on top."""
     canvas.paint(organs.stomach, rng.uniform(70, 95), Part.STOMACH)
     meal = (rng.uniform(5, 30), liver_hu - rng.uniform(10, 40), liver_hu + rng.uniform(-15, 25))
     lumen, level = grow(organs.stomach, -4), rng.uniform(38, 62)
@@ -148,7 +143,7 @@ def _stomach(canvas: Canvas, organs: Organs, rng: np.random.Generator, liver_hu:
 
 
 def _bowel(canvas: Canvas, organs: Organs, rng: np.random.Generator, liver_hu: float) -> None:
-    """Colon and loops of small bowel in the lower half, walls and all kinds of content."""
+    """Paint colon and loops of small bowel in the lower half, with walls and varying content."""
     height, space = rng.uniform(-62, -45), grow(organs.space, -3)
     bends = [
         (-112.0, -5.0, height + 35),
@@ -175,6 +170,6 @@ def _bowel(canvas: Canvas, organs: Organs, rng: np.random.Generator, liver_hu: f
             canvas.paint(within(grow(loop, -3), _in_front_of(level)), -900, Part.BOWEL)
 
 
-def _in_front_of(y: float) -> Shape:
-    """Gas rises: the half space where it collects in a patient on the back."""
-    return Shape(lambda p: y - p[1])
+def _in_front_of(y: float) -> Solid:
+    """Return the half space in which gas collects, in a patient who lies on the back."""
+    return Solid(lambda p: y - p[1])

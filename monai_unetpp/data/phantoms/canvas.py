@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A CT volume to draw on: shapes in, Hounsfield units and a map of body parts out.
+"""A CT volume to paint solids on, with a map of body parts.
 
-The canvas lies along the patient's axes (x to the right, y to the front, z to the head, in mm).
-:meth:`Canvas.paint` puts one shape over what is there; :meth:`Canvas.scan` adds what a scanner adds (blur,
-correlated noise, integers) and stores the array in some other axis order, with the affine that says so.
+The axes of the canvas are the patient's (x to the right, y to the front, z to the head, in mm).
+:meth:`Canvas.paint` paints a solid over what is there; :meth:`Canvas.scan` adds what a scanner adds (blur,
+correlated noise, integers) and stores the array in another axis order, with the affine of that order.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_unetpp.data.phantoms.shapes import Field, FloatArray, Points, Shape
+from monai_unetpp.data.phantoms.shapes import Field, FloatArray, Points, Solid
 
-__all__ = ["AIR_HU", "Canvas", "Scan", "blur", "correlated_noise"]
+__all__ = ["AIR_HU", "Canvas", "Volume", "blur", "correlated_noise"]
 
 AIR_HU = -1024.0
 
 
 @dataclass(frozen=True)
-class Scan:
-    """A finished volume.
+class Volume:
+    """Volume as a scanner stores it.
 
     Args:
-        image: int16 (X, Y, Z), HU.
-        parts: uint8 (X, Y, Z), the body part of each voxel.
-        affine: float64 (4, 4), voxel index to world mm (RAS+).
+        image: Intensities, int16 (X, Y, Z), HU.
+        parts: Body part of each voxel, uint8 (X, Y, Z).
+        affine: Voxel index to world mm (RAS+), float64 (4, 4).
     """
 
     image: NDArray[np.int16]
@@ -37,12 +37,12 @@ class Scan:
 
 
 class Canvas:
-    """An empty volume of air.
+    """Volume of air, to paint on.
 
     Args:
-        low: corner of the volume with the smallest x, y, z, in mm.
-        high: the opposite corner.
-        spacing: voxel size in mm, one per axis.
+        low: Corner of the volume with the smallest x, y, z, mm.
+        high: Opposite corner, mm.
+        spacing: Voxel size, one per axis, mm.
 
     Raises:
         ValueError: if a spacing is not positive or the volume has no voxel.
@@ -50,12 +50,10 @@ class Canvas:
 
     def __init__(self, low: Sequence[float], high: Sequence[float], spacing: Sequence[float]) -> None:
         if min(spacing) <= 0:
-            msg = f"spacing must be positive, got {tuple(spacing)}."
-            raise ValueError(msg)
+            raise ValueError(f"spacing must be positive, got {tuple(spacing)}.")
         size = [int((b - a) / s) for a, b, s in zip(low, high, spacing, strict=True)]
         if min(size) < 1:
-            msg = f"high must be at least one voxel above low, got low={low}, high={high}."
-            raise ValueError(msg)
+            raise ValueError(f"high must be at least one voxel above low, got low={low}, high={high}.")
         self.spacing = tuple(spacing)
         self.axes = [
             (a + s * (np.arange(n) + 0.5)).astype(np.float32)
@@ -65,34 +63,34 @@ class Canvas:
         self.parts: NDArray[np.uint8] = np.zeros(size, np.uint8)
 
     def points(self, box: Sequence[slice] = (slice(None),) * 3) -> Points:
-        """Return the voxel centres of a box in mm, as three broadcastable arrays."""
+        """Return the voxel centres of a box in mm, as three arrays that broadcast to (X, Y, Z)."""
         x, y, z = (axis[b] for axis, b in zip(self.axes, box, strict=True))
         return x[:, None, None], y[None, :, None], z[None, None, :]
 
     def paint(
-        self, shape: Shape, hu: float, part: int, edge: float = 0, texture: Field | None = None
+        self, solid: Solid, hu: float, part: int, edge: float = 0, texture: Field | None = None
     ) -> None:
-        """Draw ``shape`` over what is there.
+        """Paint ``solid`` over what is there.
 
-        A voxel cut by the surface gets a mixture of both densities, and the part of its centre.
+        A voxel that the surface cuts gets a mixture of both densities, and the part of its centre.
 
         Args:
-            shape: what to draw.
-            hu: density inside, HU.
-            part: number written to the map of parts where the voxel centre lies inside.
-            edge: width of the transition in mm; at least the in-plane voxel size is used.
-            texture: field in HU added to ``hu``.
+            solid: Solid to paint.
+            hu: Density inside, HU.
+            part: Number that voxels with their centre inside get in the map of parts.
+            edge: Width of the transition, at least the in-plane voxel size, mm.
+            texture: Field that is added to ``hu``, HU.
         """
         edge = max(edge, *self.spacing[:2])
         margin = edge + max(self.spacing)
         box = tuple(
             slice(int(np.searchsorted(axis, a - margin)), int(np.searchsorted(axis, b + margin)))
-            for axis, a, b in zip(self.axes, shape.low, shape.high, strict=True)
+            for axis, a, b in zip(self.axes, solid.low, solid.high, strict=True)
         )
         if self.image[box].size == 0:
             return
         points = self.points(box)
-        distance = np.broadcast_to(shape.distance(points), self.image[box].shape)
+        distance = np.broadcast_to(solid.distance(points), self.image[box].shape)
         density = hu if texture is None else hu + texture(points)
         self.image[box] += np.clip(0.5 - distance / edge, 0, 1) * (density - self.image[box])
         self.parts[box][distance < 0] = part
@@ -104,15 +102,15 @@ class Canvas:
         offset: float = 0,
         axcodes: str = "RAS",
         origin: Sequence[float] = (0, 0, 0),
-    ) -> Scan:
-        """Return the volume as a scanner would store it; the canvas is left as it is.
+    ) -> Volume:
+        """Return the volume as a scanner would store it; the canvas is not changed.
 
         Args:
-            rng: source of the noise.
-            noise: standard deviation in HU.
-            offset: calibration error in HU, the same everywhere.
-            axcodes: directions in which the array axes run, as nibabel writes them, e.g. ``"LPS"``.
-            origin: the world position in mm of the canvas's own zero.
+            rng: Source of the noise.
+            noise: Standard deviation of the noise, HU.
+            offset: Calibration error, the same everywhere, HU.
+            axcodes: Directions of the array axes in nibabel's notation, e.g. ``"LPS"``.
+            origin: World position of the canvas's zero, mm.
         """
         image = blur(self.image, (0.45, 0.45, 0.35))
         image += offset + correlated_noise(rng, image.shape, noise)
@@ -125,7 +123,7 @@ class Canvas:
             affine[axis, column] = step * self.spacing[axis]
             affine[axis, 3] = origin[axis] + self.axes[axis][0 if step > 0 else -1]
         turn = tuple(slice(None, None, step) for step in steps)
-        return Scan(
+        return Volume(
             np.ascontiguousarray(ct.transpose(order)[turn]),
             np.ascontiguousarray(self.parts.transpose(order)[turn]),
             affine,
@@ -136,8 +134,8 @@ def blur(volume: FloatArray, sigmas: Sequence[float]) -> FloatArray:
     """Return ``volume`` smoothed by a Gaussian of five taps per axis; borders are repeated.
 
     Args:
-        volume: (X, Y, Z).
-        sigmas: standard deviations in voxels, one per axis, above 0, up to about 1.
+        volume: Volume (X, Y, Z).
+        sigmas: Standard deviations, one per axis, above 0 and up to about 1, voxels.
     """
     for axis, sigma in enumerate(sigmas):
         taps = np.exp(-0.5 * (np.arange(-2, 3) / sigma) ** 2)
@@ -152,13 +150,13 @@ def blur(volume: FloatArray, sigmas: Sequence[float]) -> FloatArray:
 def correlated_noise(
     rng: np.random.Generator, shape: tuple[int, ...], sigma: float, grain: float = 0.7
 ) -> FloatArray:
-    """Return noise like that of a CT: correlated over neighbours in a slice, hardly across slices.
+    """Return noise like that of a CT: correlated in a slice, hardly across slices.
 
     Args:
-        rng: source.
-        shape: (X, Y, Z).
-        sigma: standard deviation of the result.
-        grain: correlation length in the slice, voxels.
+        rng: Source of the noise.
+        shape: Shape (X, Y, Z) of the result.
+        sigma: Standard deviation of the result.
+        grain: Correlation length in a slice, voxels.
     """
     noise = blur(rng.standard_normal(shape, dtype=np.float32), (grain, grain, 0.3))
     return noise * (sigma / float(noise.std()))

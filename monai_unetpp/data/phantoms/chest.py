@@ -14,7 +14,7 @@ import numpy as np
 from monai_unetpp.data.phantoms.canvas import Canvas
 from monai_unetpp.data.phantoms.parts import Part
 from monai_unetpp.data.phantoms.shapes import (
-    Shape,
+    Solid,
     Vector,
     blob,
     grow,
@@ -34,23 +34,23 @@ SOLITARY, WALL, VESSEL = range(3)
 
 @dataclass(frozen=True)
 class Chest:
-    """The lungs and what runs through them.
+    """Lungs, heart and pulmonary vessels.
 
     Args:
-        lungs: right and left.
-        heart: between them, more to the left.
-        vessels: paths of the pulmonary tree, points in mm and radii at them; thick ones first.
-        air: density of the lung between the vessels, HU.
+        lungs: Right and left lung.
+        heart: Heart, between the lungs, more to the left.
+        vessels: Paths of the pulmonary tree with the radii at their points, mm; thick ones first.
+        air: Density of the lung between the vessels, HU.
     """
 
-    lungs: tuple[Shape, Shape]
-    heart: Shape
+    lungs: tuple[Solid, Solid]
+    heart: Solid
     vessels: list[tuple[list[Vector], list[float]]]
     air: float
 
 
 def random_chest(torso: Torso, rng: np.random.Generator) -> Chest:
-    """Return lungs that fit into ``torso``, with a tree of vessels that starts at the hilum of each."""
+    """Return random lungs that fit into ``torso``, each with a tree of vessels from its hilum."""
     wide, deep, dome = torso.half_width / 160, torso.half_depth, torso.dome
     inside = within(grow(torso.cavity, -rng.uniform(1, 3)), torso.thorax)
     heart = blob(
@@ -116,9 +116,10 @@ def draw_chest(canvas: Canvas, chest: Chest, torso: Torso, rng: np.random.Genera
 
 
 def draw_nodules(canvas: Canvas, chest: Chest, rng: np.random.Generator, count: int) -> None:
-    """Paint up to ``count`` nodules of 4 to 30 mm: alone in the lung, at its wall, at a vessel.
+    """Paint up to ``count`` nodules of 4 to 30 mm: solitary, at the lung's wall, or at a vessel.
 
-    Each kind has the same chance; small ones are frequent. Most are solid, some are hazy, some have spicules.
+    Each kind is equally likely, and small ones are frequent. Most are solid, some are of ground glass, some
+    have spicules.
     """
     both = union(*chest.lungs)
     depth = -both.distance(canvas.points())
@@ -141,7 +142,7 @@ def draw_nodules(canvas: Canvas, chest: Chest, rng: np.random.Generator, count: 
 
 
 def _draw_nodule(
-    canvas: Canvas, lungs: Shape, air: float, centre: Vector, radius: float, rng: np.random.Generator
+    canvas: Canvas, lungs: Solid, air: float, centre: Vector, radius: float, rng: np.random.Generator
 ) -> None:
     a, b, c = (radius * rng.uniform(0.85, 1.15, 3)).tolist()
     turn = rng.uniform(-90, 90, 3).tolist()
@@ -166,7 +167,7 @@ def _draw_nodule(
 def _branch(
     start: Vector, end: Vector, radius: float, rng: np.random.Generator, generations: int
 ) -> list[tuple[list[Vector], list[float]]]:
-    """A bent vessel from ``start`` to ``end``, and two thinner ones from its middle and its end."""
+    """Return a bent vessel from ``start`` to ``end``, and thinner ones from its middle and its end."""
     middle = jitter(rng, _between(start, end, 0.5), 0.12 * _length(start, end))
     paths = [([start, middle, end], [radius, 0.75 * radius, 0.5 * radius])]
     if generations > 1:

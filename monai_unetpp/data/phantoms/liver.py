@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The liver: its shape among its neighbours, its vessels and its tumours.
+"""The liver: its outline between its neighbours, its vessels and its tumours.
 
 Coordinates as in :mod:`monai_unetpp.data.phantoms.torso`.
 """
@@ -14,7 +14,7 @@ from monai_unetpp.data.phantoms.parts import Part
 from monai_unetpp.data.phantoms.shapes import (
     FloatArray,
     Points,
-    Shape,
+    Solid,
     Vector,
     blob,
     grow,
@@ -30,8 +30,8 @@ from monai_unetpp.data.phantoms.torso import Torso
 __all__ = ["draw_liver", "random_liver"]
 
 
-def random_liver(torso: Torso, organs: Organs, rng: np.random.Generator) -> Shape:
-    """Return two lobes under the diaphragm, cut below by the visceral surface, pressed in by neighbours."""
+def random_liver(torso: Torso, organs: Organs, rng: np.random.Generator) -> Solid:
+    """Return two lobes under the diaphragm, cut by the visceral surface and dented by neighbours."""
     wide, dome, size = torso.half_width / 160, torso.dome, rng.uniform(0.84, 1.12)
     right = blob(
         (rng.uniform(66, 80) * wide, rng.uniform(-6, 8), dome - rng.uniform(72, 84)),
@@ -53,7 +53,7 @@ def random_liver(torso: Torso, organs: Organs, rng: np.random.Generator) -> Shap
         plane = sum(w * (p - c) for w, p, c in zip(n, points, at, strict=True))
         return -plane + dent(points)
 
-    liver = minus(union(right, left, rng.uniform(10, 30)), Shape(below), 12)
+    liver = minus(union(right, left, rng.uniform(10, 30)), Solid(below), 12)
     spine = tube([(0, torso.spine_y, -400), (0, torso.spine_y, 400)], [46, 46])
     liver = minus(within(liver, organs.space, 5), spine, 10)
     for neighbour in (grow(organs.kidneys[1], organs.bed), organs.gallbladder, organs.vena_cava):
@@ -61,23 +61,23 @@ def random_liver(torso: Torso, organs: Organs, rng: np.random.Generator) -> Shap
     return liver
 
 
-def draw_liver(canvas: Canvas, liver: Shape, torso: Torso, rng: np.random.Generator, hu: float) -> None:
+def draw_liver(canvas: Canvas, liver: Solid, torso: Torso, rng: np.random.Generator, hu: float) -> None:
     """Paint the liver with its vessels and tumours over its neighbours.
 
     Args:
-        canvas: with torso and organs on it.
-        liver: as :func:`random_liver` made it.
-        torso: the one it was fitted to.
-        rng: source of texture, vessels and tumours.
-        hu: density of the parenchyma.
+        canvas: Canvas with torso and organs.
+        liver: Liver from :func:`random_liver`.
+        torso: Torso that the liver was fitted to.
+        rng: Source of texture, vessels and tumours.
+        hu: Density of the parenchyma, HU.
     """
     canvas.paint(liver, hu, Part.LIVER, texture=ripple(rng, 6, 45))
     _draw_vessels(canvas, liver, torso, rng, hu)
     _draw_tumours(canvas, liver, rng, hu)
 
 
-def _draw_vessels(canvas: Canvas, liver: Shape, torso: Torso, rng: np.random.Generator, hu: float) -> None:
-    """Hepatic veins that meet at the vena cava and a portal tree, somewhat brighter; still liver."""
+def _draw_vessels(canvas: Canvas, liver: Solid, torso: Torso, rng: np.random.Generator, hu: float) -> None:
+    """Paint hepatic veins and a portal tree, brighter than the parenchyma; they count as liver."""
     inside, dome = grow(liver, -4), torso.dome
     bright = hu + rng.uniform(15, 50)
     cava = (20.0, torso.spine_y + 40, dome - 22)
@@ -96,8 +96,8 @@ def _draw_vessels(canvas: Canvas, liver: Shape, torso: Torso, rng: np.random.Gen
                 canvas.paint(within(tube(path, radii), inside), bright, Part.LIVER)
 
 
-def _draw_tumours(canvas: Canvas, liver: Shape, rng: np.random.Generator, hu: float) -> None:
-    """None to five tumours, apart from each other, anywhere in the liver."""
+def _draw_tumours(canvas: Canvas, liver: Solid, rng: np.random.Generator, hu: float) -> None:
+    """Paint zero to five tumours that do not touch, anywhere in the liver."""
     points = canvas.points()
     depth = -liver.distance(points)
     taken: list[tuple[Vector, float]] = []
@@ -114,14 +114,9 @@ def _draw_tumours(canvas: Canvas, liver: Shape, rng: np.random.Generator, hu: fl
 
 
 def _draw_tumour(
-    canvas: Canvas,
-    liver: Shape,
-    centre: Vector,
-    radius: float,
-    rng: np.random.Generator,
-    hu: float,
+    canvas: Canvas, liver: Solid, centre: Vector, radius: float, rng: np.random.Generator, hu: float
 ) -> None:
-    """A dark, bright or ringed lump with a sharp or a vague edge."""
+    """Paint a dark, bright or ringed tumour with a sharp or a blurred edge."""
     a, b, c = (radius * rng.uniform(0.85, 1.15, 3)).tolist()
     angles = rng.uniform(-90, 90, 3).tolist()
     lump = blob(centre, (a, b, c), angles, ripple(rng, 0.16 * radius, 2.2 * radius + 8))

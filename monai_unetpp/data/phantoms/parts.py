@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers that phantoms give to body parts."""
+"""Numbers of the body parts in a phantom."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Part"]
 
 
 class Part(IntEnum):
-    """Body parts, as numbered in :attr:`monai_unetpp.data.phantoms.canvas.Scan.parts`."""
+    """Body parts, with their numbers in :attr:`monai_unetpp.data.phantoms.canvas.Volume.parts`."""
 
     AIR = 0
     TABLE = 1

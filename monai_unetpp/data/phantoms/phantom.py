@@ -1,51 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Synthetic CT, to try everything on without a download: an abdomen with liver tumours, a chest with nodules.
+"""Synthetic CT for tests, tutorials and demonstrations: an abdomen with liver tumours, a chest with nodules.
 
-A torso is painted first (:mod:`.torso`). In the abdomen follow the organs whose density is that of the liver
-(:mod:`.abdomen`), then the liver, its vessels and its tumours (:mod:`.liver`); in the chest the lungs, their
-vessels, and nodules (:mod:`.chest`). :meth:`.Canvas.scan` makes a CT of it. It is a stylised picture for
-tests, tutorials and demonstrations; no figure measured on it says anything about patients.
+A torso is painted first (:mod:`.torso`). In the abdomen, organs with about the density of the liver follow
+(:mod:`.abdomen`), then the liver with its vessels and tumours (:mod:`.liver`); in the chest, the lungs with
+their vessels and nodules (:mod:`.chest`). :meth:`.Canvas.scan` turns the canvas into a CT. No figure
+measured on such a stylised picture says anything about patients.
 """
 
 from __future__ import annotations
 
-import os
+import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch.distributed as dist
 from numpy.typing import NDArray
 
 from monai_unetpp.data.decathlon import Case, write_decathlon
 from monai_unetpp.data.phantoms.abdomen import draw_gallbladder, draw_organs, random_organs
-from monai_unetpp.data.phantoms.canvas import Canvas, Scan
+from monai_unetpp.data.phantoms.canvas import Canvas, Volume
 from monai_unetpp.data.phantoms.chest import draw_chest, draw_nodules, random_chest
 from monai_unetpp.data.phantoms.liver import draw_liver, random_liver
 from monai_unetpp.data.phantoms.parts import Part
 from monai_unetpp.data.phantoms.torso import Torso, draw_torso, random_torso
+from monai_unetpp.files import PathLike
 
 __all__ = [
-    "PHANTOMS",
+    "KINDS",
     "Phantom",
     "chest_phantom",
+    "ensure_phantoms",
     "liver_phantom",
     "write_liver_phantoms",
     "write_phantoms",
 ]
 
+DEFAULT_CASES = 12
 ORIENTATIONS = ("RAS", "LPS", "LAS", "RPS", "LPI", "RAI", "PSR", "SAL")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Phantom:
-    """One synthetic case; all arrays (X, Y, Z), in the axis order that ``affine`` tells.
+    """One synthetic case; all arrays are (X, Y, Z), in the axis order of ``affine``.
 
     Args:
-        image: int16, HU.
-        label: uint8, classes as in :data:`PHANTOMS`.
-        parts: uint8, see :class:`monai_unetpp.data.phantoms.parts.Part`.
-        affine: float64 (4, 4), voxel index to world mm (RAS+).
+        image: Intensities, int16, HU.
+        label: Classes as in :data:`KINDS`, uint8.
+        parts: Body parts, uint8, see :class:`monai_unetpp.data.phantoms.parts.Part`.
+        affine: Voxel index to world mm (RAS+), float64 (4, 4).
     """
 
     image: NDArray[np.int16]
@@ -58,7 +65,7 @@ def liver_phantom(rng: np.random.Generator) -> Phantom:
     """Return one random abdomen: 180 - 220 mm of it, voxels of 2.4 - 3.6 mm, slices of 2.5 - 5 mm.
 
     Args:
-        rng: the only source of variation; an equal state gives equal arrays.
+        rng: Only source of variation: equal states give equal arrays.
     """
     torso = random_torso(rng)
     organs = random_organs(torso, rng)
@@ -78,7 +85,7 @@ def chest_phantom(rng: np.random.Generator) -> Phantom:
     """Return 60 mm of one half of a chest with up to 7 nodules; voxels of 1.2 - 1.6 mm, slices up to 2.5.
 
     Args:
-        rng: the only source of variation; an equal state gives equal arrays.
+        rng: Only source of variation: equal states give equal arrays.
     """
     torso = random_torso(rng)
     chest = random_chest(torso, rng)
@@ -93,14 +100,14 @@ def chest_phantom(rng: np.random.Generator) -> Phantom:
 
 @dataclass(frozen=True)
 class Kind:
-    """What there is of phantoms.
+    """One kind of phantoms.
 
     Args:
-        draw: makes one.
-        stem: of the files' names.
-        name: of the data set.
-        content: one line on it.
-        labels: of the classes, by value.
+        draw: Function that draws a case.
+        stem: Beginning of the names of the files.
+        name: Name of the data set.
+        content: Content of the data set, for its description.
+        labels: Value of a class, as a string -> its name.
     """
 
     draw: Callable[[np.random.Generator], Phantom]
@@ -110,7 +117,7 @@ class Kind:
     labels: dict[str, str]
 
 
-PHANTOMS = {
+KINDS = {
     "liver": Kind(
         liver_phantom,
         "liver",
@@ -129,35 +136,35 @@ PHANTOMS = {
 
 
 def write_liver_phantoms(
-    directory: str | os.PathLike[str],
-    cases: int = 12,
+    directory: PathLike,
+    cases: int = DEFAULT_CASES,
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Write abdomens: :func:`write_phantoms` of kind ``"liver"``."""
+    """Write a data set of abdomens: :func:`write_phantoms` with kind ``"liver"``."""
     return write_phantoms(directory, "liver", cases, seed, overwrite, progress)
 
 
 def write_phantoms(
-    directory: str | os.PathLike[str],
+    directory: PathLike,
     kind: str,
-    cases: int = 12,
+    cases: int = DEFAULT_CASES,
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
     """Write a data set of phantoms in the layout of the Medical Segmentation Decathlon.
 
-    Case ``k`` depends on ``(seed, k)`` only: more cases leave the earlier ones as they are, bit for bit.
+    Case ``k`` depends on ``(seed, k)`` only: with more cases the earlier ones stay the same, bit for bit.
 
     Args:
-        directory: where ``dataset.json``, ``imagesTr`` and ``labelsTr`` go; made if it does not exist.
-        kind: ``"liver"`` or ``"chest"``.
-        cases: how many.
-        seed: not negative.
-        overwrite: whether a data set that is already there may be replaced.
-        progress: whether to show a progress bar on stderr.
+        directory: Folder for ``dataset.json``, ``imagesTr`` and ``labelsTr``, made if it does not exist.
+        kind: Kind of phantoms, ``"liver"`` or ``"chest"``.
+        cases: Number of cases.
+        seed: Seed, at least 0.
+        overwrite: Whether an existing data set may be replaced.
+        progress: Whether to show a progress bar on stderr.
 
     Returns:
         The path of ``dataset.json``.
@@ -166,17 +173,13 @@ def write_phantoms(
         ValueError: if ``kind`` is not known, ``cases`` is less than 1 or ``seed`` is negative.
         FileExistsError: if ``directory`` holds a data set and ``overwrite`` is false.
     """
-    if kind not in PHANTOMS:
-        msg = f"kind must be one of {', '.join(PHANTOMS)}, got {kind!r}."
-        raise ValueError(msg)
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
     if cases < 1:
-        msg = f"cases must be at least 1, got {cases}."
-        raise ValueError(msg)
+        raise ValueError(f"cases must be at least 1, got {cases}.")
     if seed < 0:
-        msg = f"seed must not be negative, got {seed}."
-        raise ValueError(msg)
-
-    made = PHANTOMS[kind]
+        raise ValueError(f"seed must not be negative, got {seed}.")
+    made = KINDS[kind]
 
     def draw() -> Iterator[Case]:
         for k in range(cases):
@@ -195,8 +198,30 @@ def write_phantoms(
     )
 
 
-def _scan(canvas: Canvas, rng: np.random.Generator, noise: float) -> Scan:
-    """The volume as some scanner would store it."""
+def ensure_phantoms(dataset_dir: PathLike | None, phantom_dir: PathLike | None, kind: str) -> PathLike | None:
+    """Write phantoms if the default folder of a bundle is used and is empty; return ``dataset_dir``.
+
+    Of several processes the first one writes, and the others wait.
+
+    Args:
+        dataset_dir: Folder of the data set to use.
+        phantom_dir: Folder of the phantoms; no other folder is written to.
+        kind: Kind of phantoms, ``"liver"`` or ``"chest"``.
+    """
+    if not (dataset_dir and phantom_dir and Path(dataset_dir).resolve() == Path(phantom_dir).resolve()):
+        return dataset_dir
+    index = Path(dataset_dir) / "dataset.json"
+    first = not dist.is_available() or not dist.is_initialized() or dist.get_rank() == 0
+    if first and not index.is_file():
+        logger.info(f"No data set given: making {DEFAULT_CASES} synthetic CTs (phantoms) in {index.parent}.")
+        write_phantoms(index.parent, kind, DEFAULT_CASES, progress=True)
+    while not index.is_file():  # no barrier: a process that starts late finds them made
+        time.sleep(0.5)
+    return dataset_dir
+
+
+def _scan(canvas: Canvas, rng: np.random.Generator, noise: float) -> Volume:
+    """Return the volume as a random scanner would store it."""
     return canvas.scan(
         rng,
         noise=noise,
@@ -207,7 +232,7 @@ def _scan(canvas: Canvas, rng: np.random.Generator, noise: float) -> Scan:
 
 
 def _abdomen_canvas(torso: Torso, rng: np.random.Generator) -> Canvas:
-    """A field of view around the body, from the lung bases downwards."""
+    """Return a field of view around the body, from the lung bases downwards."""
     pixel = rng.uniform(2.4, 3.6)
     x, y = torso.half_width + rng.uniform(4, 16), torso.half_depth + rng.uniform(4, 12)
     top = torso.dome + rng.uniform(12, 40)
@@ -216,7 +241,7 @@ def _abdomen_canvas(torso: Torso, rng: np.random.Generator) -> Canvas:
 
 
 def _chest_canvas(torso: Torso, rng: np.random.Generator) -> Canvas:
-    """A field of view over one lung, somewhere between its base and its upper third."""
+    """Return a field of view over one lung, between its base and its upper third."""
     pixel, side = rng.uniform(1.2, 1.6), rng.choice([-1, 1])
     x, y = torso.half_width + rng.uniform(2, 8), torso.half_depth + rng.uniform(2, 8)
     across = sorted((-20 * side, x * side))

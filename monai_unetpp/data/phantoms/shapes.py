@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shapes in world millimetres, as signed distances: negative inside, zero on the surface.
+"""Solids in world millimetres, as signed distances: negative inside, zero on the surface.
 
-A :class:`Shape` is a distance function and the box that holds it. Two makers (:func:`blob`, :func:`tube`)
-and four operations (:func:`union`, :func:`within`, :func:`minus`, :func:`grow`) are enough for a body.
-Distances are approximate away from the surface; near it they are good enough to shade partial volume.
+A :class:`Solid` is a distance function with a bounding box. Two primitives (:func:`blob`, :func:`tube`) and
+four operations (:func:`union`, :func:`within`, :func:`minus`, :func:`grow`) are enough for a body. Distances
+are approximate away from the surface; near it they are accurate enough to draw partial volumes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = [
     "Field",
     "FloatArray",
     "Points",
-    "Shape",
+    "Solid",
     "Vector",
     "blob",
     "grow",
@@ -39,13 +39,13 @@ Field = Callable[[Points], FloatArray]
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A solid: signed distance in mm, and the corners of a box around it.
+class Solid:
+    """Solid with a signed distance and a bounding box.
 
     Args:
-        distance: maps points to (X, Y, Z) signed distances in mm, negative inside.
-        low: corner of the box with the smallest x, y, z, in mm.
-        high: corner with the largest.
+        distance: Function from points to signed distances (X, Y, Z), negative inside, mm.
+        low: Corner of the box with the smallest x, y, z, mm.
+        high: Corner of the box with the largest x, y, z, mm.
     """
 
     distance: Field
@@ -54,13 +54,13 @@ class Shape:
 
 
 def ripple(rng: np.random.Generator, amplitude: float, wavelength: float, waves: int = 4) -> Field:
-    """Return a smooth random field that stays within ``amplitude`` (mm, HU, whatever it is added to).
+    """Return a smooth random field, in the unit of ``amplitude``.
 
     Args:
-        rng: source of directions and phases.
-        amplitude: bound on the absolute value.
-        wavelength: mean wavelength in mm; the waves vary by a third around it.
-        waves: number of products of three sines that are summed.
+        rng: Source of directions and phases.
+        amplitude: Bound on the absolute value.
+        wavelength: Mean wavelength, around which the waves vary by a third, mm.
+        waves: Number of products of three sines that are summed.
     """
     k = 2 * np.pi / (wavelength * rng.uniform(0.67, 1.33, (waves, 3)))
     phase = rng.uniform(0, 2 * np.pi, (waves, 3))
@@ -77,13 +77,13 @@ def ripple(rng: np.random.Generator, amplitude: float, wavelength: float, waves:
 
 
 def jitter(rng: np.random.Generator, point: Vector, by: float) -> Vector:
-    """Return ``point`` moved by up to ``by`` mm along each axis."""
+    """Return ``point``, moved by up to ``by`` mm along each axis."""
     x, y, z = point
     return x + rng.uniform(-by, by), y + rng.uniform(-by, by), z + rng.uniform(-by, by)
 
 
 def _rotation(degrees: Vector) -> NDArray[np.float64]:
-    """Return the 3x3 matrix that turns about x, then y, then z."""
+    """Return the (3, 3) matrix of rotations about x, then y, then z."""
     matrix = np.eye(3)
     for axis, angle in enumerate(np.deg2rad(degrees)):
         i, j = (axis + 1) % 3, (axis + 2) % 3
@@ -95,14 +95,14 @@ def _rotation(degrees: Vector) -> NDArray[np.float64]:
     return matrix
 
 
-def blob(centre: Vector, radii: Vector, degrees: Vector = (0, 0, 0), dent: Field | None = None) -> Shape:
-    """Return an ellipsoid, turned and dented.
+def blob(centre: Vector, radii: Vector, degrees: Vector = (0, 0, 0), dent: Field | None = None) -> Solid:
+    """Return a rotated ellipsoid with dents.
 
     Args:
-        centre: in mm.
-        radii: half axes in mm.
-        degrees: turns about x, y and z.
-        dent: field in mm added to the distance, e.g. a :func:`ripple`; positive dents inwards.
+        centre: Centre, mm.
+        radii: Half axes, mm.
+        degrees: Rotations about x, y and z, degrees.
+        dent: Field that is added to the distance, such as a :func:`ripple`; positive is inwards, mm.
     """
     turn = _rotation(degrees)
     reach = np.sqrt((turn**2) @ np.square(radii)) + 0.3 * min(radii)
@@ -119,34 +119,29 @@ def blob(centre: Vector, radii: Vector, degrees: Vector = (0, 0, 0), dent: Field
         return d if dent is None else d + dent(points)
 
     low, high = (np.asarray(centre) - reach).tolist(), (np.asarray(centre) + reach).tolist()
-    return Shape(distance, tuple(low), tuple(high))
+    return Solid(distance, tuple(low), tuple(high))
 
 
-def tube(path: Sequence[Vector], radii: Sequence[float]) -> Shape:
-    """Return a round tube along ``path``; its radius runs linearly between the points.
+def tube(path: Sequence[Vector], radii: Sequence[float]) -> Solid:
+    """Return a round tube along ``path``, with radii that are interpolated linearly.
 
     Args:
-        path: at least two points, in mm.
-        radii: one radius per point, in mm.
+        path: At least two points, mm.
+        radii: One radius per point, mm.
     """
     if len(path) < 2:
-        msg = f"path must have at least two points, got {len(path)}."
-        raise ValueError(msg)
+        raise ValueError(f"path must have at least two points, got {len(path)}.")
     segments = list(zip(path[:-1], path[1:], radii[:-1], radii[1:], strict=True))
 
     def distance(points: Points) -> FloatArray:
         return reduce(np.minimum, (_cone(points, *segment) for segment in segments))
 
     corners, wide = np.asarray(path), max(radii)
-    return Shape(
-        distance,
-        tuple((corners.min(0) - wide).tolist()),
-        tuple((corners.max(0) + wide).tolist()),
-    )
+    return Solid(distance, tuple((corners.min(0) - wide).tolist()), tuple((corners.max(0) + wide).tolist()))
 
 
 def _cone(points: Points, start: Vector, end: Vector, r: float, s: float) -> FloatArray:
-    """Distance to the round cone from ``start`` with radius ``r`` to ``end`` with radius ``s``."""
+    """Return the distance to the round cone from ``start`` with radius ``r`` to ``end`` with radius ``s``."""
     along = [v - u for u, v in zip(start, end, strict=True)]
     offset = [p - u for p, u in zip(points, start, strict=True)]
     length = sum(v * v for v in along)
@@ -157,41 +152,41 @@ def _cone(points: Points, start: Vector, end: Vector, r: float, s: float) -> Flo
 
 
 def _smooth_min(a: FloatArray, b: FloatArray, blend: float) -> FloatArray:
-    """Minimum whose crease is rounded over ``blend`` mm."""
+    """Return the minimum, its crease rounded over ``blend`` mm."""
     if blend <= 0:
         return np.minimum(a, b)
     overlap = np.maximum(blend - np.abs(a - b), 0)
     return np.minimum(a, b) - overlap * overlap / (4 * blend)
 
 
-def union(first: Shape, second: Shape, blend: float = 0) -> Shape:
-    """Return the points in either shape; the crease is filled over ``blend`` mm."""
-    return Shape(
+def union(first: Solid, second: Solid, blend: float = 0) -> Solid:
+    """Return the points in either solid; the crease is filled over ``blend`` mm."""
+    return Solid(
         lambda p: _smooth_min(first.distance(p), second.distance(p), blend),
         _corner(min, first.low, second.low),
         _corner(max, first.high, second.high),
     )
 
 
-def within(first: Shape, second: Shape, blend: float = 0) -> Shape:
-    """Return the points in both shapes; the edge is rounded over ``blend`` mm."""
-    return Shape(
+def within(first: Solid, second: Solid, blend: float = 0) -> Solid:
+    """Return the points in both solids; the edge is rounded over ``blend`` mm."""
+    return Solid(
         lambda p: -_smooth_min(-first.distance(p), -second.distance(p), blend),
         _corner(max, first.low, second.low),
         _corner(min, first.high, second.high),
     )
 
 
-def minus(first: Shape, second: Shape, blend: float = 0) -> Shape:
-    """Return the points in the first shape and not in the second."""
-    return within(first, Shape(lambda p: -second.distance(p)), blend)
+def minus(first: Solid, second: Solid, blend: float = 0) -> Solid:
+    """Return the points in the first solid and not in the second."""
+    return within(first, Solid(lambda p: -second.distance(p)), blend)
 
 
-def grow(shape: Shape, margin: float) -> Shape:
-    """Return the shape with its surface moved outwards by ``margin`` mm (inwards if negative)."""
-    low, high = shape.low, shape.high
-    return Shape(
-        lambda p: shape.distance(p) - margin,
+def grow(solid: Solid, margin: float) -> Solid:
+    """Return the solid with its surface moved outwards by ``margin`` mm (inwards if negative)."""
+    low, high = solid.low, solid.high
+    return Solid(
+        lambda p: solid.distance(p) - margin,
         (low[0] - margin, low[1] - margin, low[2] - margin),
         (high[0] + margin, high[1] + margin, high[2] + margin),
     )

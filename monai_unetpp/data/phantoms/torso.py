@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every trunk has, whichever organ is looked for: skin, fat, muscle, bones, lungs, heart, great vessels.
+"""The trunk that all phantoms share: skin, fat, muscle, bones, lungs, heart, great vessels.
 
 Patient axes in mm: x to the patient's right, y to the front, z to the head; (0, 0) is the middle of the
-body, z = 0 the height at which the kidneys begin.
+body, z = 0 is the height of the kidneys.
 """
 
 from __future__ import annotations
@@ -13,54 +13,45 @@ import numpy as np
 
 from monai_unetpp.data.phantoms.canvas import Canvas
 from monai_unetpp.data.phantoms.parts import Part
-from monai_unetpp.data.phantoms.shapes import (
-    FloatArray,
-    Points,
-    Shape,
-    blob,
-    grow,
-    ripple,
-    tube,
-    within,
-)
+from monai_unetpp.data.phantoms.shapes import FloatArray, Points, Solid, blob, grow, ripple, tube, within
 
 __all__ = ["Torso", "draw_torso", "random_torso"]
 
 
 @dataclass(frozen=True)
 class Torso:
-    """The spaces that organs are fitted into.
+    """Spaces that organs are fitted into.
 
     Args:
-        half_width: of the body at the skin, mm.
-        half_depth: of the body, front to back, mm.
-        dome: height of the right diaphragm, mm.
-        wall: thickness of the muscle wall, mm.
-        body: everything inside the skin.
-        muscle: the muscle wall and everything inside it.
-        cavity: everything inside the muscle wall.
-        thorax: everything above the diaphragm.
-        blood: density of venous blood, HU; the aorta is somewhat brighter.
+        half_width: Half of the body's width at the skin, mm.
+        half_depth: Half of the body's depth, front to back, mm.
+        dome: Height of the right diaphragm, mm.
+        wall: Thickness of the muscle wall, mm.
+        body: Everything inside the skin.
+        muscle: Muscle wall and everything inside it.
+        cavity: Everything inside the muscle wall.
+        thorax: Everything above the diaphragm.
+        blood: Density of venous blood, somewhat below that of the aorta, HU.
     """
 
     half_width: float
     half_depth: float
     dome: float
     wall: float
-    body: Shape
-    muscle: Shape
-    cavity: Shape
-    thorax: Shape
+    body: Solid
+    muscle: Solid
+    cavity: Solid
+    thorax: Solid
     blood: float
 
     @property
     def spine_y(self) -> float:
-        """The y of the vertebral bodies' centres, mm."""
+        """Coordinate y of the centres of the vertebral bodies, mm."""
         return -0.46 * self.half_depth
 
 
 def random_torso(rng: np.random.Generator) -> Torso:
-    """Return a trunk 300 to 340 mm wide with thin or thick fat and its own diaphragm."""
+    """Return a random trunk, 300 to 340 mm wide, with thin or thick fat."""
     a, b = rng.uniform(150, 170), rng.uniform(104, 122)
     dome, fat, wall = rng.uniform(62, 78), rng.uniform(7, 24), rng.uniform(8, 13)
     dent, power = ripple(rng, 4, 150), 2.35
@@ -80,11 +71,11 @@ def random_torso(rng: np.random.Generator) -> Torso:
         crease = np.maximum(30 - np.abs(right - left), 0) ** 2 / 120
         return 0.8 * (np.maximum(right, left) + crease + bumps(points) - z)
 
-    body = Shape(skin)
+    body = Solid(skin)
     muscle = grow(body, -fat)
     blood = rng.uniform(125, 160)
     cavity = grow(body, -fat - wall)
-    return Torso(a, b, dome, wall, body, muscle, cavity, Shape(above_dome), blood)
+    return Torso(a, b, dome, wall, body, muscle, cavity, Solid(above_dome), blood)
 
 
 def draw_torso(canvas: Canvas, torso: Torso, rng: np.random.Generator) -> None:
@@ -102,18 +93,18 @@ def draw_torso(canvas: Canvas, torso: Torso, rng: np.random.Generator) -> None:
 
 
 def _table(canvas: Canvas, torso: Torso, rng: np.random.Generator) -> None:
-    """A thin curved plate under the back."""
+    """Paint a thin curved plate under the back."""
     top, bend = -torso.half_depth - rng.uniform(2, 8), rng.uniform(900, 2500)
 
     def plate(points: Points) -> FloatArray:
         x, y, z = points
         return np.maximum(np.abs(y - top - x**2 / bend) - 2, np.abs(x) - 190) + 0 * z
 
-    canvas.paint(Shape(plate), rng.uniform(-350, -50), Part.TABLE)
+    canvas.paint(Solid(plate), rng.uniform(-350, -50), Part.TABLE)
 
 
 def _ribs(canvas: Canvas, torso: Torso, rng: np.random.Generator) -> None:
-    """Slanting bars inside the muscle wall, down to the costal arch."""
+    """Paint slanting bars inside the muscle wall, down to the costal arch."""
     pitch, phase, arch = rng.uniform(28, 34), rng.uniform(0, 30), rng.uniform(-45, -20)
 
     def bars(points: Points) -> FloatArray:
@@ -124,12 +115,12 @@ def _ribs(canvas: Canvas, torso: Torso, rng: np.random.Generator) -> None:
         bar = np.hypot(depth / 0.7, height / 1.3) - 4.5
         return np.maximum(bar, arch + 0.7 * np.maximum(y, 0) - z)
 
-    canvas.paint(Shape(bars), rng.uniform(330, 480), Part.BONE)
-    canvas.paint(grow(Shape(bars), -2.2), rng.uniform(120, 200), Part.BONE)
+    canvas.paint(Solid(bars), rng.uniform(330, 480), Part.BONE)
+    canvas.paint(grow(Solid(bars), -2.2), rng.uniform(120, 200), Part.BONE)
 
 
 def _chest(canvas: Canvas, torso: Torso, rng: np.random.Generator) -> None:
-    """Lung bases with their vessels, the diaphragm under them, the heart on it, fat between."""
+    """Paint lung bases with vessels, the diaphragm, the heart, and fat between them."""
     inside = grow(torso.cavity, -1)
     canvas.paint(within(inside, grow(torso.thorax, 3)), rng.uniform(60, 80), Part.MUSCLE)
     lungs, air = within(inside, torso.thorax), rng.uniform(-870, -780)
@@ -153,7 +144,7 @@ def _chest(canvas: Canvas, torso: Torso, rng: np.random.Generator) -> None:
 
 
 def _back(canvas: Canvas, torso: Torso, rng: np.random.Generator, flesh: float) -> None:
-    """Paraspinal muscles, psoas, diaphragm crura and a spine of vertebrae and discs."""
+    """Paint paraspinal muscles, psoas, crura of the diaphragm, and vertebrae with discs."""
     y, bottom, top = torso.spine_y, -400.0, 400.0
     fibres, inside = ripple(rng, 12, 16), grow(torso.muscle, 2)
     for side in (-1, 1):
@@ -166,7 +157,7 @@ def _back(canvas: Canvas, torso: Torso, rng: np.random.Generator, flesh: float) 
         canvas.paint(process, rng.uniform(180, 260), Part.BONE)
     canvas.paint(tube([(0, y - 28, bottom), (0, y - 28, top)], [15, 15]), 330, Part.BONE)
     canvas.paint(tube([(0, y - 27, bottom), (0, y - 27, top)], [8, 8]), 35, Part.MUSCLE)
-    spinous = Shape(lambda p: np.hypot(p[0] / 0.35, (p[1] - y + 50) / 1.2) - 11 + 0 * p[2])
+    spinous = Solid(lambda p: np.hypot(p[0] / 0.35, (p[1] - y + 50) / 1.2) - 11 + 0 * p[2])
     canvas.paint(spinous, rng.uniform(250, 350), Part.BONE)
     pitch, phase, wide = rng.uniform(30, 36), rng.uniform(0, 30), rng.uniform(20, 24)
 
@@ -178,19 +169,19 @@ def _back(canvas: Canvas, torso: Torso, rng: np.random.Generator, flesh: float) 
         height = np.abs((points[2] + phase) % pitch - pitch / 2) - 3.5
         return np.maximum(height, column(points))
 
-    canvas.paint(Shape(column), rng.uniform(380, 650), Part.BONE)
-    canvas.paint(grow(Shape(column), -3), rng.uniform(140, 220), Part.BONE, texture=ripple(rng, 40, 14))
-    canvas.paint(grow(Shape(disc), 1.5), 450, Part.BONE)
-    canvas.paint(Shape(disc), rng.uniform(75, 105), Part.MUSCLE)
+    canvas.paint(Solid(column), rng.uniform(380, 650), Part.BONE)
+    canvas.paint(grow(Solid(column), -3), rng.uniform(140, 220), Part.BONE, texture=ripple(rng, 40, 14))
+    canvas.paint(grow(Solid(disc), 1.5), 450, Part.BONE)
+    canvas.paint(Solid(disc), rng.uniform(75, 105), Part.MUSCLE)
 
 
-def _erector(x: float, y: float) -> Shape:
-    """The muscle beside the spinous processes, an endless oval column."""
-    return Shape(lambda p: np.hypot((p[0] - x) / 1.35, p[1] - y) - 24)
+def _erector(x: float, y: float) -> Solid:
+    """Return the muscle beside the spinous processes, an endless oval column."""
+    return Solid(lambda p: np.hypot((p[0] - x) / 1.35, p[1] - y) - 24)
 
 
 def _aorta(canvas: Canvas, torso: Torso, rng: np.random.Generator) -> None:
-    """The aorta, in front of the spine and left of where the vena cava will be."""
+    """Paint the aorta, in front of the spine and left of the vena cava."""
     front = torso.spine_y + 30
     aorta = tube([(-20, front - 6, 400), (-14, front, 20), (-8, front, -400)], [12, 10.5, 9])
     canvas.paint(aorta, torso.blood + rng.uniform(5, 25), Part.VESSEL)

