@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Hashable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from monai_unetpp.readers import check_header, volume_loader
-from monai_unetpp.readers.headers import check_affine
+from monai_unetpp.readers import volume_loader
+from monai_unetpp.readers.checks import check_affine
 
 __all__ = ["LoadImageAndLabeld"]
 
@@ -40,6 +39,8 @@ class LoadImageAndLabeld(MapTransform):
         hounsfield: whether the volume is CT in HU, and one without a voxel below 0 worth a warning: MR, an
             offset that was left in, or 8 bits.
         allow_missing_keys: whether a case may lack some of the keys, such as the label.
+        series: UID of the DICOM series to read from a folder that holds several.
+        phase: Which of the images at each place to read, from 1, where a DICOM series holds several.
 
     Raises:
         ValueError: if a file cannot be read to its end, the volume has several channels, or NaN or
@@ -54,13 +55,15 @@ class LoadImageAndLabeld(MapTransform):
         out_channels: int = 2,
         allow_missing_keys: bool = False,
         hounsfield: bool = False,
+        series: str | None = None,
+        phase: int | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.hounsfield = hounsfield
         self.image_key = image_key
         self.label_key = label_key
         self.out_channels = out_channels
-        self.load = volume_loader()
+        self.load = volume_loader(series, phase)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace the paths in ``data`` by what they hold."""
@@ -68,7 +71,6 @@ class LoadImageAndLabeld(MapTransform):
         for key in self.key_iterator(case):
             path = case[key]
             try:
-                check_header(Path(path))
                 case[key] = self.load(path)
             except Exception as error:
                 raise ValueError(f"{path} cannot be read, it may be damaged: {error!r}.") from error
