@@ -10,14 +10,14 @@ import numpy as np
 from monai_unetpp.readers.checks import Geometry, Volume, check_fits, voxels_of
 from monai_unetpp.readers.dicom.grid import choose_phase, prove_volume
 from monai_unetpp.readers.dicom.pixels import check_readable, read_plane
-from monai_unetpp.readers.dicom.series import find_series, is_series, scan_folder
+from monai_unetpp.readers.dicom.series import choose_series, find_series, is_series, scan_folder
 
 __all__ = ["is_series", "read", "read_geometry", "series_in"]
 
 
 def series_in(folder: Path) -> list[str]:
-    """Return the UIDs of the series in a folder of which a volume can be read."""
-    return list(scan_folder(folder).series)
+    """Return the UIDs of the CT series in a folder, those that :func:`read` would read or ask about."""
+    return list(choose_series(scan_folder(folder)))
 
 
 def read_geometry(folder: Path) -> Geometry:

@@ -18,7 +18,7 @@ from pathlib import Path
 from monai_unetpp.readers.dicom.elements import looks_like_dicom
 from monai_unetpp.readers.dicom.slices import Slice, read_slices
 
-__all__ = ["Contents", "find_series", "is_series", "scan_folder"]
+__all__ = ["Contents", "choose_series", "find_series", "is_series", "scan_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,30 +72,37 @@ def is_series(folder: str | os.PathLike[str]) -> bool:
 
 
 def scan_folder(folder: Path) -> Contents:
-    """Read the header of every file of a folder, and sort what belongs to a volume from what does not.
-
-    Raises:
-        ValueError: if a file has the look of a slice and is empty, truncated or damaged.
-    """
+    """Read the header of every file of a folder, and sort what belongs to a volume from what does not."""
     contents = Contents()
     for path in _files(folder):
         _add(contents, path)
     _judge_unknown(contents)
-    if contents.broken:
-        path, reason = next(iter(contents.broken.items()))
-        more = f" {len(contents.broken) - 1} more files are damaged." if len(contents.broken) > 1 else ""
-        raise ValueError(f"{reason}{more} Replace it, or move it out of the folder.")
-    for uid, sections in list(contents.series.items()):
+    for uid in list(contents.series):
+        sections = contents.series.pop(uid)
         for reason, odd in (
             ("a localizer", [s for s in sections if s.localizer]),
             ("a picture in colour", [s for s in sections if s.samples != 1]),
         ):
             contents.set_aside(reason, (s.path for s in odd))
             sections = [s for s in sections if s not in odd]
-        contents.series[uid] = sections
-        if not sections:
-            del contents.series[uid]
+        if sections:
+            contents.series[uid] = sections
     return contents
+
+
+def choose_series(contents: Contents, modality: str | None = "CT") -> dict[str, list[Slice]]:
+    """Set aside the series that are no volume where others are; return the rest by UID.
+
+    They are of another modality, do not say where they lie, or hold a single image beside a stack.
+    """
+    found = contents.series
+    for reason, suits in (
+        ("of another modality", lambda sections: sections[0].modality == modality or modality is None),
+        ("without a place", lambda sections: any(s.placed for s in sections)),
+        ("a single image of another series", lambda sections: len(sections) > 1),
+    ):
+        _keep(contents, [uid for uid, sections in found.items() if suits(sections)], reason)
+    return found
 
 
 def find_series(folder: Path, series: str | None = None, modality: str | None = "CT") -> list[Slice]:
@@ -108,31 +115,19 @@ def find_series(folder: Path, series: str | None = None, modality: str | None = 
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if a slice is damaged, there are several series, none of that UID or of that modality.
+        ValueError: if a file has the look of a slice and is empty, truncated or damaged; if there are several
+            series, none of that UID or of that modality.
     """
     contents = scan_folder(folder)
-    found = contents.series
+    if contents.broken:
+        reason, *more = contents.broken.values()
+        others = f" {len(more)} more files are damaged." if more else ""
+        raise ValueError(f"{reason}{others} Replace it, or move it out of the folder.")
     if series is not None:
-        if series not in found:
-            raise ValueError(f"{folder} has no series {series}, only {', '.join(found) or 'none'}.")
+        if series not in contents.series:
+            raise ValueError(f"{folder} has no series {series}, only {', '.join(contents.series) or 'none'}.")
         _keep(contents, [series], "another series")
-    elif modality is not None and any(sections[0].modality == modality for sections in found.values()):
-        _keep(
-            contents,
-            [uid for uid, sections in found.items() if sections[0].modality == modality],
-            "of another modality",
-        )
-    _keep(
-        contents,
-        [uid for uid, sections in found.items() if any(s.placed for s in sections)],
-        "without a place",
-    )
-    if any(len(sections) > 1 for sections in found.values()):
-        _keep(
-            contents,
-            [uid for uid, sections in found.items() if len(sections) > 1],
-            "a single image of another series",
-        )
+    found = choose_series(contents, modality)
     if contents.aside:
         logger.warning(f"{folder}: not part of the volume: {contents.describe_aside()}.")
     if not found:
