@@ -163,11 +163,12 @@ def folder(tmp_path) -> Path:
     ("names", "expected"),
     [
         ("a.nii", ["a.nii"]),
-        ("", ["a.nii", "b.nii.gz"]),
+        ("", ["a.nii", "b.nii.gz", "inside/d.nii.gz"]),
+        ("inside", ["inside/d.nii.gz"]),
         (["b.nii.gz", "a.nii"], ["b.nii.gz", "a.nii"]),
-        (("", "inside/d.nii.gz"), ["a.nii", "b.nii.gz", "inside/d.nii.gz"]),
+        (("a.nii", "inside"), ["a.nii", "inside/d.nii.gz"]),
     ],
-    ids=["file", "folder", "list", "folder-and-file"],
+    ids=["file", "folder", "folder-below", "list", "folder-and-file"],
 )
 @pytest.mark.parametrize("kind", [Path, str], ids=["path", "string"])
 def test_volumes_are_listed(folder, names, expected, kind):

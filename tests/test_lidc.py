@@ -342,7 +342,7 @@ def test_offset_left_in_unsigned_storage_is_taken_off_and_said(tmp_path):
 @pytest.mark.parametrize(
     ("use", "error", "message"),
     [
-        (lambda p: find_scans(p), FileNotFoundError, r"holds no \.mhd file and no \.dcm file"),
+        (lambda p: find_scans(p), FileNotFoundError, r"holds no \.mhd file and no DICOM series"),
         (lambda p: ball_labels(p / "gone.csv"), FileNotFoundError, "no annotations at"),
         (lambda _: consensus_labels(5), ValueError, "readers must be 1 to 4, got 5"),
         (lambda p: write_lidc({}, None, p), ValueError, "at least one, got none"),

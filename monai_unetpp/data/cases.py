@@ -115,8 +115,8 @@ def list_volumes(source: PathLike | Sequence[PathLike]) -> list[dict[str, str]]:
     """List the volumes to segment.
 
     Args:
-        source: a file (NIfTI, NRRD, MetaImage), a folder with a DICOM series, a folder of such files, and of
-            DICOM series in it at any depth (sorted, hidden ones left out), or a sequence of such.
+        source: a file (NIfTI, NRRD, MetaImage), a folder with a DICOM series, a folder of such files and
+            series at any depth (sorted, hidden ones left out), or a sequence of such.
 
     Returns:
         One dictionary per volume, with its path as ``"image"``.
@@ -129,7 +129,7 @@ def list_volumes(source: PathLike | Sequence[PathLike]) -> list[dict[str, str]]:
     found: list[Path] = []
     for path in map(Path, sources):
         if path.is_dir():
-            inside = [path] if is_series(path) else _volumes_in(path)
+            inside = _volumes_in(path)
             if not inside:
                 raise FileNotFoundError(
                     f"{path.absolute()} holds no volume: {', '.join(VOLUMES)}, or a DICOM series."
@@ -151,13 +151,13 @@ def list_volumes(source: PathLike | Sequence[PathLike]) -> list[dict[str, str]]:
 
 
 def _volumes_in(folder: Path) -> list[Path]:
-    """The volumes in a folder, and the DICOM series in it at any depth."""
-    found = []
+    """The volumes in a folder at any depth: the folder itself if it holds a DICOM series, and files."""
+    found = [folder] if is_series(folder) else []
     for path in sorted(path for path in folder.iterdir() if path.name[0] != "."):
         if path.is_symlink() and _real(folder).is_relative_to(_real(path)):
             continue  # back up: one would go round for ever
         if path.is_dir():
-            found += [path] if is_series(path) else [p for p in _volumes_in(path) if p.is_dir()]
+            found += _volumes_in(path)
         elif path.name.lower().endswith(VOLUMES):
             found.append(path)
     return found

@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Hashable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,16 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from monai_unetpp.readers import check_header, volume_loader
-from monai_unetpp.readers.headers import check_affine
+from monai_unetpp.readers import volume_loader
+from monai_unetpp.readers.checks import check_affine
+from monai_unetpp.transforms.hounsfield import looks_like_labels, why_no_hounsfield
 
 __all__ = ["LoadImageAndLabeld"]
 
 logger = logging.getLogger(__name__)
+
+MAX_ROUNDING = 1e-3  # by which a label may miss a whole number: arithmetic in float, or lossy compression
+MOST_NAMED = 10  # values that a message lists
 
 
 class LoadImageAndLabeld(MapTransform):
@@ -37,9 +40,11 @@ class LoadImageAndLabeld(MapTransform):
         image_key: the volume.
         label_key: its label map.
         out_channels: labels must be whole numbers below it.
-        hounsfield: whether the volume is CT in HU, and one without a voxel below 0 worth a warning: MR, an
-            offset that was left in, or 8 bits.
+        hounsfield: Whether the volume is CT in HU, and one that does not look like it worth a warning: MR, an
+            offset that was left in, 8 bits. Warnings are logged, and kept in ``meta["warnings"]``.
         allow_missing_keys: whether a case may lack some of the keys, such as the label.
+        series: UID of the DICOM series to read from a folder that holds several.
+        phase: Which of the images at each place to read, from 1, where a DICOM series holds several.
 
     Raises:
         ValueError: if a file cannot be read to its end, the volume has several channels, or NaN or
@@ -54,13 +59,15 @@ class LoadImageAndLabeld(MapTransform):
         out_channels: int = 2,
         allow_missing_keys: bool = False,
         hounsfield: bool = False,
+        series: str | None = None,
+        phase: int | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.hounsfield = hounsfield
         self.image_key = image_key
         self.label_key = label_key
         self.out_channels = out_channels
-        self.load = volume_loader()
+        self.load = volume_loader(series, phase)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace the paths in ``data`` by what they hold."""
@@ -68,7 +75,6 @@ class LoadImageAndLabeld(MapTransform):
         for key in self.key_iterator(case):
             path = case[key]
             try:
-                check_header(Path(path))
                 case[key] = self.load(path)
             except Exception as error:
                 raise ValueError(f"{path} cannot be read, it may be damaged: {error!r}.") from error
@@ -88,19 +94,24 @@ class LoadImageAndLabeld(MapTransform):
             raise ValueError(
                 f"{path} must be a volume of three axes, got {volume.dim() - 1}: {list(volume.shape[1:])}."
             )
-        wrong = (~torch.isfinite(volume.as_tensor())).sum().item()
+        values = volume.as_tensor()
+        if torch.isfinite(values.sum()):  # which one that is not makes infinite or NaN
+            return
+        wrong = (~torch.isfinite(values)).sum().item()
         if wrong:
             raise ValueError(f"{path} has {wrong} voxels that are NaN or infinite; repair or leave it out.")
 
     def _warn(self, path: str, volume: MetaTensor) -> None:
-        if int(volume.meta.get("qform_code", 1)) == int(volume.meta.get("sform_code", 1)) == 0:
-            logger.warning(f"{path} does not say where it lies (no affine): its axes are taken for RAS.")
-        low = float(volume.min())
-        if self.hounsfield and low >= 0:
-            logger.warning(
-                f"{path} has no voxel below 0, got {low:g}..{float(volume.max()):g}: CT in HU has air. "
-                "Is it MR, or stored with an offset?"
-            )
+        """Log what is odd about a volume that can be read, and keep it with those of its reader."""
+        values = volume.as_tensor()
+        found = ""
+        if looks_like_labels(values):
+            found = f"holds whole numbers 0..{float(values.max()):g} alone: is it a label map or a mask?"
+        elif self.hounsfield:
+            found = why_no_hounsfield(values)
+        if found:
+            logger.warning(f"{path} {found}")
+            volume.meta["warnings"] = ["; ".join([*volume.meta.get("warnings", []), f"{path} {found}"])]
 
     def _check_label(self, paths: Mapping[Hashable, Any], image: MetaTensor, label: MetaTensor) -> None:
         names = f"{paths[self.label_key]} of {paths[self.image_key]}"
@@ -114,12 +125,21 @@ class LoadImageAndLabeld(MapTransform):
             raise ValueError(
                 f"label {names} must lie where the image lies; their affines put it {apart:.1f} mm apart."
             )
-        values = torch.unique(label.as_tensor()).tolist()
-        wrong = [value for value in values if value not in range(self.out_channels)]
+        values = torch.unique(label.as_tensor())
+        off = (values - values.round()).abs()
+        if 0 < float(off.max()) <= MAX_ROUNDING:
+            logger.warning(
+                f"label {names} has values that are no whole numbers, such as "
+                f"{float(values[off > 0][0]):.9g}: they are rounded."
+            )
+            label.copy_(label.round())
+            values = torch.unique(values.round())
+        wrong = [value for value in values.tolist() if value not in range(self.out_channels)]
         if wrong:
             raise ValueError(
                 f"label {names} must have values 0..{self.out_channels - 1} (out_channels = "
-                f"{self.out_channels}), got {', '.join(f'{value:g}' for value in wrong)}."
+                f"{self.out_channels}), got {', '.join(f'{value:.9g}' for value in wrong[:MOST_NAMED])}"
+                f"{f' and {len(wrong) - MOST_NAMED} more' if len(wrong) > MOST_NAMED else ''}."
             )
 
 

@@ -31,7 +31,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from monai_unetpp.data.decathlon import Case, check_name, write_case, write_index
 from monai_unetpp.extras import require
 from monai_unetpp.files import refuse_existing, write_csv
-from monai_unetpp.readers import SimpleITKReader
+from monai_unetpp.readers import SimpleITKReader, is_series
+from monai_unetpp.readers.dicom import series_in
 
 __all__ = ["Nodule", "Scan", "ball_labels", "consensus_labels", "find_scans", "read_scan", "write_lidc"]
 
@@ -167,10 +168,15 @@ def find_scans(folder: str | os.PathLike[str]) -> dict[str, Path]:
             raise ValueError(f"{scans[path.stem]} and {path} have the same series UID; leave one out.")
         scans[path.stem] = path
     if not scans:
-        folders = sorted({path.parent for path in root.rglob("*.dcm")})
-        scans = {_series_uid(path): path for path in folders}
+        folders = [root, *(path for path in root.rglob("*") if path.is_dir())]
+        for path in sorted(path for path in folders if is_series(path)):
+            uids = series_in(path)
+            uid = uids[0] if len(uids) == 1 else str(path)  # several: reading it will say so
+            if uid in scans:
+                raise ValueError(f"{scans[uid]} and {path} hold the same series, {uid}; leave one out.")
+            scans[uid] = path
     if not scans:
-        raise FileNotFoundError(f"{root.absolute()} holds no .mhd file and no .dcm file, at any depth.")
+        raise FileNotFoundError(f"{root.absolute()} holds no .mhd file and no DICOM series, at any depth.")
     return scans
 
 
@@ -375,13 +381,6 @@ def _fill(outlines: Iterable[tuple[bool, float, NDArray[np.int64]]], scan: Scan)
         inside = ndimage.binary_fill_holes(line) & ~line
         (mask if encloses else holes)[:, :, k] |= inside
     return mask & ~holes
-
-
-def _series_uid(folder: Path) -> str:
-    import SimpleITK as sitk  # noqa: N813
-
-    found = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    return found[0] if len(found) == 1 else str(folder)  # several: reading it will say so
 
 
 def _but(row: Nodule, **changes: Any) -> Nodule:

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the sections of a series are a volume: proven from their own numbers, within stated tolerances."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_unetpp.readers.checks import lps_to_ras
+from monai_unetpp.readers.dicom.slices import Slice
+
+__all__ = ["choose_phase", "prove_volume"]
+
+MAX_TURN = 1e-3  # by which a component of a direction may differ between slices: 0.06 degrees
+MAX_SPACING_VARIATION = 1e-3  # share by which the spacing of pixels may differ between slices
+MAX_GAP_VARIATION = 0.02  # share of the distance between slices by which it may vary, and ...
+MAX_GAP_VARIATION_MM = 1.0  # ... at most
+ROUNDING_MM = 0.01  # of positions, which are stated as text
+SAME_PLACE_MM = 0.05  # slices that are nearer than that lie at one place
+MAX_GAP_MM = 50.0  # between slices of one volume
+MAX_SHIFT_MM = 0.5  # of slices against each other, across the stack
+
+
+def prove_volume(
+    folder: Path, sections: Sequence[Slice]
+) -> tuple[list[Slice], NDArray[np.float64], tuple[str, ...]]:
+    """Return the sections of a volume in order, its affine (RAS+, mm), and warnings.
+
+    Args:
+        folder: Path of the series, for messages.
+        sections: Its sections in any order, one at least.
+
+    Raises:
+        ValueError: if they differ in size, direction, spacing or kind of values, two lie at one place, one is
+            missing, or the stack is tilted; it names the file that is odd.
+    """
+    _check_alike(folder, sections)
+    row, column = np.median([s.axes for s in sections], axis=0)
+    normal = np.cross(row, column)
+    heights = np.array([s.position @ normal for s in sections])
+    order = np.argsort(heights, kind="stable")
+    sections, heights = [sections[n] for n in order], heights[order]
+    warnings = _check_heights(folder, sections, heights) if len(sections) > 1 else ()
+    places = np.array([s.position for s in sections])
+    _check_tilt(folder, places, heights, normal)
+    spacing = sections[0].spacing
+    assert spacing is not None
+    gap = _single_gap(sections[0])
+    step = normal * gap if len(sections) == 1 else (places[-1] - places[0]) / (len(sections) - 1)
+    matrix = np.stack([row * spacing[0], column * spacing[1], step], axis=1)
+    return sections, lps_to_ras(matrix, places[0]), warnings
+
+
+def _check_alike(folder: Path, sections: Sequence[Slice]) -> None:
+    """Raise if sections are not all of one size, direction, pixel spacing and kind of values."""
+    without = [s.name for s in sections if s.position is None or s.axes is None]
+    if without:
+        raise ValueError(f"{without[0]} has no position or no direction: where it lies is not known.")
+    without = [s.name for s in sections if s.spacing is None]
+    if without:
+        raise ValueError(f"{without[0]} does not say how far its pixels are apart.")
+    axes = np.array([s.axes for s in sections]).reshape(len(sections), 6)
+    spacing = np.array([s.spacing for s in sections])
+    sizes = np.array([s.size for s in sections])
+    rescaled = np.array([s.format.rescaled for s in sections])
+    for values, what, rtol, atol in (
+        (sizes, "size", 0, 0),
+        (axes, "direction", 0, MAX_TURN),
+        (spacing, "pixel spacing", MAX_SPACING_VARIATION, 0),
+        (rescaled.astype(float), "kinds, with and without slope and intercept to HU", 0, 0),
+    ):
+        usual = _usual(values)
+        odd = np.flatnonzero(~np.isclose(values, usual, rtol=rtol, atol=atol).all(axis=1))
+        if len(odd):
+            got, wanted = (", ".join(f"{float(v):g}" for v in row) for row in (values[odd[0]], usual))
+            raise ValueError(
+                f"{folder} mixes slices of different {what}: {_name(sections[odd[0]])} has {got}, "
+                f"most have {wanted}."
+            )
+
+
+def _usual(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The row that most others are near to."""
+    rounded = Counter(map(tuple, np.round(values.astype(float), 3) + 0.0))
+    most = rounded.most_common(1)[0][0]
+    return np.asarray(values[[tuple(row) for row in np.round(values.astype(float), 3) + 0.0].index(most)])
+
+
+def _check_heights(folder: Path, sections: Sequence[Slice], heights: NDArray[np.float64]) -> tuple[str, ...]:
+    """Raise if sections do not follow each other at even distances of a plausible size; return warnings."""
+    gaps = np.diff(heights)
+    if (gaps < SAME_PLACE_MM).any():
+        _refuse_twice(folder, sections, heights)
+    usual = float(np.median(gaps))
+    wrong = np.flatnonzero(
+        np.abs(gaps - usual) > min(MAX_GAP_VARIATION * usual + ROUNDING_MM, MAX_GAP_VARIATION_MM)
+    )
+    if len(wrong):
+        n = int(wrong[0])
+        raise ValueError(
+            f"{folder} lacks a slice or is unevenly spaced: {gaps[n]:.2f} mm between "
+            f"{_name(sections[n])} and {_name(sections[n + 1])}, {usual:.2f} mm elsewhere."
+        )
+    if usual > MAX_GAP_MM:
+        raise ValueError(f"{folder} must have slices at most {MAX_GAP_MM:g} mm apart, got {usual:g} mm.")
+    thickness = sections[0].thickness
+    if thickness and usual > 2 * thickness + ROUNDING_MM:
+        return (
+            f"{folder} has slices of {thickness:g} mm that lie {usual:g} mm apart: either some are missing, "
+            "or what lies between them was not scanned.",
+        )
+    return ()
+
+
+def choose_phase(folder: Path, sections: Sequence[Slice], phase: int) -> list[Slice]:
+    """Return one image of each place: the first, second, ... by position in time, acquisition and number.
+
+    Raises:
+        ValueError: if the places do not all have as many images.
+    """
+    placed = [s for s in sections if s.position is not None and s.axes is not None]
+    normals = np.cross(*np.array([s.axes for s in placed]).transpose(1, 0, 2))
+    heights = (np.array([s.position for s in placed]) * normals).sum(axis=1)
+    order = np.argsort(heights, kind="stable")
+    at = dict(zip(order.tolist(), _places(heights[order]).tolist(), strict=True))
+    taken: dict[int, list[Slice]] = {}
+    for n in sorted(range(len(placed)), key=lambda n: (placed[n].moment, placed[n].name)):
+        taken.setdefault(at[n], []).append(placed[n])
+    if any(not 1 <= phase <= len(images) for images in taken.values()):
+        fewest = min(len(images) for images in taken.values())
+        raise ValueError(f"{folder} has {fewest} phases, got phase={phase}.")
+    return [images[phase - 1] for images in taken.values()]
+
+
+def _places(heights: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Number the places of heights that are in order."""
+    return np.concatenate([[0], np.cumsum(np.diff(heights) >= SAME_PLACE_MM)])
+
+
+def _refuse_twice(folder: Path, sections: Sequence[Slice], heights: NDArray[np.float64]) -> None:
+    """Raise for sections at one place: a copy of one, or several phases."""
+    counts = np.bincount(_places(heights))
+    if len(set(counts)) == 1:
+        raise ValueError(
+            f"{folder} holds {counts[0]} images at each of {len(counts)} places: phases of one scan, or "
+            f"copies. Name one as phase of SimpleITKReader or LoadImageAndLabeld, 1 to {counts[0]} "
+            "(--set preprocessing_transforms#0#phase 1), or move each into a folder of its own."
+        )
+    n = int(np.flatnonzero(np.diff(heights) < SAME_PLACE_MM)[0])
+    raise ValueError(
+        f"{folder} holds two images at one place, {_name(sections[n])} and {_name(sections[n + 1])}"
+        f"{', and more such' if (counts > 1).sum() > 1 else ''}: leave one out."
+    )
+
+
+def _check_tilt(
+    folder: Path, places: NDArray[np.float64], heights: NDArray[np.float64], normal: NDArray[np.float64]
+) -> None:
+    aside = np.linalg.norm(places - places[0] - np.outer(heights - heights[0], normal), axis=1).max()
+    if aside > MAX_SHIFT_MM:
+        raise ValueError(
+            f"{folder} was scanned with a tilted gantry: slices are shifted by up to {aside:.1f} mm."
+        )
+
+
+def _single_gap(section: Slice) -> float:
+    """The thickness of a section, for a volume that has no other."""
+    return section.thickness if section.thickness and section.thickness > 0 else 1.0
+
+
+def _name(section: Slice) -> str:
+    """The name without its folder, which the message begins with."""
+    return Path(section.name).name

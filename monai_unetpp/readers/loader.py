@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One way to read them all: a path to a volume, or to its geometry; and the same as readers for MONAI."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from monai.data import ImageReader, MetaTensor
+from monai.utils import ensure_tuple
+from numpy.typing import NDArray
+
+from monai_unetpp.readers import dicom, metaimage, nifti, nrrd
+from monai_unetpp.readers.checks import Volume
+
+__all__ = [
+    "SUFFIXES",
+    "VOLUME_SUFFIXES",
+    "NiftiReader",
+    "SimpleITKReader",
+    "VolumeLoader",
+    "check_header",
+    "is_volume",
+    "read_geometry",
+    "volume_loader",
+]
+
+PathLike = str | os.PathLike[str]
+
+FORMATS: dict[str, ModuleType] = {
+    **dict.fromkeys((".nii", ".nii.gz"), nifti),
+    **dict.fromkeys((".mhd", ".mha"), metaimage),
+    **dict.fromkeys((".nrrd", ".nhdr"), nrrd),
+}
+VOLUME_SUFFIXES = tuple(FORMATS)
+SUFFIXES = (".mhd", ".mha", ".nrrd", ".nhdr")  # of what SimpleITKReader reads, beside folders
+
+logger = logging.getLogger(__name__)
+
+
+def is_volume(path: PathLike) -> bool:
+    """Whether a file has the suffix of a volume, in capitals or not."""
+    return Path(path).name.lower().endswith(VOLUME_SUFFIXES)
+
+
+def read_geometry(path: PathLike) -> tuple[Sequence[int], Sequence[float]]:
+    """Return size and spacing (mm) of a volume, without reading or unpacking its voxels.
+
+    Raises:
+        FileNotFoundError: if there is no such file, or a folder holds no series.
+        ValueError: if a header is damaged, or the slices of a series are no volume.
+    """
+    geometry = _format(Path(path)).read_geometry(Path(path))
+    return geometry.size, geometry.spacing
+
+
+def check_header(path: PathLike) -> None:
+    """Raise what :func:`read_geometry` raises for a header that cannot be believed."""
+    read_geometry(path)
+
+
+def volume_loader(series: str | None = None, phase: int | None = None) -> VolumeLoader:
+    """Return what loads a volume of any kind as MONAI's ``LoadImage`` does, channel first."""
+    return VolumeLoader(series, phase=phase)
+
+
+class VolumeLoader:
+    """Load NIfTI, MetaImage, NRRD or a folder with a DICOM series as a ``MetaTensor`` (C, X, Y, Z), float32.
+
+    In place of ``LoadImage``, whose default readers unpickle NumPy's files (MONAI 1.5) and warn of packages
+    that are of no use here. ``meta`` holds where the volume lies and, if there are any, ``"warnings"``: a
+    list of one text, since lists of different lengths do not collate.
+
+    Args:
+        series: UID of the DICOM series to read from a folder that holds several.
+        modality: Modality that a DICOM series must have; ``None`` for any.
+        phase: Which of the images at each place to read, from 1, where a series holds several.
+    """
+
+    def __init__(
+        self, series: str | None = None, modality: str | None = "CT", phase: int | None = None
+    ) -> None:
+        self.readers = (NiftiReader(), SimpleITKReader(series, modality, phase))
+
+    def __call__(self, path: PathLike) -> MetaTensor:
+        """Return the volume; raises what the reader of its format raises."""
+        reader = next((reader for reader in self.readers if reader.verify_suffix(path)), None)
+        if reader is None:
+            raise ValueError(
+                f"{path} cannot be read: it must be {', '.join(VOLUME_SUFFIXES)}, or a folder of DICOM."
+            )
+        volume = reader.read(path)
+        array, meta = _channel_first(volume), _meta(volume)
+        meta["filename_or_obj"] = str(path)
+        meta["original_channel_dim"] = 0
+        loaded: MetaTensor = MetaTensor.ensure_torch_and_prune_meta(array, meta)
+        return loaded
+
+
+class _Reader(ImageReader):
+    """What the readers for MONAI's ``LoadImage`` share."""
+
+    suffixes: tuple[str, ...] = ()
+    folders = False
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Whether every file is of a kind that this reader knows."""
+        paths = [Path(name) for name in ensure_tuple(filename)]
+        return all(
+            (self.folders and path.is_dir()) or path.name.lower().endswith(self.suffixes) for path in paths
+        )
+
+    def read(self, data: Sequence[PathLike] | PathLike, **_: Any) -> Any:
+        """Return a :class:`~monai_unetpp.readers.checks.Volume`, or a list of them for several files."""
+        volumes = [self._read(Path(name)) for name in ensure_tuple(data)]
+        for volume in volumes:
+            for text in volume.warnings:
+                logger.warning(text)
+        return volumes if len(volumes) > 1 else volumes[0]
+
+    def get_data(self, img: Any) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Return the array (X, Y, Z), channels last if there are several, and where it lies."""
+        if isinstance(img, Volume):
+            return img.array, _meta(img)
+        return np.stack([volume.array for volume in img]), {**_meta(img[0]), "original_channel_dim": 0}
+
+    def _read(self, path: Path) -> Volume:
+        found: Volume = _format(path).read(path)
+        return found
+
+
+class SimpleITKReader(_Reader):
+    """Read one volume with spacing, origin and direction into MONAI's RAS+.
+
+    ``LoadImage`` takes it for ``.mhd``, ``.mha``, ``.nrrd``, ``.nhdr`` and for folders, once it is
+    registered. What a DICOM series lacks or has too much is an error, not a distorted volume. SimpleITK
+    decompresses pixels of DICOM, and reads the rarer ways to store voxels.
+
+    Args:
+        series: UID of the DICOM series to read from a folder that holds several.
+        modality: Modality that the DICOM series must have; ``None`` for any.
+        phase: Which of the images at each place to read, from 1, where a series holds several.
+
+    Raises:
+        FileNotFoundError: if a folder holds no DICOM series, or a header names a file that is not there.
+        ValueError: if a file is damaged; if a folder holds several series and ``series`` names none of them;
+            if the series is of another modality, lacks a slice, or its slices differ in spacing or direction.
+
+    Example:
+        >>> from monai.transforms import LoadImage
+        >>> load = LoadImage(image_only=True, ensure_channel_first=True)
+        >>> load.register(SimpleITKReader())
+    """
+
+    suffixes = SUFFIXES
+    folders = True
+
+    def __init__(
+        self, series: str | None = None, modality: str | None = "CT", phase: int | None = None
+    ) -> None:
+        self.series = series
+        self.modality = modality
+        self.phase = phase
+
+    def _read(self, path: Path) -> Volume:
+        if path.is_dir():
+            return dicom.read(path, self.series, self.modality, self.phase)
+        return super()._read(path)
+
+
+class NiftiReader(_Reader):
+    """Read NIfTI where its sform puts it, else its qform, as the standard says.
+
+    MONAI's reader believes one that agrees with ``pixdim`` to the fifth digit more: a rounded spacing is
+    enough to lose where a scan lies.
+    """
+
+    suffixes = (".nii", ".nii.gz")
+
+
+def _format(path: Path) -> ModuleType:
+    """Return the room of a format: it has ``read`` and ``read_geometry``."""
+    if path.is_dir():
+        return dicom
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist.")
+    suffix = next((suffix for suffix in FORMATS if path.name.lower().endswith(suffix)), None)
+    if suffix is None:
+        raise ValueError(
+            f"{path} cannot be read: it must be {', '.join(VOLUME_SUFFIXES)}, or a folder of DICOM."
+        )
+    return FORMATS[suffix]
+
+
+def _channel_first(volume: Volume) -> NDArray[np.float32]:
+    """Return float32 voxels (C, X, Y, Z), contiguous."""
+    array = np.moveaxis(volume.array, -1, 0) if volume.channels else volume.array[None]
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _meta(volume: Volume) -> dict[str, Any]:
+    axes = len(volume.affine) - 1
+    meta = {
+        "affine": volume.affine.copy(),
+        "original_affine": volume.affine.copy(),
+        "space": "RAS",
+        "spacing": np.linalg.norm(volume.affine[:axes, :axes], axis=0),
+        "spatial_shape": np.array(volume.array.shape[:axes]),
+        "original_channel_dim": -1 if volume.channels else float("nan"),
+    }
+    return {**meta, "warnings": ["; ".join(volume.warnings)]} if volume.warnings else meta

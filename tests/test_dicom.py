@@ -1,0 +1,446 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DICOM as scanners, archives and CDs write it: read rightly, or refused with the reason."""
+
+import logging
+
+import numpy as np
+import pytest
+from dicom import (
+    BIG_ENDIAN,
+    DEFLATED,
+    EXPLICIT,
+    IMPLICIT,
+    SHAPE,
+    SPACING,
+    dicom_bytes,
+    enhanced_tags,
+    hounsfield_of,
+    slice_tags,
+    write_slices,
+)
+
+from monai_unetpp.data import list_volumes
+from monai_unetpp.readers import SimpleITKReader, is_series, read_geometry, volume_loader
+
+RIGHT = np.stack([hounsfield_of(n).T for n in range(SHAPE[2])], axis=-1)  # (X, Y, Z)
+AFFINE = np.array([[-0.7, 0, 0, 20], [0, -0.8, 0, 30], [0, 0, 2.5, -40], [0, 0, 0, 1]])
+
+
+def check_plain(folder, **settings):
+    """A series is read as the plain one: every voxel, and where it lies."""
+    volume = volume_loader(**settings)(folder)
+    np.testing.assert_array_equal(volume[0].numpy(), RIGHT)
+    np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-5)
+    return volume
+
+
+def add(folder, name, data):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+# What belongs to a series
+
+
+@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED])
+def test_every_syntax_without_compression_is_read(tmp_path, syntax):
+    swap = (
+        (lambda n: {"t7fe00010": (hounsfield_of(n) + 1024).astype(">u2").tobytes()})
+        if syntax == BIG_ENDIAN
+        else None
+    )
+    check_plain(write_slices(tmp_path / "scan", swap, syntax=syntax))
+
+
+@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT])
+def test_files_without_a_preamble_are_read(tmp_path, syntax):
+    check_plain(write_slices(tmp_path / "scan", syntax=syntax, preamble=False))
+
+
+def test_hidden_files_of_a_mac_are_passed_over(tmp_path):
+    folder = write_slices(tmp_path / "scan")
+    for n in range(SHAPE[2]):
+        add(folder, f"._IM{n:04d}.dcm", b"\x00\x05\x16\x07" + bytes(4000))
+    add(folder, ".DS_Store", bytes(6148))
+    check_plain(folder)
+
+
+def report(uid="1.2.9"):
+    tags = slice_tags(0, uid, t00080016="1.2.840.10008.5.1.4.1.1.88.67", t00080060="SR")
+    return dicom_bytes({tag: value for tag, value in tags.items() if tag < 0x00280000})
+
+
+def localizer(uid):
+    change = {
+        "t00080008": "ORIGINAL\\PRIMARY\\LOCALIZER",
+        "t00200037": "1\\0\\0\\0\\0\\-1",
+        "t00080018": "1.2.3.99",
+    }
+    return dicom_bytes(slice_tags(0, uid, **change))
+
+
+def screenshot():
+    change = {"t00280002": 3, "t00280100": 8, "t00280101": 8, "t00280102": 7, "t00280004": "RGB"}
+    return dicom_bytes(slice_tags(0, "1.2.8", **change, t7fe00010=bytes(3 * SHAPE[0] * SHAPE[1])))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("dose.dcm", report(), "no pixels"),
+        ("LOC.dcm", localizer("1.2.7"), "a localizer"),
+        ("LOC.dcm", localizer("1.2.3"), "a localizer"),
+        ("DICOMDIR", report(), "a directory"),
+        ("shot.dcm", screenshot(), "a picture in colour"),
+        ("mr.dcm", dicom_bytes(slice_tags(0, "1.2.6", t00080060="MR")), "of another modality"),
+        (
+            "one.dcm",
+            dicom_bytes(slice_tags(0, "1.2.5", t00200032="0\\0\\900")),
+            "a single image of another series",
+        ),
+        ("capture.dcm", dicom_bytes(slice_tags(0, "1.2.4", t00200032=None)), "without a place"),
+        ("read me.txt", b"a CD of the hospital", "no DICOM"),
+    ],
+    ids=[
+        "report",
+        "localizer",
+        "localizer-in-series",
+        "dicomdir",
+        "colour",
+        "modality",
+        "single",
+        "capture",
+        "text",
+    ],
+)
+def test_what_is_no_slice_is_set_aside_and_named(tmp_path, caplog, name, data, reason):
+    folder = write_slices(tmp_path / "scan")
+    add(folder, name, data)
+    check_plain(folder)
+    assert f"not part of the volume: {name} ({reason})" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".dcm", ".DCM", ""])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (lambda _: b"", "it is empty"),
+        (lambda _: b"<html>not found</html>" * 20, "it does not begin as DICOM does"),
+        (lambda data: data[:300], "is truncated or damaged"),
+        (lambda data: data[:-5], "its pixels are longer than the file"),
+    ],
+    ids=["empty", "garbage", "header-cut", "pixels-cut"],
+)
+def test_slice_that_cannot_be_read_is_named_whatever_its_suffix(tmp_path, suffix, content, reason):
+    folder = write_slices(tmp_path / "scan")
+    for path in sorted(folder.iterdir()):
+        path.rename(path.with_suffix(suffix))
+    path = folder / f"IM0005{suffix}"
+    path.write_bytes(content(path.read_bytes()))
+    assert list_volumes(folder) == [{"image": str(folder)}]
+    with pytest.raises(ValueError, match=reason) as error:
+        volume_loader()(folder)
+    assert str(path) in str(error.value)
+
+
+def test_series_on_a_cd_is_found_below_its_directory(tmp_path, caplog):
+    series = write_slices(tmp_path / "cd" / "PT000000" / "ST000000" / "SE000000")
+    add(tmp_path / "cd", "DICOMDIR", report())
+    add(tmp_path / "cd", "AUTORUN.INF", b"[autorun]")
+    with caplog.at_level(logging.INFO, "monai_unetpp"):
+        assert list_volumes(tmp_path / "cd") == [{"image": str(series)}]
+    assert "DICOMDIR (a directory)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "above", [localizer("1.2.7"), report(), screenshot()], ids=["localizer", "report", "colour"]
+)
+def test_folders_below_are_searched_whatever_lies_above(tmp_path, above):
+    series = write_slices(tmp_path / "patient" / "ct")
+    add(tmp_path / "patient", "first.dcm", above)
+    assert list_volumes(tmp_path / "patient") == [{"image": str(series)}]
+    assert not is_series(tmp_path / "patient")
+
+
+def test_voxels_of_other_formats_are_no_dicom(tmp_path):
+    """Eight in the first voxel, as an element of group 8 begins."""
+    add(tmp_path, "ct.raw", np.full((4, 4, 4), 8, "<i2").tobytes())
+    assert not is_series(tmp_path)
+
+
+def test_series_of_other_places_in_one_folder_must_be_named(tmp_path):
+    folder = write_slices(tmp_path / "scan")
+    for n in range(3):
+        add(folder, f"other{n}.dcm", dicom_bytes(slice_tags(n, "1.2.4")))
+    with pytest.raises(
+        ValueError, match=r"holds 2 DICOM series; name one as series: 1\.2\.3 \(6 slices\), 1\.2\.4"
+    ):
+        volume_loader()(folder)
+    check_plain(folder, series="1.2.3")
+
+
+# The geometry is proven
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda n: {"t00200037": ["1\\0\\0\\0\\1\\0", "1.000000\\0.0\\0\\0\\1.000000\\0e0"][n % 2]},
+        lambda n: {"t00200037": ["1\\0\\0\\0\\1\\0", "1\\-0\\0\\-0.0\\1\\-0"][n % 2]},
+        lambda n: {"t00200037": ["1\\0\\0\\0\\1\\0", "0.9999999\\1e-6\\0\\-1e-6\\0.9999999\\0"][n % 2]},
+        lambda n: {"t00280030": ["0.8\\0.7", "0.80000\\ 0.7000001 "][n % 2]},
+        lambda n: {"t00200032": f"-20\\-30\\{SPACING[2] * n - 40 + [0, 0.004][n % 2]:.4f}"},
+    ],
+    ids=["text", "minus-zero", "rounding", "spacing", "place"],
+)
+def test_numbers_are_compared_as_numbers(tmp_path, change):
+    volume = volume_loader()(write_slices(tmp_path / "scan", change))
+    np.testing.assert_array_equal(volume[0].numpy(), RIGHT)
+    np.testing.assert_allclose(volume.affine, AFFINE, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda _: {"t00200032": "0\\0\\0"}, r"holds 6 images at each of 1 places"),
+        (
+            lambda n: {"t00200032": f"0\\0\\{n // 2}"},
+            r"holds 2 images at each of 3 places: .* phase .* 1 to 2",
+        ),
+        (
+            lambda n: {"t00200032": f"0\\0\\{max(n, 1)}"},
+            r"two images at one place, IM0000\.dcm and IM0001\.dcm",
+        ),
+        (lambda n: {"t00200032": f"0\\0\\{n * 0.001}"}, "places"),
+        (lambda n: {"t00200032": f"0\\0\\{n * 400}"}, "at most 50 mm apart, got 400 mm"),
+        (
+            lambda n: {"t00200032": f"0\\0\\{n + (n > 3)}"},
+            r"lacks a slice .* between IM0003\.dcm and IM0004\.dcm",
+        ),
+        (
+            lambda n: {"t00200037": "1\\0\\0\\0\\0\\-1"} if n == 2 else {},
+            r"different direction: IM0002\.dcm has",
+        ),
+        (
+            lambda n: {"t00280030": "0.9\\0.7"} if n == 2 else {},
+            r"pixel spacing: IM0002\.dcm has 0\.7, 0\.9, most",
+        ),
+        (lambda n: {"t00281052": None} if n == 2 else {}, "kinds, with and without slope and intercept"),
+        (lambda n: {"t00200032": None} if n == 2 else {}, r"IM0002\.dcm has no position"),
+        (lambda _: {"t00280030": None}, "does not say how far its pixels are apart"),
+        (lambda _: {"t00280030": "0\\0.7"}, "spacing of pixels above 0"),
+        (
+            lambda n: {"t00200032": f"0\\{n * 0.3}\\{n}"},
+            r"tilted gantry: slices are shifted by up to 1\.5 mm",
+        ),
+        (lambda _: {"t00283000": [{}]}, "lookup table"),
+        (lambda _: {"t00281053": "0"}, r"is damaged: its tag 0028\|1053 is 0"),
+    ],
+    ids=[
+        *(
+            "one-place",
+            "phases",
+            "twice",
+            "micrometres",
+            "far-apart",
+            "gap",
+            "direction",
+            "spacing",
+            "rescale",
+        ),
+        *("no-place", "no-spacing", "zero-spacing", "tilt", "lookup-table", "slope"),
+    ],
+)
+def test_what_is_no_volume_is_refused_with_the_reason(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message) as error:
+        volume_loader()(write_slices(tmp_path / "scan", change))
+    assert str(tmp_path / "scan") in str(error.value)
+
+
+def test_slice_of_another_size_is_named(tmp_path):
+    folder = write_slices(tmp_path / "scan")
+    tags = slice_tags(3, t00280010=5, t7fe00010=bytes(2 * 5 * SHAPE[0]))
+    add(folder, "IM0003.dcm", dicom_bytes(tags))
+    with pytest.raises(ValueError, match=r"different size: IM0003\.dcm has 12, 5, most have 12, 10"):
+        volume_loader()(folder)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [lambda n: n, lambda n: (n % 2) * SHAPE[2] + n // 2],
+    ids=["alternating", "one-after-the-other"],
+)
+def test_one_of_several_phases_is_read_by_its_number(tmp_path, order):
+    folder = tmp_path / "scan"
+    for n in range(2 * SHAPE[2]):
+        place, phase = n // 2, n % 2
+        values = (hounsfield_of(place) + 1024 + 100 * phase).astype("<u2").tobytes()
+        add(
+            folder,
+            f"{order(n)}.dcm",
+            dicom_bytes(slice_tags(place, t00200013=str(order(n)), t7fe00010=values)),
+        )
+    check_plain(folder, phase=1)
+    np.testing.assert_array_equal(volume_loader(phase=2)(folder)[0].numpy(), RIGHT + 100)
+    with pytest.raises(ValueError, match="has 2 phases, got phase=3"):
+        volume_loader(phase=3)(folder)
+
+
+def test_slices_that_lie_far_apart_for_their_thickness_are_a_warning(tmp_path, caplog):
+    volume = check_plain(write_slices(tmp_path / "scan", lambda _: {"t00180050": "0.6"}))
+    assert "has slices of 0.6 mm that lie 2.5 mm apart" in caplog.text
+    assert "has slices of 0.6 mm that lie 2.5 mm apart" in volume.meta["warnings"][0]
+
+
+def test_direction_of_the_stack_is_that_of_its_positions(tmp_path):
+    """Rows from left to right and columns from the feet up: the normal points backward."""
+    change = {"t00200037": "1\\0\\0\\0\\0\\1"}
+    folder = write_slices(tmp_path / "scan", lambda n: {**change, "t00200032": f"-20\\{2.5 * n - 40}\\-30"})
+    volume = volume_loader()(folder)
+    np.testing.assert_array_equal(volume[0].numpy(), RIGHT[..., ::-1])
+    np.testing.assert_allclose(volume.affine.numpy() @ [0, 0, 0, 1], [20, 27.5, -30, 1])
+    np.testing.assert_allclose(volume.affine[:3, :3], [[-0.7, 0, 0], [0, 0, 2.5], [0, 0.8, 0]], atol=1e-6)
+
+
+def test_geometry_of_a_series_is_that_of_its_positions(tmp_path):
+    size, spacing = read_geometry(write_slices(tmp_path / "scan", lambda _: {"t00180050": "5"}))
+    assert size == SHAPE
+    np.testing.assert_allclose(spacing, SPACING)
+
+
+# Values
+
+
+def test_rescale_of_every_slice_is_applied(tmp_path):
+    def change(n):
+        slope, intercept, signed = [(1, -1024, 0), (1, 0, 1), (0.5, -1100, 0), (2, -1000 + n, 1)][n % 4]
+        return {"t00281052": str(intercept), "t00281053": str(slope), "t00280103": signed}
+
+    volume = volume_loader()(write_slices(tmp_path / "scan", change))
+    assert volume.dtype.is_floating_point
+    np.testing.assert_allclose(volume[0].numpy(), RIGHT, atol=1)
+    np.testing.assert_array_equal(volume[0, ..., [0, 1, 2, 4, 5]].numpy(), RIGHT[..., [0, 1, 2, 4, 5]])
+
+
+def test_first_slice_decides_nothing(tmp_path):
+    change = lambda n: {"t00281052": "0", "t00280103": 1} if n == 0 else {}  # noqa: E731
+    check_plain(write_slices(tmp_path / "scan", change))
+
+
+def test_bits_beyond_those_stored_are_no_value(tmp_path):
+    """Twelve bits, with an overlay in those above; the sign is that of the twelfth."""
+
+    def change(n):
+        stored = (hounsfield_of(n).astype(np.int32) & 0x0FFF) | 0xA000
+        return {
+            "t7fe00010": stored.astype("<u2").tobytes(),
+            "t00280101": 12,
+            "t00280102": 11,
+            "t00280103": 1,
+            "t00281052": "0",
+        }
+
+    check_plain(write_slices(tmp_path / "scan", change))
+
+
+@pytest.mark.parametrize("zeros", [2, 8, 1000])
+def test_bytes_after_the_last_element_are_tolerated(tmp_path, zeros):
+    folder = write_slices(tmp_path / "scan")
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes() + bytes(zeros))
+    check_plain(folder)
+
+
+def test_private_sequences_are_passed_over(tmp_path):
+    nested = [{0x00091002: "x", 0x00091003: [{0x00091004: "y"}, {}]}, {}]
+    for undefined in (True, False):
+        folder = write_slices(tmp_path / str(undefined), lambda _: {"t00091001": nested}, undefined=undefined)
+        check_plain(folder)
+
+
+def test_sequences_within_sequences_end_somewhere(tmp_path):
+    value = []
+    for _ in range(40):
+        value = [{0x00091001: value}]
+    folder = write_slices(tmp_path / "scan", lambda _: {"t00091001": value}, undefined=True)
+    with pytest.raises(ValueError, match="its sequences are nested more than 16 deep"):
+        volume_loader()(folder)
+
+
+# Enhanced files
+
+
+@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT])
+@pytest.mark.parametrize("undefined", [True, False], ids=["undefined-length", "length"])
+@pytest.mark.parametrize("order", [range(6), [3, 0, 5, 1, 4, 2]], ids=["in-order", "shuffled"])
+def test_frames_are_read_in_the_order_of_their_positions(tmp_path, order, undefined, syntax):
+    folder = tmp_path / "scan"
+    add(folder, "frames.dcm", dicom_bytes(enhanced_tags(order), syntax, undefined=undefined))
+    assert list_volumes(folder) == [{"image": str(folder)}]
+    check_plain(folder)
+
+
+def test_every_frame_has_its_own_rescale(tmp_path):
+    tags = enhanced_tags([2, 0, 1, 3, 5, 4], lambda n: [(1.0, -1024.0), (0.5, -1100.0 - n)][n % 2])
+    add(tmp_path / "scan", "frames.dcm", dicom_bytes(tags))
+    check_plain(tmp_path / "scan")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tags: tags[0x52009230].pop(), "a place for each of its 6 frames, got 5"),
+        (lambda tags: tags.pop(0x52009230), r"frames\.dcm, frame 1 has no position"),
+        (
+            lambda tags: tags[0x52009230][1].update(tags[0x52009230][0]),
+            r"two images at one place, frames\.dcm, frame",
+        ),
+        (
+            lambda tags: tags[0x52009230][1].update({0x00209116: [{0x00200037: "0\\1\\0\\-1\\0\\0"}]}),
+            r"different direction: frames\.dcm, frame 2 has",
+        ),
+    ],
+    ids=["too-few", "none", "twice", "direction"],
+)
+def test_frames_that_are_no_volume_are_refused(tmp_path, change, message):
+    tags = enhanced_tags(range(6))
+    change(tags)
+    add(tmp_path / "scan", "frames.dcm", dicom_bytes(tags))
+    with pytest.raises(ValueError, match=message):
+        volume_loader()(tmp_path / "scan")
+
+
+def test_several_enhanced_files_are_one_series(tmp_path):
+    for name, order in (("a", [4, 5, 0]), ("b", [1, 2, 3])):
+        add(tmp_path / "scan", name, dicom_bytes(enhanced_tags(order)))
+    check_plain(tmp_path / "scan")
+
+
+def test_reader_for_monais_loader_takes_the_same_arguments(tmp_path):
+    folder = write_slices(tmp_path / "scan", lambda _: {"t00080060": "MR"})
+    with pytest.raises(ValueError, match="must be CT, got modality MR"):
+        SimpleITKReader().read(folder)
+    array, meta = SimpleITKReader(series="1.2.3", modality=None).get_data(
+        SimpleITKReader(modality=None).read(folder)
+    )
+    np.testing.assert_array_equal(array, RIGHT)
+    np.testing.assert_allclose(meta["affine"], AFFINE, atol=1e-6)
+
+
+# An independent reader
+
+
+def test_values_and_places_are_those_of_pydicom(tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    change = lambda n: {"t00281052": str(-1000 - n), "t00281053": "0.5"}  # noqa: E731
+    folder = write_slices(tmp_path / "scan", change)
+    datasets = sorted((pydicom.dcmread(p) for p in folder.iterdir()), key=lambda d: d.ImagePositionPatient[2])
+    planes = [d.pixel_array * float(d.RescaleSlope) + float(d.RescaleIntercept) for d in datasets]
+    volume = volume_loader()(folder)
+    np.testing.assert_array_equal(volume[0].numpy(), np.stack(planes).transpose())
+    last = [*datasets[-1].ImagePositionPatient]
+    np.testing.assert_allclose(
+        volume.affine[:3].numpy() @ [0, 0, SHAPE[2] - 1, 1], [-last[0], -last[1], last[2]]
+    )
