@@ -27,7 +27,7 @@ WRITTEN = sorted(
 TUTORIALS = sorted(ROOT.glob("tutorials/[0-9]*.py"))
 EVERY_PAGE = pytest.mark.parametrize("page", WRITTEN, ids=lambda path: path.relative_to(ROOT).as_posix())
 WORKFLOW = (ROOT / ".github/workflows/ci.yml").read_text()
-WIDTH = 120
+WIDTH, ROW = 120, 160  # a row of a table cannot be broken
 
 
 def fenced(page):
@@ -112,7 +112,8 @@ def test_data_set_of_the_page_on_training_is_one(tmp_path):
 @EVERY_PAGE
 def test_lines_are_short(page):
     lines = enumerate(page.read_text(encoding="utf-8").splitlines(), start=1)
-    long = [n for n, line in lines if len(line) > WIDTH and " " in line.strip()]
+    most = {n: (ROW if line.startswith("|") else WIDTH, line.strip()) for n, line in lines}
+    long = [n for n, (width, line) in most.items() if len(line) > width and " " in line]
     assert long == [], f"{page.relative_to(ROOT)}: lines {long} have more than {WIDTH} characters"
 
 
