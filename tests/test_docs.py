@@ -117,6 +117,25 @@ def test_lines_are_short(page):
     assert long == [], f"{page.relative_to(ROOT)}: lines {long} have more than {WIDTH} characters"
 
 
+DIALECT = (  # and the words of the field
+    ("held[- ]back", "held-out, held out"),
+    (r"l(?:ies|ie|ay|ying) over", "is merged over, overrides"),
+    (r"doubts?\b|unsure", "uncertainty, uncertain"),
+    ("mended", "fixed"),
+    ("line by line", "eager mode"),
+    ("hangs? together", "largest connected component"),
+    ("left[- ]over", "stale"),
+    ("whole or (?:not|absent)", "atomic"),
+)
+
+
+@pytest.mark.parametrize("page", [*WRITTEN, *TUTORIALS], ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_pages_use_the_words_of_the_field(page):
+    text = re.sub(r"\s+(?:# )?", " ", page.read_text(encoding="utf-8"))
+    for dialect, better in DIALECT:
+        assert not re.search(rf"\b(?:{dialect})", text, flags=re.IGNORECASE), f"{page.name}: {better}"
+
+
 # Commands
 
 
