@@ -129,7 +129,10 @@ DIALECT = (  # and the words of the field
 )
 
 
-@pytest.mark.parametrize("page", [*WRITTEN, *TUTORIALS], ids=lambda path: path.relative_to(ROOT).as_posix())
+NOT_HISTORY = [page for page in [*WRITTEN, *TUTORIALS] if page.name != "CHANGELOG.md"]  # old names are there
+
+
+@pytest.mark.parametrize("page", NOT_HISTORY, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_pages_use_the_words_of_the_field(page):
     text = re.sub(r"\s+(?:# )?", " ", page.read_text(encoding="utf-8"))
     for dialect, better in DIALECT:
