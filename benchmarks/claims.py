@@ -3,12 +3,12 @@
 
 1. After one training with deep supervision, is a pruned level as good as the deepest, and at what share of
    the time?
-2. Why not train the small network directly? L1, L2, ... trained alone, beside the same levels of the full
-   training: same cases, epochs and seeds.
+2. Why not train the small network directly? L1, L2, ... trained alone, compared with the same levels of the
+   full training: same cases, epochs and seeds.
 3. Does the time of a level follow its multiply-adds?
 
-A quarter of the cases is held back. Nothing is chosen on it but the level: the last weights are scored.
-What is trained is kept in --work, and is not trained again.
+A quarter of the cases is held out. Only the level is selected on it: the last weights are scored. Trained
+weights are stored in --work and are not trained again.
 
 python benchmarks/claims.py nodules --dir lidc_nodules --work WORK --out benchmarks/results/claims_nodules
 python benchmarks/claims.py nuclei --dir dsb2018_nuclei --work WORK --out benchmarks/results/claims_nuclei
@@ -28,7 +28,7 @@ from measure import machine
 from monai.data import DataLoader, Dataset
 from monai.inferers import SlidingWindowInferer
 from monai.utils import set_determinism
-from tasks import HELD_BACK, PAPER, TASKS, study_arguments, train
+from tasks import HELD_OUT, PAPER, TASKS, study_arguments, train
 
 from monai_unetpp import LevelScore, UNetPlusPlus, score_levels, select_level
 from monai_unetpp.data import split_cases
@@ -38,7 +38,7 @@ TOLERANCE = 0.01
 
 
 def rows(name: str, seed: int, way: str, scores: Sequence[LevelScore]) -> Iterator[dict[str, Any]]:
-    """One line of the CSV file per level."""
+    """Lines of the CSV file, one per level."""
     for score in scores:
         yield {
             "data": name,
@@ -58,7 +58,7 @@ def rows(name: str, seed: int, way: str, scores: Sequence[LevelScore]) -> Iterat
 
 
 def main() -> None:
-    """Train what is not trained yet, score it, and write CSV, table and figure."""
+    """Train the missing networks, score all, and write CSV, table and figure."""
     args = study_arguments(__doc__).parse_args()
 
     task = TASKS[args.data]
@@ -67,8 +67,8 @@ def main() -> None:
     cases = task.read(args.dir)
     found: list[dict[str, Any]] = []
     for seed in range(args.seeds):
-        learn, held_back = split_cases(cases, HELD_BACK, seed)
-        loader = DataLoader(Dataset(held_back), batch_size=1)
+        learn, held_out = split_cases(cases, HELD_OUT, seed)
+        loader = DataLoader(Dataset(held_out), batch_size=1)
         for depth in range(len(channels) - 1, 0, -1):
             path = args.work / f"{args.data}_{channels[0]}_{epochs}_seed{seed}_L{depth}.pt"
             set_determinism(seed)
@@ -83,7 +83,9 @@ def main() -> None:
                 sys.stdout.flush()
             if full:
                 sys.stdout.write(f"seed {seed}: L{select_level(scores, TOLERANCE)} is within {TOLERANCE}\n")
-        write_csv(args.out.with_suffix(".csv"), found)  # after every seed: what is measured is kept
+        write_csv(
+            args.out.with_suffix(".csv"), found
+        )  # after every seed, so that an interruption loses nothing
         report(args.out)
 
 
@@ -128,7 +130,7 @@ def report(out: Path) -> None:
             values = column("dice", k, way)
             axes.scatter([k + shift] * len(values), values, s=14, color=colour, alpha=0.45, linewidth=0)
     axes.set_xticks(levels, [f"L{k}" for k in levels])
-    axes.set_ylabel("Dice, cases held back")
+    axes.set_ylabel("Dice, held-out cases")
     axes.set_title(
         f"{found[0]['data']}: small points are seeds, large ones their mean", loc="left", fontsize="medium"
     )
@@ -138,7 +140,7 @@ def report(out: Path) -> None:
 
 
 def _spread(values: Sequence[float], sign: str = "") -> str:
-    """Mean and standard deviation over seeds."""
+    """Mean and standard deviation over the seeds."""
     if not values:
         return ""
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""

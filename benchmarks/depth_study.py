@@ -3,11 +3,11 @@
 
 Is deeper better? Can one network use all depths? Are parameters better spent on width or on skips? Where
 should supervision go? How much can be pruned? Every network is trained with every seed, and scored on the
-same held-back cases with its last weights; nothing is chosen on them.
+same held-out cases with its last weights; nothing is selected on them.
 
-The command may be killed and begun again, and begun several times at once, one process a core: each trains
-what no other is at. What is trained is kept in --work. The last to end writes <out>.csv, one line per
-network, head, seed and case held back, <out>.md and <out>.png.
+The command may be killed and restarted, and started several times at once, one process per core: each process
+trains networks that no other has locked. Trained weights are stored in --work. The last process to end writes
+<out>.csv, one line per network, head, seed and held-out case, <out>.md and <out>.png.
 
 python benchmarks/depth_study.py nuclei --dir dsb2018_nuclei --work WORK --out benchmarks/results/depth_nuclei
 """
@@ -31,7 +31,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.metrics import compute_dice, compute_iou
 from monai.utils import set_determinism
 from scipy.stats import wilcoxon
-from tasks import HELD_BACK, PAPER, TASKS, Cases, Task, study_arguments, train
+from tasks import HELD_OUT, PAPER, TASKS, Cases, Task, study_arguments, train
 from torch import Tensor, nn
 
 from monai_unetpp import UNetPlusPlus, prune
@@ -47,8 +47,8 @@ class Member:
     """A network of the family.
 
     Args:
-        make: from the number of axes and the widths.
-        loss: further arguments of the loss.
+        make: Function from the number of axes and the widths to a network.
+        loss: Additional arguments of the loss.
     """
 
     make: Make
@@ -121,8 +121,15 @@ FAMILY = {
     "UNet++ residual, deep supervision": Member(plus(block="residual")),
     "UNet++ dense, deep supervision": Member(plus(block="dense")),
 }
-KEPT = ("network", "head", "seed", "case", "dice", "iou")  # of a row; the rest is the same in many
-BASE = "U-Net"  # what the others are compared with, case by case
+KEPT = (
+    "network",
+    "head",
+    "seed",
+    "case",
+    "dice",
+    "iou",
+)  # the columns that identify a row; many rows share the others
+BASE = "U-Net"  # the network that the others are compared with, case by case
 
 
 def _network(dims: int, widths: Sequence[int], **settings: Any) -> UNetPlusPlus:
@@ -139,7 +146,7 @@ def _size(make: Make, dims: int, widths: Sequence[int]) -> int:
 
 
 def score(net: nn.Module, task: Task, cases: Cases) -> dict[str, list[tuple[float, float]]]:
-    """Dice and IoU of each case, by the name of the head: "" is what evaluation returns, "L1" a level."""
+    """Dice and IoU of each case, by the name of the head: "" is the result of evaluation, "L1" a level."""
     inferer = SlidingWindowInferer(task.window, sw_batch_size=4, overlap=0.5, mode="gaussian")
     levels = isinstance(net, UNetPlusPlus) and net.deep_supervision
     found: dict[str, list[tuple[float, float]]] = {}
@@ -157,8 +164,8 @@ def score(net: nn.Module, task: Task, cases: Cases) -> dict[str, list[tuple[floa
 
 
 def run(name: str, task: Task, widths: Sequence[int], epochs: int, seed: int, data: Any, path: Path) -> None:
-    """Train and score one network with one seed; keep the scores beside its weights."""
-    learn, held_back = data
+    """Train and score one network with one seed; store the scores beside its weights."""
+    learn, held_out = data
     member = FAMILY[name]
     set_determinism(seed)
     net = member.make(len(task.window), widths)
@@ -185,20 +192,20 @@ def run(name: str, task: Task, widths: Sequence[int], epochs: int, seed: int, da
             "epochs": epochs,
             "machine": machine(),
         }
-        for head, scores in score(plain, task, held_back).items()
-        for n, (case, (dice, iou)) in enumerate(zip(held_back, scores, strict=True))
+        for head, scores in score(plain, task, held_out).items()
+        for n, (case, (dice, iou)) in enumerate(zip(held_out, scores, strict=True))
     ]
     write_csv(path, rows)
 
 
 def main() -> None:
-    """Train what is not trained yet; when all is, write CSV, table and figure."""
+    """Train the missing networks; when all are trained, write CSV, table and figure."""
     parser = study_arguments(__doc__)
     parser.add_argument("--family", nargs="+", default=list(FAMILY), choices=FAMILY, metavar="NETWORK")
     args = parser.parse_args()
     task = TASKS[args.data]
     widths, epochs = PAPER if args.paper else task.channels, args.epochs or task.epochs
-    data = split_cases(task.read(args.dir), HELD_BACK, seed=0)
+    data = split_cases(task.read(args.dir), HELD_OUT, seed=0)
     jobs = {
         (seed, name): args.work / f"{args.data}_{widths[0]}_{epochs}_{_slug(name)}_{seed}.csv"
         for seed in range(args.seeds)
@@ -211,7 +218,7 @@ def main() -> None:
                 if not path.exists():
                     run(name, task, widths, epochs, seed, data, path)
         except Timeout:
-            continue  # another process is at it
+            continue  # another process has locked it
     missing = [path.stem for path in jobs.values() if not path.exists()]
     if missing:
         sys.stdout.write(f"Another process is still at {', '.join(missing)}.\n")
@@ -249,7 +256,7 @@ def report(data: str, rows: Sequence[Mapping[str, str]], out: Path) -> None:
         )
     seeds, cases = base.shape if base is not None else next(iter(table.values())).shape
     machines = ", ".join(sorted({row["machine"] for row in rows}))
-    lines += ["", f"{rows[0]['epochs']} epochs, {seeds} seeds, {cases} cases held back; {machines}."]
+    lines += ["", f"{rows[0]['epochs']} epochs, {seeds} seeds, {cases} held-out cases; {machines}."]
     out.with_suffix(".md").write_text("\n".join(lines) + "\n")
     chosen = [name for name in names if not name[1]]
     figure = Figure(figsize=(7.2, 0.36 * len(chosen) + 1.2), layout="constrained")
@@ -259,7 +266,7 @@ def report(data: str, rows: Sequence[Mapping[str, str]], out: Path) -> None:
         axes.scatter(values, [n] * len(values), s=16, color="#4a7fb0", alpha=0.5, linewidth=0)
         axes.scatter([values.mean()], [n], s=44, color="#d1495b", zorder=3)
     axes.set_yticks(range(len(chosen)), [name for name, _ in reversed(chosen)])
-    axes.set_xlabel("IoU on cases held back, %: seeds, and their mean")
+    axes.set_xlabel("IoU on held-out cases, %: seeds, and their mean")
     axes.set_title(data, loc="left", fontsize="medium")
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Early exit beside the deepest level everywhere: time, Dice, and where windows stopped, volume by volume.
+"""Early exit compared with the deepest level everywhere: time, Dice, and where windows stopped, by volume.
 
-"everywhere" computes all windows at the deepest level; "deepest" does so, too, but those of one and the same
-value once, as ``VolumeInferer`` always does; "early exit" on top of that. Speeds are against "everywhere".
+"everywhere" computes all windows at the deepest level; "deepest" does the same, but computes windows of a
+single value once, as ``VolumeInferer`` always does; "early exit" adds early exit. Speeds are relative to
+"everywhere".
 
-Also: what it costs where nothing stops (``never``, a threshold of 0), and whether the heads' disagreement
-tells which cases are wrong. Inferers take turns, round after round; times are of the windows and the way back
+It also measures the cost where no window stops (``never``, a threshold of 0), and whether the uncertainty of
+a case predicts its error. Inferers take turns, round after round; times include the windows and the way back
 to the file's grid, without reading and writing.
 """
 
@@ -47,12 +48,14 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path, required=True, help="calibrated weights")
     parser.add_argument("--images", type=Path, nargs="+", required=True)
-    parser.add_argument("--labels", type=Path, nargs="*", default=[], help="of the images, in their order")
-    parser.add_argument("--foreground", type=int, help="the one value of the labels that counts, as class 1")
-    parser.add_argument("--threshold", type=float, help="default as calibrated")
+    parser.add_argument(
+        "--labels", type=Path, nargs="*", default=[], help="labels of the images, in the same order"
+    )
+    parser.add_argument("--foreground", type=int, help="value of the labels that becomes class 1")
+    parser.add_argument("--threshold", type=float, help="default: the calibrated one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--overlap", type=float, default=0.5)
-    parser.add_argument("--overlays", nargs="*", default=[], help="JSONs over inference.json")
+    parser.add_argument("--overlays", nargs="*", default=[], help="JSONs merged over inference.json")
     parser.add_argument("--out", type=Path, required=True, help="CSV")
     args = parser.parse_args()
     threshold = args.threshold
@@ -68,7 +71,7 @@ def main() -> None:
         "early exit": early_exit_like(windows, threshold),
         "never": early_exit_like(windows, 0.0),
     }
-    rows, doubts = [], []
+    rows, uncertainties = [], []
     for n, path in enumerate(args.images):
         image = pipeline.preprocessing({"image": str(path)})["image"][None].to(pipeline.device)
         seconds: dict[str, list[float]] = {name: [] for name in inferers}
@@ -103,12 +106,12 @@ def main() -> None:
             print(rows[-1])  # noqa: T201
         if len(args.labels) > 3:
             result = VolumeInferer(windows).segment(image, pipeline.network, uncertainty=True)
-            doubts.append(result.case_uncertainty)
-    if doubts:
+            uncertainties.append(result.case_uncertainty)
+    if uncertainties:
         wrong = [1 - row["dice"] for row in rows if row["inferer"] == "deepest"]
-        rank = spearmanr(doubts, wrong, nan_policy="omit")
-        print(f"uncertainty against 1 - Dice over {len(doubts)} cases: rank correlation {rank.statistic:.2f}")  # noqa: T201
-        print(np.round(doubts, 4).tolist())  # noqa: T201
+        rank = spearmanr(uncertainties, wrong, nan_policy="omit")
+        print(f"uncertainty against 1 - Dice over {len(wrong)} cases: rank correlation {rank.statistic:.2f}")  # noqa: T201
+        print(np.round(uncertainties, 4).tolist())  # noqa: T201
     write_csv(args.out, rows)
 
 

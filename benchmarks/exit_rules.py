@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When is a window sure? Rules for early exit side by side: what each loses of Dice at which speed.
+"""When is a window certain enough? Rules for early exit: how much Dice each loses at which speed.
 
-All heads of all windows of the held-back cases of a bundle are computed once. Every rule then gives each
+All heads of all windows of the held-out cases of a bundle are computed once. Every rule then gives each
 window a number per level, and windows stop at the first level whose number is at most a threshold; thresholds
-are percentiles of the numbers. Speed is by multiply-adds, against the deepest level everywhere.
+are percentiles of the numbers. Speed is by multiply-adds, relative to the deepest level everywhere.
 """
 
 from __future__ import annotations
@@ -28,20 +28,22 @@ PERCENTILES = range(10, 100, 10)
 
 
 def uncertain(heads: Tensor) -> Tensor:
-    """Of each voxel how far the likeliest class is from certain: (levels, K, *window) to (levels, voxels)."""
+    """Uncertainty of the likeliest class of each voxel: (levels, K, *window) to (levels, voxels)."""
     return 1 - heads.softmax(dim=1).amax(dim=1).flatten(start_dim=1)
 
 
 def changed(heads: Tensor) -> Tensor:
-    """Share of voxels whose class differs from that of the level before; L1, which has none, never stops."""
+    """Share of voxels whose class differs from that of the previous level; L1 has none and never stops."""
     labels = heads.argmax(dim=1).flatten(start_dim=1)
     return torch.cat([torch.tensor([torch.inf]), (labels[1:] != labels[:-1]).float().mean(dim=1)])
 
 
 RULES: dict[str, Callable[[Tensor], Tensor]] = {
-    "mean doubt": lambda heads: uncertain(heads).mean(dim=1),
-    "doubt of the least certain voxel": lambda heads: uncertain(heads).amax(dim=1),
-    "share of voxels with a doubt over 0.1": lambda heads: (uncertain(heads) > 0.1).float().mean(dim=1),
+    "mean uncertainty": lambda heads: uncertain(heads).mean(dim=1),
+    "uncertainty of the least certain voxel": lambda heads: uncertain(heads).amax(dim=1),
+    "share of voxels with an uncertainty over 0.1": lambda heads: (
+        (uncertain(heads) > 0.1).float().mean(dim=1)
+    ),
     "voxels expected wrong over found": lambda heads: (
         uncertain(heads).sum(dim=1) / ((1 - heads.softmax(dim=1)[:, 0]).flatten(start_dim=1).sum(dim=1) + 100)
     ),
@@ -52,7 +54,7 @@ RULES: dict[str, Callable[[Tensor], Tensor]] = {
 def main() -> None:
     """Parse arguments, measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--configs", nargs="+", required=True, help="train.json and what lies over it")
+    parser.add_argument("--configs", nargs="+", required=True, help="train.json and its overlays")
     parser.add_argument("--dataset_dir", required=True)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="CSV")
@@ -67,7 +69,7 @@ def main() -> None:
     depth, window = network.depth, tuple(get("roi_size"))
     work = np.array([multiply_adds(prune(network, k), (1, 1, *window)) for k in range(1, depth + 1)])
     numbers: list[dict[str, Tensor]] = []
-    kept: list[Tensor] = []  # of every window the logits of all levels
+    kept: list[Tensor] = []  # logits of all levels, window by window
     batches = list(get("validate#dataloader"))
     settings = {
         "roi_size": window,
@@ -83,7 +85,7 @@ def main() -> None:
         return heads[-1:]
 
     def dice(exits: list[int]) -> float:
-        """Mean Dice if window after window stops at these levels, 0 the shallowest."""
+        """Mean Dice if the windows stop at these levels; 0 is the shallowest."""
         left, scores = iter([heads[k][None].float() for heads, k in zip(kept, exits, strict=True)]), []
         for batch in batches:
             logits = sliding_window_inference(batch["image"], predictor=lambda _: next(left), **settings)
@@ -100,8 +102,8 @@ def main() -> None:
         seen = set()
         for percentile in PERCENTILES:
             threshold = float(np.percentile(found[found.isfinite()], percentile))
-            sure = torch.cat([found <= threshold, torch.ones(len(found), 1, dtype=torch.bool)], dim=1)
-            exits = sure.int().argmax(dim=1).tolist()
+            stops = torch.cat([found <= threshold, torch.ones(len(found), 1, dtype=torch.bool)], dim=1)
+            exits = stops.int().argmax(dim=1).tolist()
             speed = round(float(work[-1] / work[exits].mean()), 2)
             if speed in seen:
                 continue

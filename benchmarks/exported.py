@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inference of the deepest level beside BasicUNetPlusPlus: eager, compiled, scripted, and by ONNX Runtime.
+"""Inference of the deepest level compared with BasicUNetPlusPlus: eager, compiled, scripted, ONNX Runtime.
 
-And by OpenVINO, where it is installed.
+OpenVINO is measured as well, where it is installed.
 
 python benchmarks/exported.py --dims 3 --size 48 --out benchmarks/results/exported_3d_48.csv
 """
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def _onnx(net: torch.nn.Module, x: torch.Tensor, path: Path, wanted: torch.Tensor) -> Callable[[], object]:
-    """Export, check against eager, and return a job that runs the exported network."""
+    """Export, check against eager mode, and return a job that runs the exported network."""
     torch.onnx.export(net, (x,), path, dynamo=True, verbose=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -81,7 +81,7 @@ def _onnx(net: torch.nn.Module, x: torch.Tensor, path: Path, wanted: torch.Tenso
 
 
 def _openvino(x: torch.Tensor, path: Path, wanted: torch.Tensor) -> Callable[[], object]:
-    """Check the ONNX file against eager, and return a job that runs it."""
+    """Check the ONNX file against eager mode, and return a job that runs it."""
     import openvino
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}

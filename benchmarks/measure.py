@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks here measure with, beside ``monai_unetpp.levels.cost``: tasks, ratios, peak memory.
+"""Tools that the benchmarks share, beside ``monai_unetpp.levels.cost``: tasks, ratios, peak memory.
 
-Networks are timed in turn, round after round, so that a slow moment of the machine meets all of them; ratios
-are medians over rounds of the ratio within a round.
+Networks are timed in turn, round after round, so that a slow moment of the machine affects all of them;
+ratios are medians over rounds of the ratio within a round.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MIB = 2**20
 
 
 def train_step(net: nn.Module, x: Tensor) -> None:
-    """Forward on all heads, a loss that costs next to nothing, backward."""
+    """Forward on all heads, a loss of negligible cost, backward."""
     net.train()
     net.zero_grad(set_to_none=True)
     heads = net(x)
@@ -41,7 +41,7 @@ def ratio(seconds: Mapping[str, Sequence[float]], name: str, reference: str) -> 
 
 
 def peak_memory(job: Callable[[], None], device: str) -> float:
-    """Return the most that ``job`` held at a time beyond what was there before, in MiB."""
+    """Return the peak memory of ``job`` beyond that in use before, in MiB."""
     job()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -65,7 +65,7 @@ def matmul_peak(device: str, size: int = 2048) -> float:
 
 
 def machine() -> str:
-    """Return what a figure depends on."""
+    """Return a description of the machine and the versions that a figure depends on."""
     device = (
         torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
     )

@@ -24,7 +24,7 @@ from monai_unetpp.levels.cost import interleaved
 
 
 def work(rank: int, processes: int, folder: str, size: int, rounds: int) -> None:
-    """Train on volumes of this process's own, and leave the median seconds of a step in ``folder``."""
+    """Train on volumes of this process, and write the median seconds of a step to ``folder``."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet{processes}", rank=rank, world_size=processes)
     torch.manual_seed(rank)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of a level goes, by row of the triangle: why a shallow one takes more than its share.
+"""Where the time of a level goes, by row of the triangle: why a shallow level takes more than its share.
 
 python benchmarks/profile_levels.py --dims 2 --size 128 --out benchmarks/results/profile_levels_2d.csv
 """
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dims", type=int, default=2)
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--width", type=int, default=8, help="of row 0; each row below has twice that")
+    parser.add_argument("--width", type=int, default=8, help="width of row 0; each row below has twice that")
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--out", required=True)
     args = parser.parse_args()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real data sets that fit in memory, and one way to learn from each: what claims.py and depth_study.py share.
+"""Real data sets that fit in memory, and one way to train on each; shared by claims.py and depth_study.py.
 
 nodules        100 cubes of CT around lung nodules (LIDC-IDRI), 3D
 nuclei         430 microscopy images (Data Science Bowl 2018), 2D
@@ -44,7 +44,7 @@ from monai_unetpp import DeepSupervisionDiceLoss
 from monai_unetpp.data import read_dataset
 from monai_unetpp.files import atomic_write
 
-HELD_BACK = 0.25
+HELD_OUT = 0.25
 KEYS = ("image", "label")
 PAPER = (32, 64, 128, 256, 512)
 NODULES, PICTURES = (40, 40, 40), (128, 128)
@@ -53,16 +53,16 @@ Cases = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Task:
-    """A data set and how to learn from it.
+    """A data set and how to train on it.
 
     Args:
-        read: from its folder to cases: image and label as tensors (1, *spatial), and the name of their
-            scan, of which all cases or none are held back.
-        window: to train on and to slide.
-        crop: transforms that cut one window out of a case, at random.
-        channels: widths, unless those of the paper are asked for.
-        epochs: passes over the cases, one window each.
-        batch_size: windows per step.
+        read: Function from its folder to cases: image and label as tensors (1, *spatial), and the name of
+            their scan, all cases of which are held out, or none.
+        window: Size of the training patch and of the sliding window, in voxels.
+        crop: Transforms that cut one patch out of a case, at random.
+        channels: Widths, unless those of the paper are requested.
+        epochs: Number of passes over the cases, one patch each.
+        batch_size: Number of patches per step.
     """
 
     read: Callable[[Path], Cases]
@@ -74,7 +74,7 @@ class Task:
 
 
 def read_nodules(folder: Path) -> Cases:
-    """Cubes of 51^3 voxels in HU, in the layout of the Decathlon; one a patient."""
+    """Cubes of 51^3 voxels in HU, in the layout of the Decathlon; one per patient."""
     load = Compose(
         [
             LoadImaged(KEYS),
@@ -88,7 +88,7 @@ def read_nodules(folder: Path) -> Cases:
 
 
 def read_nuclei(folder: Path) -> Cases:
-    """Pictures in grey, and maps of instances, of which only the foreground is taken."""
+    """Pictures in grey, and maps of instances, of which only the foreground is used."""
     return [
         _picture(path, np.asarray(Image.open(folder / "labels" / path.name)) > 0, path.name)
         for path in sorted((folder / "images").glob("*.png"))
@@ -121,7 +121,7 @@ TASKS = {
     "nodules": Task(
         read_nodules,
         NODULES,
-        # a nodule lies in the middle of its cube: shifted windows, or the network learns the middle
+        # a nodule lies in the middle of its cube: without shifts the network learns the middle
         (RandSpatialCropd(KEYS, NODULES, random_size=False),),
         channels=(8, 16, 32, 64, 128),
         epochs=20,
@@ -137,7 +137,7 @@ TASKS = {
 
 
 def study_arguments(description: str | None) -> argparse.ArgumentParser:
-    """The arguments of a study: which data, where they lie, where results go, how much of it."""
+    """The arguments of a study: which data, where they are, where results go, how long to train."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -149,12 +149,12 @@ def study_arguments(description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, help="default: what fits in an hour or two on two cores")
-    parser.add_argument("--paper", action="store_true", help=f"the paper's widths, {PAPER}; wants a GPU")
+    parser.add_argument("--paper", action="store_true", help=f"the paper's widths, {PAPER}; requires a GPU")
     return parser
 
 
 def windows(task: Task, cases: Cases, seed: int) -> DataLoader:
-    """Batches of augmented windows."""
+    """Batches of augmented patches."""
     dims = len(task.window)
     transform = Compose(
         [
@@ -170,19 +170,19 @@ def windows(task: Task, cases: Cases, seed: int) -> DataLoader:
 
 
 def train(net: nn.Module, task: Task, cases: Cases, epochs: int, seed: int, path: Path, **loss: Any) -> None:
-    """Give ``net`` its weights from ``path``, or train it on all heads, and keep them there.
+    """Load the weights of ``net`` from ``path``, or train it on all heads and store them there.
 
-    What an epoch draws at random depends on the seed and its number alone: a training that was stopped goes
-    on, after its last whole epoch, as if it had not been.
+    The random numbers of an epoch depend only on the seed and its number: an interrupted training resumes
+    after its last complete epoch, with the same result.
 
     Args:
-        net: drawn with this seed.
-        task: how to learn.
-        cases: to learn from.
-        epochs: the learning rate falls to zero over them.
-        seed: of what is drawn.
-        path: of the trained weights.
-        **loss: further arguments of the loss.
+        net: Network, initialised with this seed.
+        task: How to train.
+        cases: Training cases.
+        epochs: Number of epochs, over which the learning rate falls to zero.
+        seed: Seed of the random numbers.
+        path: File of the trained weights.
+        **loss: Additional arguments of the loss.
     """
     if path.exists():
         net.load_state_dict(torch.load(path, weights_only=True))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time and memory beside what else one would take: same widths, same input, same number of classes.
+"""Time and memory compared with alternatives: same widths, same input, same number of classes.
 
 python benchmarks/versus.py --dims 3 --size 48 --batch 1 --out benchmarks/results/versus_3d_48.csv
 """
@@ -28,7 +28,7 @@ REFERENCE = "BasicUNetPlusPlus"
 
 
 def networks(dims: int, classes: int) -> dict[str, Callable[[], nn.Module]]:
-    """Return makers of the networks to compare; ours has the weights of the reference."""
+    """Return functions that build the networks to compare; ours has the weights of the reference."""
     reference = BasicUNetPlusPlus(dims, 1, classes, (*WIDTHS, WIDTHS[0]), deep_supervision=True)
 
     def checkpointed() -> UNetPlusPlus:

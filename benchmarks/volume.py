@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peak memory and time of a whole CT, from file to file: the bundle's pipeline beside MONAI's usual one.
+"""Peak memory and time of a whole CT, from file to file: the bundle's pipeline compared with MONAI's.
 
-Each runs in a process of its own, with a network that costs next to nothing: what is measured is what happens
-around it. Memory is that of the process beyond what the loaded libraries take.
+Each runs in its own process, with a network of negligible cost, so that the measurement covers everything
+around the network. Memory is that of the process beyond the loaded libraries.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from monai_unetpp.files import write_csv
 GIB = 2**30
 PIPELINES = ("bundle", "monai")
 
-# what bundles of the model zoo do, and ours did before
+# as bundles of the model zoo do
 USUAL = {
     "inferer": "@windows",
     "postprocessing#transforms": [
@@ -61,7 +61,7 @@ class Windows(nn.Module):
 
 
 def write_volume(path: Path, size: list[int], spacing: list[float]) -> None:
-    """A volume of int16 in which brightness varies from place to place."""
+    """A volume of int16 whose brightness varies from place to place."""
     axes = [np.sin(np.arange(n) / 20.0) for n in size]
     volume = axes[0][:, None, None] + axes[1][:, None] + axes[2]
     np.multiply(volume, 150, out=volume)
@@ -69,7 +69,7 @@ def write_volume(path: Path, size: list[int], spacing: list[float]) -> None:
 
 
 def peak() -> int:
-    """Bytes that this process has held at most."""
+    """Peak memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -101,11 +101,13 @@ def run(pipeline: str, source: Path, out: Path, pixdim: list[float], roi: int) -
 
 
 def main() -> None:
-    """Parse arguments; measure, or be one of the processes that are measured."""
+    """Parse arguments; measure, or act as one of the measured processes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, nargs=3, default=[512, 512, 800])
     parser.add_argument("--spacing", type=float, nargs=3, default=[0.8, 0.8, 1.0], help="mm")
-    parser.add_argument("--pixdim", type=float, nargs=3, default=[1.5, 1.5, 1.5], help="mm, the network's")
+    parser.add_argument(
+        "--pixdim", type=float, nargs=3, default=[1.5, 1.5, 1.5], help="spacing of the network, mm"
+    )
     parser.add_argument("--roi", type=int, default=96)
     parser.add_argument("--pipelines", nargs="+", choices=PIPELINES, default=list(PIPELINES))
     parser.add_argument("--out", type=Path, required=True, help="CSV")

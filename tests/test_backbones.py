@@ -13,6 +13,8 @@ from monai_unetpp.network.backbones import backbone_stages, backbone_widths
 
 NAMES = ["resnet10", "resnet50", "efficientnet-b0"]
 
+pytestmark = pytest.mark.slow
+
 
 def network(name, dims=2, depth=5, **settings):
     torch.manual_seed(0)

@@ -45,6 +45,8 @@ WORKFLOWS = pytest.mark.parametrize(
 )
 SELF_CONTAINED = pytest.mark.parametrize("name", ["train", "inference"])
 
+pytestmark = pytest.mark.slow
+
 
 def liver(names, root, **override):
     return run("liver", names, root, **override)

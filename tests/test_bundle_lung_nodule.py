@@ -20,6 +20,8 @@ NODULE, LUNG, WALL = 30, -850, 40  # HU
 LABELS = {"0": "background", "1": "nodule"}
 CUBE = (51, 51, 51)
 
+pytestmark = pytest.mark.slow
+
 
 def chest(name, centres, radius=5, shape=CUBE, seed=0, rod=4):
     """Lung with balls, a rod as dense as they are, and noise."""

@@ -29,6 +29,8 @@ WORKFLOWS = pytest.mark.parametrize(
 )
 SELF_CONTAINED = pytest.mark.parametrize("name", ["train", "inference"])
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=NAMES)
 def bundle(request):

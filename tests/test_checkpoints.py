@@ -13,6 +13,8 @@ from monai_unetpp.__main__ import main
 from monai_unetpp.files import atomic_write
 from monai_unetpp.weights import prune_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 def changed(net):
     """The network in evaluation with other weights than ``tiny`` gives every time."""

@@ -9,6 +9,8 @@ from monai_unetpp.data import read_dataset
 from monai_unetpp.data.phantoms import chest_phantom, write_phantoms
 from monai_unetpp.data.phantoms.parts import Part
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def phantoms():

@@ -13,6 +13,8 @@ from monai_unetpp import __version__
 from monai_unetpp.__main__ import COMMANDS, SHARED, main
 from monai_unetpp.data.phantoms import write_liver_phantoms
 
+pytestmark = pytest.mark.slow
+
 
 def python(*arguments):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)

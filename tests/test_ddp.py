@@ -16,6 +16,8 @@ CASES = {
     for deep_supervision in (True, False)
 }
 
+pytestmark = pytest.mark.slow
+
 
 def network(case):
     skips, deep_supervision = CASES[case]

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the site, the community files and CI say of the package is so; the site itself is built by .ci/run."""
+"""What pages, tutorials and workflows say of the package is true; .ci/run builds the site itself."""
 
 import argparse
 import importlib.util
 import json
+import os
 import re
 import runpy
 import shlex
@@ -17,23 +18,34 @@ from monai_unetpp.__main__ import COMMANDS
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-WRITTEN = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "README.md"]
+FOLDERS = ("benchmarks", "bundles/*", "bundles/*/weights", "tutorials", "monai_unetpp/**", ".github")
+WRITTEN = sorted(
+    {*PAGES, *ROOT.glob("*.md")}
+    | {path for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.md")}
+    | {*(ROOT / "benchmarks/faults").glob("*.md"), *(ROOT / "benchmarks/results").glob("*.md")}
+)
+TUTORIALS = sorted(ROOT.glob("tutorials/[0-9]*.py"))
 EVERY_PAGE = pytest.mark.parametrize("page", WRITTEN, ids=lambda path: path.relative_to(ROOT).as_posix())
 WORKFLOW = (ROOT / ".github/workflows/ci.yml").read_text()
+WIDTH, ROW = 120, 160  # a row of a table cannot be broken
 
 
 def fenced(page):
-    """The blocks of code of a page, each with its language."""
-    return re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    """The blocks of code of a page, each with its language; of a tutorial, those in its Markdown cells."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".py":
+        text = re.sub(r"^# ?", "", text, flags=re.MULTILINE)
+    return re.findall(r"^ *```(\w*)\n(.*?)^ *```", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def commands(start):
-    """Words of the commands on all pages that have ``start`` in them, and what follows it."""
-    for page in WRITTEN:
+def commands(start, pages=WRITTEN):
+    """Words of the commands on pages that match ``start``, and what follows it."""
+    for page in pages:
         for _, block in fenced(page):
             for line in block.replace("\\\n", " ").splitlines():
-                if start in line and not line.startswith("#"):
-                    yield shlex.split(line.split(start, 1)[1].split("&&")[0], comments=True)
+                found = re.search(start, line)
+                if found and not line.startswith("#"):
+                    yield shlex.split(line[found.end() :].split("&&")[0], comments=True)
 
 
 # Pages
@@ -97,29 +109,75 @@ def test_data_set_of_the_page_on_training_is_one(tmp_path):
     assert (len(data.cases), data.labels) == (2, ["background", "kidney"])
 
 
+@EVERY_PAGE
+def test_lines_are_short(page):
+    lines = enumerate(page.read_text(encoding="utf-8").splitlines(), start=1)
+    most = {n: (ROW if line.startswith("|") else WIDTH, line.strip()) for n, line in lines}
+    long = [n for n, (width, line) in most.items() if len(line) > width and " " in line]
+    assert long == [], f"{page.relative_to(ROOT)}: lines {long} have more than {WIDTH} characters"
+
+
+DIALECT = (  # and the words of the field
+    ("held[- ]back", "held-out, held out"),
+    (r"l(?:ies|ie|ay|ying) over", "is merged over, overrides"),
+    (r"doubts?\b|unsure", "uncertainty, uncertain"),
+    ("mended", "fixed"),
+    ("line by line", "eager mode"),
+    ("hangs? together", "largest connected component"),
+    ("left[- ]over", "stale"),
+    ("whole or (?:not|absent)", "atomic"),
+)
+
+
+NOT_HISTORY = [page for page in [*WRITTEN, *TUTORIALS] if page.name != "CHANGELOG.md"]  # old names are there
+
+
+@pytest.mark.parametrize("page", NOT_HISTORY, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_pages_use_the_words_of_the_field(page):
+    text = re.sub(r"\s+(?:# )?", " ", page.read_text(encoding="utf-8"))
+    for dialect, better in DIALECT:
+        assert not re.search(rf"\b(?:{dialect})", text, flags=re.IGNORECASE), f"{page.name}: {better}"
+
+
 # Commands
 
 
 def test_commands_of_this_package_have_the_options_that_pages_give_them():
-    lines = [words for words in commands("-m monai_unetpp ") if words[1:] != ["--help"]]
-    assert {words[0] for words in lines} >= {"phantom", "segment", "prune", "pack"}
+    found = list(commands(r"(?:-m monai_unetpp|(?<![\w./-])monai-unetpp) ", [*WRITTEN, *TUTORIALS]))
+    lines = [words for words in found if words[0] in COMMANDS and words[1:] != ["--help"]]
+    assert [words[0] for words in found if words[0] not in {*COMMANDS, "COMMAND", "--version"}] == []
+    assert {words[0] for words in lines} == {*COMMANDS}
     for name, *words in lines:
         parser = argparse.ArgumentParser()
         COMMANDS[name](parser)
-        parser.parse_args(words)  # exits on an option that is not there
+        parser.parse_args(words)  # exits on an option that does not exist
+
+
+def test_short_form_of_the_command_is_on_the_pages():
+    for page in (ROOT / "README.md", DOCS / "how-to/segment.md"):
+        assert re.search(r"^monai-unetpp segment ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
 def test_configurations_have_the_keys_that_pages_override():
-    lines = [words for words in commands("-m monai.bundle run ") if "--config_file" in words]
-    assert len(lines) > 8
+    lines = [words for words in commands(r"-m monai\.bundle run ") if "--config_file" in words]
+    checked = 0
     for words in lines:
         files = re.findall(r"[\w/]+\.json", words[words.index("--config_file") + 1])
-        files = [
-            name.replace("kidney/", "bundles/liver/") for name in files
-        ]  # copied on the page on training
-        keys = set().union(*(json.loads((ROOT / name).read_text()) for name in files))
-        given = {word[2:].split("#")[0] for word in words if word.startswith("--")} - {"config_file"}
-        assert given <= keys | {"dataset_dir"}, f"{files} have no {given - keys}"
+        files = [name.replace("kidney/", "bundles/liver/") for name in files]  # copied on that page
+        if files:  # and no variable of the shell
+            keys = set().union(*(json.loads((ROOT / name).read_text()) for name in files))
+            given = {word[2:].split("#")[0] for word in words if word.startswith("--")}
+            given -= {"config_file", "tracking"}  # arguments of MONAI's own
+            assert given <= keys | {"dataset_dir"}, f"{files} have no {given - keys}"
+            checked += 1
+    assert checked > 30
+
+
+def test_tests_that_the_page_for_contributors_runs_exist():
+    named = re.findall(r"(tests/\w+\.py)(?:::(\w+))?", (ROOT / "CONTRIBUTING.md").read_text())
+    assert any(test for _, test in named)
+    for path, test in named:
+        assert f"def {test}" in (ROOT / path).read_text(), f"{path}::{test}"
 
 
 # Beside the site
@@ -146,6 +204,29 @@ def test_workflow_tries_the_lowest_versions_that_are_supported():
         (tried,) = re.findall(rf'{name}: "([\d.]+)"', WORKFLOW)
         (lowest,) = re.findall(rf'"{name}>=([\d.]+)"', project)
         assert tried.removesuffix(".0") == lowest.removesuffix(".0")
+
+
+def test_spelling_is_checked_wherever_style_is():
+    for name in (".ci/run", ".github/workflows/ci.yml", ".pre-commit-config.yaml"):
+        text = (ROOT / name).read_text()
+        assert "codespell" in text, name
+        assert "ruff check" in text, name
+
+
+def test_workflows_use_scripts_that_exist_and_can_run():
+    workflows = sorted((ROOT / ".github/workflows").glob("*.yml"))
+    assert [path.name for path in workflows] == ["ci.yml", "publish.yml"]
+    for path in workflows:
+        for script in re.findall(r"run: (\.ci/\w+)", path.read_text()):
+            assert os.access(ROOT / script, os.X_OK), script
+
+
+def test_files_of_github_are_yaml():
+    yaml = pytest.importorskip("yaml")
+    files = sorted((ROOT / ".github").rglob("*.yml"))
+    assert len(files) >= 6
+    for path in files:
+        assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict), path
 
 
 def test_tests_that_the_workflow_leaves_out_exist():

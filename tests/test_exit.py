@@ -20,6 +20,8 @@ WINDOW = {"roi_size": (16, 16, 16), "sw_batch_size": 4, "overlap": 0.25, "mode":
 FOUND = ExitScore(threshold=0.2, dice=0.8, full_dice=0.81, exits=(3, 2), tolerance=0.01)
 DEEP = [4, 6, 8]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def net():

@@ -16,6 +16,8 @@ SIZES = pytest.mark.parametrize("sizes", [EVEN, ODD], ids=["even", "odd"])
 TORCH = {"rtol": 0, "atol": 1e-5}  # the same kernels, but elementwise steps may be fused
 ONNX = {"rtol": 0, "atol": 2e-5}  # other kernels: float32 rounding, magnified by the norms
 
+pytestmark = pytest.mark.slow
+
 
 def dynamic_shapes(spatial_dims):
     return (dict.fromkeys([0, *range(2, spatial_dims + 2)], torch.export.Dim.DYNAMIC),)

@@ -16,6 +16,8 @@ pytest.importorskip("onnxruntime")
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
 RUNTIMES = ["onnxruntime", "openvino"]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def net(tiny):

@@ -30,6 +30,8 @@ JUNK = [
     *(("instance", None), "layer", "geglu", "syncbatch", "localresponse", [2.0, 2.0], b"conv", [None, None]),
 ]
 
+pytestmark = pytest.mark.slow
+
 
 @st.composite
 def arguments(draw):

@@ -15,6 +15,8 @@ from bundles import BUNDLES, TINY_TRAINING, affine, ball, run, write_cases
 
 SETTINGS = {**TINY_TRAINING, "out_channels": 3, "max_epochs": 2, "val_fraction": 0.6, "batch_size": 1}
 
+pytestmark = pytest.mark.slow
+
 
 # after its last line, on busy cores, about one in thirty: gloo's threads in torch 2.13, with torch alone too
 ABORTED = "terminate called without an active exception"

@@ -29,6 +29,8 @@ TRAINING = {key: value for key, value in TINY_TRAINING.items() if key not in ("d
 SHIPPED = BUNDLES / "lung_nodule" / "weights" / "model.pt"
 NET = {"spatial_dims": 3, "in_channels": 1, "out_channels": 3, "channels": (16, 32, 64, 128), "strides": 2}
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):

@@ -26,5 +26,5 @@ def test_continuous_integration_finds_the_second_command():
 
 def test_files_that_the_readmes_name_exist():
     for readme in [ROOT / "README.md", *ROOT.glob("*/README.md"), *ROOT.glob("bundles/*/README.md")]:
-        for link in re.findall(r"\]\((?!http)([^)]+)\)", readme.read_text()):
+        for link in re.findall(r"\]\((?!http)([^)#]+)", readme.read_text()):
             assert (readme.parent / link).exists(), f"{readme} names {link}"

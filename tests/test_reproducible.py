@@ -13,6 +13,8 @@ import torch
 from bundles import run
 from monai_unetpp import UNetPlusPlus, prune
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_masks_are_the_same_with_any_number_of_workers(trained, balls, tmp_path, workers):

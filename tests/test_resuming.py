@@ -29,6 +29,8 @@ from monai_unetpp.handlers import (
 
 SETTINGS = TINY_TRAINING | {"batch_size": 1, "max_epochs": 3, "network_def#dropout": 0.2}  # 3 steps an epoch
 
+pytestmark = pytest.mark.slow
+
 
 def last(root, epoch=3):
     return torch.load(root / "models" / f"checkpoint_epoch={epoch}.pt", weights_only=True)

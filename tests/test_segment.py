@@ -27,6 +27,8 @@ from monai_unetpp.segment import Outcome, Report, load_pipeline, segment, segmen
 SETTINGS = {**TINY, "channels": [4, 8]}
 LIVER = BUNDLES / "liver"
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def weights(trained):

@@ -27,6 +27,8 @@ SETS = [text for key, value in SETTINGS.items() for text in ("--set", key, json.
 LIVER = BUNDLES / "liver"
 TRIALS = Path(__file__).parents[1] / "benchmarks" / "faults"
 
+pytestmark = pytest.mark.slow
+
 
 def segment_here(source, out, weights, **more):
     return segment(source, out, LIVER, ckpt_path=weights, **{**SETTINGS, **more})

@@ -39,6 +39,8 @@ NEEDS_MATPLOTLIB = pytest.mark.skipif(
 CHANNELS = [4, 6, 8]  # two levels
 GREEN, RED = (61, 220, 132), (255, 82, 82)
 
+pytestmark = pytest.mark.slow
+
 
 def needs_mlflow(test):
     """Skip a test where the extra is not installed; MLflow 3.17 uses what SQLAlchemy 2.1 deprecates."""

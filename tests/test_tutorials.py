@@ -16,6 +16,8 @@ TUTORIALS = sorted(HERE.glob("[0-9]*.py"))
 NOTEBOOKS = sorted(HERE.glob("notebooks/*.ipynb"))
 MAKER = runpy.run_path(str(HERE / "make_notebooks.py"))
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:

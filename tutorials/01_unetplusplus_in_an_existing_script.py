@@ -2,12 +2,12 @@
 # %% [markdown]
 # # UNet++ in an existing MONAI script
 #
-# You have a script with MONAI's `BasicUNetPlusPlus`, a training loop of your own, and a checkpoint that took
-# a while to train. Here is how to
+# You have a script with MONAI's `BasicUNetPlusPlus`, a training loop of your own, and weights that took a
+# while to train. This tutorial shows how to
 #
-# 1. change two lines, and keep the checkpoint,
-# 2. train on, all levels at once,
-# 3. see what each level makes of the same slice,
+# 1. change two lines, and keep the weights,
+# 2. continue the training, all levels at once,
+# 3. compare the levels on the same slice,
 # 4. keep the one that is deep enough.
 #
 # It takes about a minute on one CPU core and downloads nothing: the CTs are synthetic, so no number below
@@ -46,7 +46,7 @@ output.mkdir(parents=True, exist_ok=True)
 # ## The script as it was
 #
 # Twelve CTs of the abdomen, voxels of 4 x 4 x 8 mm, 96 x 80 pixels a slice. We look for the liver, tumours
-# included. A 2D network learns from the slices of nine cases; three cases are held back.
+# included. A 2D network learns from the slices of nine cases; three cases are held out.
 
 # %%
 keys = ("image", "label")
@@ -65,15 +65,15 @@ with TemporaryDirectory() as folder:
     index = write_liver_phantoms(folder, cases=12)
     cases = [load(case) for case in load_decathlon_datalist(index, is_segmentation=True)]
 
-training, held_back = cases[:9], cases[9:]
+training, held_out = cases[:9], cases[9:]
 images = torch.cat([case["image"].movedim(-1, 0) for case in training])  # (slices, 1, 96, 80)
 labels = torch.cat([case["label"].movedim(-1, 0) for case in training])
-print(f"{len(images)} slices to learn from, {len(held_back)} cases held back")
+print(f"{len(images)} slices to learn from, {len(held_out)} held-out cases")
 
 
 # %% [markdown]
-# The training loop serves any network. So do the inferer, which takes a 2D network through a 3D volume slice
-# by slice, and the metric.
+# The training loop works for any network, and so do the metric and the inferer, which applies a 2D network to
+# a 3D volume slice by slice.
 
 
 # %%
@@ -94,16 +94,17 @@ inferer = SliceInferer(roi_size=(96, 80), spatial_dim=2, sw_batch_size=16)
 
 
 def mean_dice(volumes):
-    """Score one volume of logits per case held back."""
+    """Score one volume of logits per held-out case."""
     metric = DiceMetric(include_background=False, num_classes=2)
-    for logits, case in zip(volumes, held_back, strict=True):
+    for logits, case in zip(volumes, held_out, strict=True):
         metric(logits.argmax(dim=1, keepdim=True), case["label"][None])
     return metric.aggregate().item()
 
 
 # %% [markdown]
 # MONAI's network always returns a list of heads, shallowest first. So the script takes the mean of the loss
-# over that list, and picks `[-1]` wherever it needs a prediction. Forty steps stand for your long training.
+# over that list, and selects `[-1]` wherever it requires a prediction. Forty steps stand for your long
+# training.
 
 # %%
 theirs = BasicUNetPlusPlus(
@@ -113,8 +114,8 @@ dice_ce = DiceCELoss(to_onehot_y=True, softmax=True)
 train(theirs, lambda heads, label: sum(dice_ce(head, label) for head in heads) / len(heads), steps=40)
 
 with torch.no_grad():
-    before = mean_dice([inferer(case["image"][None], lambda x: theirs(x)[-1]) for case in held_back])
-print(f"BasicUNetPlusPlus, held-back Dice: {before:.3f}")
+    before = mean_dice([inferer(case["image"][None], lambda x: theirs(x)[-1]) for case in held_out])
+print(f"BasicUNetPlusPlus, held-out Dice: {before:.3f}")
 
 # %% [markdown]
 # ## Two lines change
@@ -127,7 +128,8 @@ print(f"BasicUNetPlusPlus, held-back Dice: {before:.3f}")
 # +net = UNetPlusPlus(spatial_dims=2, ..., channels=(8, 16, 32, 64, 128))
 # ```
 #
-# and every `[-1]` goes: in evaluation the network returns one tensor, in training a list, *deepest first*.
+# and every `[-1]` is removed: in evaluation the network returns one tensor, in training a list, *deepest
+# first*.
 
 # %%
 from monai_unetpp import UNetPlusPlus
@@ -138,8 +140,8 @@ print("training:  ", [tuple(head.shape) for head in net.train()(x)])
 print("evaluation:", tuple(net.eval()(x).shape))
 
 # %% [markdown]
-# That network starts from scratch. To keep what has been trained, load the checkpoint into MONAI's network,
-# as ever, and convert it:
+# That network starts from scratch. To keep what has been trained, load the weights into MONAI's network as
+# before, and convert it:
 
 # %%
 from monai_unetpp import from_basic_unet_plus_plus
@@ -147,8 +149,8 @@ from monai_unetpp import from_basic_unet_plus_plus
 net = from_basic_unet_plus_plus(theirs)
 with torch.no_grad():
     shallow_first, deep_first = theirs(x), net.all_heads(x)
-    after = mean_dice([inferer(case["image"][None], net) for case in held_back])
-print(f"UNetPlusPlus, held-back Dice: {after:.3f}")
+    after = mean_dice([inferer(case["image"][None], net) for case in held_out])
+print(f"UNetPlusPlus, held-out Dice: {after:.3f}")
 
 assert isinstance(net(x), torch.Tensor)
 for old, new in zip(reversed(shallow_first), deep_first, strict=True):
@@ -156,11 +158,11 @@ for old, new in zip(reversed(shallow_first), deep_first, strict=True):
 assert abs(after - before) < 1e-4
 
 # %% [markdown]
-# ## Train on
+# ## Continue the training
 #
-# `DeepSupervisionDiceLoss` is the mean over all heads that the script had written by hand. Its
+# `DeepSupervisionDiceLoss` is the mean over all heads that the script computed by hand. Its
 # `weights="halving"`, and MONAI's own `DeepSupervisionLoss`, give the first head of the list the largest
-# weight: here that is the deepest, as they mean it to be.
+# weight: here that is the deepest, as intended.
 
 # %%
 from monai_unetpp import DeepSupervisionDiceLoss
@@ -171,24 +173,24 @@ train(net, DeepSupervisionDiceLoss(), steps=90)
 # ## One network, four depths
 #
 # Level `k` is a complete U-Net of `k` steps down. `all_heads` computes all four in one pass, and the inferer
-# hands back one volume for each.
+# returns one volume for each.
 
 # %%
 with torch.no_grad():
-    heads = [inferer(case["image"][None], net.all_heads) for case in held_back]  # per case: L4, L3, L2, L1
+    heads = [inferer(case["image"][None], net.all_heads) for case in held_out]  # per case: L4, L3, L2, L1
 
 levels = [1, 2, 3, 4]
 volumes = {k: [case_heads[-k] for case_heads in heads] for k in levels}
 dice = {k: mean_dice(volumes[k]) for k in levels}
-print("held-back Dice:", ", ".join(f"L{k} {dice[k]:.3f}" for k in levels))
+print("held-out Dice:", ", ".join(f"L{k} {dice[k]:.3f}" for k in levels))
 
 # %% [markdown]
-# The slice with most liver in it, of the first case held back. The reference is the white line, the liver
-# according to each level is blue. When this was written, L1, which sees least around a pixel, took parts of
-# the stomach and the spleen for liver; the deeper levels did not.
+# This is the slice with most liver in it, of the first held-out case. The white line is the reference, the
+# liver according to each level is blue. When this tutorial was written, L1, which sees the smallest
+# surroundings of a pixel, mistook parts of the stomach and the spleen for liver; the deeper levels did not.
 
 # %%
-image, label = held_back[0]["image"][0], held_back[0]["label"][0]  # (96, 80, slices) each
+image, label = held_out[0]["image"][0], held_out[0]["label"][0]  # (96, 80, slices) each
 z = int(label.sum(dim=(0, 1)).argmax())
 
 
@@ -213,14 +215,14 @@ with plt.style.context("dark_background"):
         ax.contourf(at_z(liver), levels=[0.5, 1], colors="deepskyblue", alpha=0.45)
     for ax in axes.flat[1:]:
         ax.contour(at_z(label), levels=[0.5], colors="white", linewidths=1.5)
-    figure.supxlabel("Dice: mean of the three cases held back")
+    figure.supxlabel("Dice: mean of the three held-out cases")
     figure.savefig(output / "levels.png", dpi=120)
 
 # %% [markdown]
 # ## Keep the level that is deep enough
 #
 # `net.level` is a dial: evaluation computes that level and no node beyond it. `prune` makes the level a
-# network of its own, with its share of the weights and the same output to the last bit.
+# network of its own, with its share of the weights and the same output bit for bit.
 
 # %%
 from monai_unetpp import prune
@@ -243,8 +245,9 @@ def parameters(net):
 print(f"L4: {parameters(net):,} parameters; L2: {parameters(small):,}")
 
 # %% [markdown]
-# Which level is enough only your own held-back data can say. On these phantoms the first is not, and beyond
-# the second there is hardly anything to gain: their liver is a simple thing. What this page claims, checked:
+# Only your own held-out data show which level is deep enough. On these phantoms the first is not, and beyond
+# the second there is hardly anything to gain, because their liver is a simple shape. The last cell checks
+# what this page claims:
 
 # %%
 assert parameters(small) < parameters(net) / 10

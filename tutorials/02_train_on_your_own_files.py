@@ -2,16 +2,17 @@
 # %% [markdown]
 # # Train on your own files
 #
-# You have a folder of CTs and a folder of label maps, as NIfTI, in no particular layout. Here is how to
+# You have a folder of CTs and a folder of label maps, as NIfTI, in no particular layout. This tutorial shows
+# how to
 #
 # 1. look at them before any training,
-# 2. write the one file that says which label belongs to which image,
+# 2. write the one file that assigns a label to each image,
 # 3. train with the liver bundle, whatever your classes are, and read its log,
-# 4. score the cases that were held back,
+# 4. score the held-out cases,
 # 5. segment a scan with what you have trained.
 #
 # It takes about a minute on one CPU core and downloads nothing: the CTs are synthetic, so no number below
-# says anything about patients. What to change for real ones is said at the end.
+# says anything about patients. The last section lists what to change for real ones.
 
 # %%
 import json
@@ -37,7 +38,7 @@ output = Path("output") / "02"
 # ## The files
 #
 # The next cell stands for your own work: eight CTs in `images`, and in `labels` a map for each, on which
-# somebody has drawn liver (1), spleen (2) and kidneys (3). With files of your own, leave it out.
+# somebody has drawn liver (1), spleen (2) and kidneys (3). With files of your own, omit it.
 
 # %%
 home = output / "clinic"
@@ -79,14 +80,14 @@ for image_path, label_path in pairs:
 
 # %% [markdown]
 # Sizes, spacings and directions of the axes differ, as they do in a hospital. That is fine: the bundle turns
-# and resamples every case to the same grid while loading. What it cannot repair it refuses, with the name of
-# the file: a label of another size or place, values that are no class, voxels that are NaN.
+# and resamples every case to the same grid while loading. It refuses what it cannot repair, with the name of
+# the file: a label of another size or place, values that are not a class, voxels that are NaN.
 
 # %% [markdown]
 # ## `dataset.json`
 #
-# The bundles read the layout of the Medical Segmentation Decathlon. Its heart is this file; paths are
-# relative to it, so nothing needs to be copied or renamed.
+# The bundles read the layout of the Medical Segmentation Decathlon. Its centre is this file; paths are
+# relative to it, so nothing has to be copied or renamed.
 
 # %%
 dataset = {
@@ -101,14 +102,14 @@ print(json.dumps(dataset["training"][0]))
 
 # %% [markdown]
 # Several scans of one patient? Give their entries the same `"scan"`, such as the patient's number: then they
-# are trained on together or held back together.
+# are all in the training set or all held out.
 
 # %% [markdown]
 # ## A bundle of your own
 #
 # A bundle is a folder of JSON files: a training, an evaluation, an inference. Copy the one that is closest
-# (`python -m monai_unetpp bundle liver --out .`), and put what differs into a file of its own. It lies over
-# the others, so that training and inference cannot disagree about the grid or the network.
+# (`python -m monai_unetpp bundle liver --out .`), and put what differs into a file of its own. This overlay
+# is merged over the others, so that training and inference cannot disagree about the grid or the network.
 
 # %%
 bundle = copy_bundle("liver", output, overwrite=True)
@@ -158,13 +159,14 @@ logging.getLogger("train").disabled = True  # two lines an epoch: the curves bel
 run("train", "organs", max_epochs=25, learning_rate=0.01)
 
 # %% [markdown]
-# Every fifth epoch the cases held back are scored, and the best weights so far are kept as `models/model.pt`.
-# A quarter of the cases is held back; which ones depends on `seed` alone. Should the machine stop, the same
-# command with `--resume True` goes on from the last epoch.
+# Every fifth epoch the held-out cases are scored, and the best weights so far are saved as `models/model.pt`.
+# A quarter of the cases is held out; which ones depends only on `seed`. If the machine stops, the same
+# command with `--resume True` resumes from the last epoch.
 #
-# ## What the log tells
+# ## Read the log
 #
-# The bundle writes curves to `runs`, for `tensorboard --logdir liver/runs`. They are drawn here without it.
+# The bundle writes curves to `runs`, for `tensorboard --logdir liver/runs`. The next cell draws them without
+# it.
 
 # %%
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -184,25 +186,25 @@ for level in (3, 2, 1):
 left.set(xlabel="epoch", ylabel="loss, training patches", ylim=(0, None))
 for name in organs:
     curve(right, f"val_dice_{name}", name)
-right.set(xlabel="epoch", ylabel="Dice, cases held back", ylim=(0, 1), xticks=range(5, 26, 5))
+right.set(xlabel="epoch", ylabel="Dice, held-out cases", ylim=(0, 1), xticks=range(5, 26, 5))
 for axes in (left, right):
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 figure.savefig(output / "curves.png", dpi=100)
 
 # %% [markdown]
-# All levels are trained at once, so there is a loss of each. How to read such curves:
+# All levels are trained at once, so there is a loss for each. Such curves are read as follows:
 #
 # - *The loss does not fall*: the learning rate, or labels that do not lie on their images.
-# - *The loss falls, the Dice of cases held back does not rise with it*: too few cases. More of them help
-#   most, then `augmentation`.
-# - *One class stays at 0*: it is too small for `pixdim`, or seldom in a patch.
+# - *The loss falls, the Dice of held-out cases does not rise with it*: too few cases. More cases help most,
+#   then `augmentation`.
+# - *One class stays at 0*: it is too small for `pixdim`, or rare in the patches.
 # - *All still rise at the end, as here*: train for longer.
 
 # %% [markdown]
 # ## Score
 #
-# `evaluate.json` lies over the training and scores the cases held back at full resolution, on the grid of
+# `evaluate.json` is merged over the training and scores the held-out cases at full resolution, on the grid of
 # their files. It writes tables and a picture to `eval`.
 
 # %%
@@ -210,8 +212,8 @@ run("train", "organs", "evaluate")
 print((bundle / "eval" / "val_mean_dice_summary.csv").read_text().expandtabs(12))
 
 # %% [markdown]
-# The last class is also scored piece by piece, as if its pieces were lesions: of each case both kidneys were
-# found, or not. The picture shows that class, too.
+# The last class is also scored by connected component, as if its components were lesions: were both kidneys
+# of each case found? The picture shows that class as well.
 
 # %%
 Image.open(bundle / "eval" / "cases.png").convert("RGB")
@@ -223,22 +225,22 @@ Image.open(bundle / "eval" / "cases.png").convert("RGB")
 # python -m monai_unetpp segment -i clinic/images/ct-4.nii.gz -o masks --bundle liver --overlay organs
 # ```
 #
-# or from Python, for a case that was held back:
+# or from Python, for a held-out case:
 
 # %%
 from monai_unetpp.segment import segment
 
-_, held_back = split_cases(read_dataset(home, out_channels=4).cases, val_fraction=0.25, seed=0)
-scan = Path(held_back[0]["image"])
+_, held_out = split_cases(read_dataset(home, out_channels=4).cases, val_fraction=0.25, seed=0)
+scan = Path(held_out[0]["image"])
 (outcome,) = segment(scan, output / "masks", bundle, overlays=["organs"], overwrite=True)
 mask_path = output / "masks" / scan.name.replace(".nii.gz", "_seg.nii.gz")
 print(outcome.state, mask_path.name)
 
 # %% [markdown]
-# What was found is coloured, the reference is the white line.
+# The prediction is coloured, the white line is the reference.
 
 # %%
-image, mask, label = (nib.load(path) for path in (scan, mask_path, held_back[0]["label"]))
+image, mask, label = (nib.load(path) for path in (scan, mask_path, held_out[0]["label"]))
 assert np.allclose(mask.affine, image.affine)
 view = View(image.affine, image.header.get_zooms())  # turned as radiologists look at it
 ct, found, reference = (view.turn(np.asarray(volume.dataobj)) for volume in (image, mask, label))
@@ -265,28 +267,28 @@ with plt.style.context("dark_background"):
 # %% [markdown]
 # ## With real data
 #
-# - `pixdim`: 1.5 to 3 mm for organs. The smallest thing sought should be a few voxels wide, and voxels much
-#   finer than those of the scans help nobody.
-# - `hu_range`: what the first look says, with a margin; -1000 to 400 for what lies in the lung. For anything
-#   but CT set `hounsfield` to false.
+# - `pixdim`: 1.5 to 3 mm for organs. The smallest structure should be a few voxels wide, and voxels much
+#   finer than those of the scans are of no use.
+# - `hu_range`: the range seen in the first look, with a margin; -1000 to 400 for structures in the lung. For
+#   anything but CT set `hounsfield` to false.
 # - `roi_size`: as large as memory allows, 96 to 128 on a GPU. A patch should show where in the body it is.
-# - `channels`: 32 to 512, five rows, on a GPU. What turns out too deep is cut off after the training
-#   (tutorial 03).
+# - `channels`: 32 to 512, five rows, on a GPU. Superfluous levels are removed after the training (tutorial
+#   03).
 # - `max_epochs`: hundreds, until the curves are flat, with the default `learning_rate` of 0.003.
 # - `augmentation`: empty here; `msd.json` of the liver bundle has a set to begin with.
-# - `cache_rate`: the share of cases kept in memory. Where they do not fit, the error says what would.
+# - `cache_rate`: the share of cases kept in memory. If they do not fit, the error states the share that does.
 #
-# A GPU is used where there is one. `msd.json` holds a recipe for one, and lies between the two:
+# A GPU is used where there is one. `msd.json` contains a recipe for one, and stands between the two:
 # `"['liver/train.json','liver/msd.json','liver/organs.json']"`. It has not been run to its end yet.
 #
-# Two cases held back say little. With few cases, train several times with another `seed` each, and look at
-# the spread before you believe a difference.
+# Two held-out cases prove little. With few cases, train several times with another `seed` each, and look at
+# the spread before you trust a difference.
 
 # %% [markdown]
-# What this page claims, checked:
+# The last cell checks what this page claims:
 
 # %%
-assert len(held_back) == 2
+assert len(held_out) == 2
 assert log.Scalars("train_loss")[-1].value < 0.7 * log.Scalars("train_loss")[0].value
 dice = {name: log.Scalars(f"val_dice_{name}")[-1].value for name in organs}
 assert dice["liver"] > 0.8, dice

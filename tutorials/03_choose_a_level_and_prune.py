@@ -2,13 +2,13 @@
 # %% [markdown]
 # # Choose a level and prune
 #
-# A UNet++ holds a U-Net of every depth. After one training with deep supervision, held-back cases tell how
-# deep it needs to be. Here is how to
+# A UNet++ contains a U-Net of every depth. After one training with deep supervision, held-out cases show how
+# deep it has to be. This tutorial shows how to
 #
 # 1. score every level in one pass, and see what each costs,
 # 2. choose,
 # 3. keep that level alone,
-# 4. train the small network on, if you like.
+# 4. train the small network further, if you like.
 #
 # It takes about a minute on one CPU core and downloads nothing: the CTs are synthetic, so no number below
 # says anything about patients. The bundles do the same for 3D volumes by one command, with `levels.json`.
@@ -46,8 +46,8 @@ output = Path("output") / "03"
 # %% [markdown]
 # ## Train, all levels at once
 #
-# Twelve CTs of the abdomen, slices of 96 x 80 pixels of 4 mm; we look for the liver. Nine cases train, three
-# are held back.
+# Twelve CTs of the abdomen, slices of 96 x 80 pixels of 4 mm; we look for the liver. Nine cases are for
+# training, three are held out.
 
 # %%
 keys = ("image", "label")
@@ -65,7 +65,7 @@ with TemporaryDirectory() as folder:
     index = write_liver_phantoms(folder, cases=12)
     cases = [load(case) for case in load_decathlon_datalist(index, is_segmentation=True)]
 
-training, held_back = cases[:9], cases[9:]
+training, held_out = cases[:9], cases[9:]
 images, labels = (
     torch.cat([case[key].as_tensor().movedim(-1, 0) for case in training]) for key in keys
 )  # (slices, 1, 96, 80)
@@ -89,16 +89,16 @@ net = UNetPlusPlus(spatial_dims=2, in_channels=1, out_channels=2, channels=(8, 1
 train(net, steps=150, learning_rate=3e-3)
 
 # %% [markdown]
-# ## What is each level worth, and what does it cost?
+# ## How good is each level, and what does it cost?
 #
-# `score_levels` takes any loader and any MONAI inferer. The inferer gets `net.all_heads`, which computes all
-# levels in one pass: scoring four of them takes as long as scoring the deepest.
+# `score_levels` accepts any loader and any MONAI inferer. The inferer receives `net.all_heads`, which
+# computes all levels in one pass: scoring four of them takes as long as scoring the deepest.
 
 # %%
 from monai_unetpp import score_levels
 from monai_unetpp.levels import write_levels
 
-validation = DataLoader(Dataset(held_back), batch_size=1)
+validation = DataLoader(Dataset(held_out), batch_size=1)
 inferer = SliceInferer(roi_size=(96, 80), spatial_dim=2, sw_batch_size=16)
 scores = score_levels(net, validation, inferer, class_labels=["liver"], surface_tolerance=8.0)
 
@@ -111,8 +111,8 @@ for score in scores:
 # %% [markdown]
 # ## Choose
 #
-# The shallowest level within a tolerance of the best. `select_level` logs its reason in one line;
-# `write_levels` writes a table, for people and as CSV, and the figure to decide by.
+# The choice is the shallowest level within a tolerance of the best. `select_level` logs its reason in one
+# line; `write_levels` writes a table, as Markdown and as CSV, and the figure to decide by.
 
 # %%
 from monai_unetpp import select_level
@@ -131,11 +131,11 @@ Image.open(output / "levels.png").convert("RGB")
 
 # %% [markdown]
 # Three cases are few, and 0.02 of Dice is a decision, not a law. Where a mistake costs more than a second,
-# take a smaller tolerance; look at single cases, too (`score.dice_per_case`), and at small structures.
+# choose a smaller tolerance. Look at single cases as well (`score.dice_per_case`), and at small structures.
 #
 # ## Keep that level
 #
-# `prune` gives a network of its own, with the same output to the last bit.
+# `prune` returns a network of its own, with the same output bit for bit.
 
 # %%
 from monai_unetpp import prune
@@ -151,9 +151,10 @@ for name in ("full.pt", f"L{level}.pt"):
     print(f"{name}: {(output / name).stat().st_size / 1024:.0f} KiB")
 
 # %% [markdown]
-# What is kept, and what goes: node `X^{i,j}` of row `i` and column `j` belongs to level `k` if `i + j <= k`.
-# The area of a node is its number of parameters. Most of them lie at the bottom, where a network is wide, so
-# a shallow level has few. Its time shrinks less, as the table says: the rows above have more pixels.
+# The figure shows what is kept and what is removed: node `X^{i,j}` of row `i` and column `j` belongs to level
+# `k` if `i + j <= k`. The area of a node is its number of parameters. Most of them lie at the bottom, where a
+# network is wide, so a shallow level has few. Its time shrinks less, as the table shows, because the rows
+# above have more pixels.
 
 
 # %%
@@ -189,10 +190,10 @@ axes.tick_params(length=0)
 figure.savefig(output / "kept.png", dpi=100)
 
 # %% [markdown]
-# Other forms than weights, TorchScript, `torch.export` and ONNX, are what tutorial 05 is about.
+# Tutorial 05 is about forms other than weights: TorchScript, `torch.export` and ONNX.
 
 # %% [markdown]
-# ## Train on
+# ## Train further
 #
 # A pruned network is an ordinary `UNetPlusPlus` with one head. `load_network` makes one from the file: it
 # reads the level from the weights.
@@ -218,10 +219,10 @@ def mean_dice(network):
 before = mean_dice(small)
 train(small, steps=40, learning_rate=1e-3)
 after = mean_dice(small)
-print(f"Dice over all voxels held back: {before:.3f} before, {after:.3f} after")
+print(f"Dice over all held-out voxels: {before:.3f} before, {after:.3f} after")
 
 # %% [markdown]
-# What this page claims, checked:
+# The last cell checks what this page claims:
 
 # %%
 best = max(score.dice for score in scores)

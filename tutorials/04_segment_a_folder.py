@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 # %% [markdown]
-# # Segment a folder: masks, pictures, early exit, doubt
+# # Segment a folder: masks, pictures, early exit, uncertainty
 #
-# A person with a CT wants a mask that overlays; a hospital wants a thousand, overnight. Here is how to
+# One user requires one mask on the grid of the CT, a hospital a thousand of them, overnight. This tutorial
+# shows how to
 #
 # 1. segment a folder of scans, each on its own grid, with pictures to look at,
-# 2. let a slice stop at the first level that is sure of it,
-# 3. see where the network was unsure, and in which scan to look first,
+# 2. let a slice stop at the first level that is confident about it,
+# 3. see where the network was uncertain, and in which scan to look first,
 # 4. do the same in code of your own.
 #
-# It takes about a minute on one CPU core and downloads nothing. The network is the one that ships with the
-# liver bundle: two-dimensional, trained on slices of real CT. The scans are synthetic, so no number below
-# says anything about patients.
+# It takes about a minute on one CPU core and downloads nothing. The network is that of the liver bundle:
+# two-dimensional, trained on slices of real CT. The scans are synthetic, so no number below says anything
+# about patients.
 
 # %%
 import csv
@@ -40,8 +41,8 @@ bundle = copy_bundle("liver", output, overwrite=True)
 # %% [markdown]
 # ## A folder
 #
-# Three CTs of the abdomen. The last is made noisy, as if it had been taken with a low dose: let us see
-# whether anybody notices.
+# Three CTs of the abdomen. The last is made noisy, as if it had been taken with a low dose: does the network
+# notice?
 
 # %%
 data = write_phantoms(output / "data", "liver", cases=3, seed=4, overwrite=True).parent
@@ -76,9 +77,10 @@ for outcome in outcomes:
 print(*sorted(path.name for path in masks.glob("liver_000*")))
 
 # %% [markdown]
-# `overlays` names JSON files that lie over the bundle's `inference.json`: `slices` is the two-dimensional
-# network. `level="auto"` takes the level that the weights were calibrated for, here L3. A second run leaves
-# out what is done unless told to `overwrite`; a scan that cannot be read stops no other, and says why.
+# `overlays` names JSON files that are merged over the bundle's `inference.json`: `slices` is the
+# two-dimensional network. `level="auto"` selects the level that the weights were calibrated for, here L3. A
+# second run skips finished scans unless `overwrite` is set; a scan that cannot be read stops no other, and
+# its reason is reported.
 #
 # Is the mask where the scan is?
 
@@ -106,9 +108,9 @@ Image.open(masks / "liver_000_sheet.png").convert("RGB")
 # %% [markdown]
 # ## Early exit
 #
-# L1 is a segmentation already, and each level costs one diagonal of nodes more. A slice that L1 is sure of
-# can stop there. How sure is sure enough was found on held-back scans, for a loss of at most 0.005 Dice, and
-# lies beside the weights; `levels.json` finds it for yours (`calibrate_exit` in code).
+# L1 is a segmentation already, and each level costs one more diagonal of nodes. A slice about which L1 is
+# confident can stop there. The threshold was calibrated on held-out scans, for a loss of at most 0.005 Dice,
+# and is stored beside the weights; `levels.json` calibrates yours (`calibrate_exit` in code).
 
 # %%
 early = segment(scans, output / "early", bundle, overlays=["slices", "early_exit"], overwrite=True)
@@ -118,13 +120,13 @@ for outcome in early:
     print(f"{name}: slices that stopped at {stopped}; Dice {dice(output / 'early' / name):.3f}")
 
 # %% [markdown]
-# On the noisy scan early exit loses far more than the 0.005 that it was calibrated for: it is like none of
-# those scans, and a shallow level that is sure can be wrong. Calibrate on scans like yours.
+# On the noisy scan early exit loses far more than the 0.005 that it was calibrated for: it is unlike any of
+# those scans, and a shallow level that is confident can be wrong. Calibrate on scans like yours.
 
 # %% [markdown]
 # ## Where to look first
 #
-# `--uncertainty` has listed the scans by the error that the network's own probabilities let expect, greatest
+# `--uncertainty` has ordered the scans by their expected error, by the network's own probabilities, greatest
 # first.
 
 # %%
@@ -134,43 +136,42 @@ for name, expected in ranking:
     print(f"{name}: expected error {expected:.3f}, error {1 - full[name.replace('.', '_seg.', 1)]:.3f}")
 
 # %% [markdown]
-# The noisy one is first. The number ranks scans; how large the error is it does not know: here it was larger.
+# The noisy one is first. The number ranks scans; it does not predict how large the error is: here it was
+# larger.
 #
-# And within a scan: the heads are several segmentations of one pass, and where they disagree it pays to look.
+# Within a scan, the heads are several segmentations from one pass, and it pays to look where they disagree.
 # The map was written beside the mask.
 
 # %%
 name = "liver_002"
 paths = {"image": scans / f"{name}.nii.gz", "reference": references / f"{name}.nii.gz"}
-paths |= {"mask": masks / f"{name}_seg.nii.gz", "doubt": masks / f"{name}_uncertainty.nii.gz"}
+paths |= {"mask": masks / f"{name}_seg.nii.gz", "uncertainty": masks / f"{name}_uncertainty.nii.gz"}
 volumes = {key: np.asarray(nib.load(path).dataobj) for key, path in paths.items()}
 wrong = (volumes["mask"] > 0) != (volumes["reference"] > 0)
-unsure = volumes["doubt"]
-print(
-    f"disagreement where the mask is wrong {unsure[wrong].mean():.3f}, elsewhere {unsure[~wrong].mean():.4f}"
-)
+apart = volumes["uncertainty"]
+print(f"disagreement where the mask is wrong {apart[wrong].mean():.3f}, elsewhere {apart[~wrong].mean():.4f}")
 
 image = nib.load(paths["image"])
 view = View(image.affine, image.header.get_zooms())  # turned as radiologists look at it
 n = int(view.profile(view.turn(wrong)).argmax())  # the slice with most errors
-ct, reference, mask, doubt = (view.plane(view.turn(volume), n) for volume in volumes.values())
+ct, reference, mask, disagreement = (view.plane(view.turn(volume), n) for volume in volumes.values())
 with plt.style.context("dark_background"):
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     draw_plane(left, ct, {"white": reference > 0, "#ff5252": mask > 0}, (-150, 250), view.aspect)
     left.set_title("what was found red, the reference white")
-    shown = right.imshow(doubt, cmap="inferno", origin="lower", aspect=view.aspect)
+    shown = right.imshow(disagreement, cmap="inferno", origin="lower", aspect=view.aspect)
     right.contour(reference > 0, levels=[0.5], colors="white", linewidths=1)
     right.set_title("where the heads disagree")
     right.axis("off")
     figure.colorbar(shown, ax=right, shrink=0.8)
-    figure.savefig(output / "unsure.png", dpi=110)
+    figure.savefig(output / "uncertainty.png", dpi=110)
 
 # %% [markdown]
 # ## In code of your own
 #
-# The same parts in a MONAI script, for a network that you have trained yourself. `VolumeInferer` takes any
-# sliding window of MONAI and returns labels where the file's voxels are. It holds a slab of probabilities,
-# not the volume: no `Invertd` is needed, and a CT of the whole body fits.
+# These are the same parts in a MONAI script, for a network that you have trained yourself. `VolumeInferer`
+# accepts any sliding window of MONAI and returns labels on the grid of the file. It stores a slab of
+# probabilities, not the volume: no `Invertd` is required, and a CT of the whole body fits.
 
 # %%
 net = UNetPlusPlus(spatial_dims=2, in_channels=1, out_channels=2, channels=(16, 32, 64, 128, 256), strides=2)
@@ -197,9 +198,9 @@ print(tuple(labels.shape), labels.dtype, *(path.name for path in (output / "own"
 print(f"voxels that early exit labels otherwise: {(labels != sooner).float().mean():.2%}")
 
 # %% [markdown]
-# In three dimensions the windows are `SlidingWindowInferer` and `EarlyExitInferer`; the rest stays.
+# In three dimensions the windows are `SlidingWindowInferer` and `EarlyExitInferer`; the rest stays the same.
 #
-# What this page claims, checked:
+# The last cell checks what this page claims:
 
 # %%
 assert all(outcome.state == "done" for outcome in [*outcomes, *early])
@@ -207,6 +208,6 @@ assert len(full) == 3
 assert min(value for name, value in full.items() if not name.startswith("liver_002")) > 0.85
 assert ranking[0][0] == noisy.name
 assert all(dice(output / "early" / name) > value - 0.02 for name, value in full.items() if "_002" not in name)
-assert unsure[wrong].mean() > unsure[~wrong].mean()
+assert apart[wrong].mean() > apart[~wrong].mean()
 assert np.array_equal(labels[0, 0].numpy(), volumes["mask"])
 assert len((masks / "uncertainty.csv").read_text().splitlines()) == 4

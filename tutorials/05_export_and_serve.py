@@ -2,17 +2,18 @@
 # %% [markdown]
 # # Export and serve
 #
-# The network is trained; now an application is to use it, perhaps one without Python. Here is how to
+# The network is trained, and an application is to use it, perhaps one without Python. This tutorial shows how
+# to
 #
 # 1. write every level in every form: weights, TorchScript, a `torch.export` program, ONNX,
-# 2. check that each says the same, and compare size and speed,
+# 2. check that all give the same result, and compare size and speed,
 # 3. segment a volume with the ONNX file in the network's place,
 # 4. serve it by HTTP: a NIfTI goes in, a mask comes out.
 #
-# It takes about a minute on one CPU core and downloads nothing. The network is the one that ships with the
-# liver bundle: two-dimensional, trained on slices of real CT. The scan is synthetic, so no number below says
-# anything about patients. On the command line `levels.json` of the bundles chooses a level, which tutorial 03
-# explains, and exports it.
+# It takes about a minute on one CPU core and downloads nothing. The network is that of the liver bundle:
+# two-dimensional, trained on slices of real CT. The scan is synthetic, so no number below says anything about
+# patients. On the command line `levels.json` of the bundles chooses a level, which tutorial 03 explains, and
+# exports it.
 
 # %%
 import logging
@@ -40,7 +41,7 @@ from monai_unetpp.pictures import View, draw_plane
 from monai_unetpp.segment import load_pipeline
 
 output = Path("output") / "05"
-warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # deprecated, and still asked for
+warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # deprecated, and still requested
 
 # %% [markdown]
 # ## A network and a scan
@@ -63,8 +64,9 @@ print("the scan as the network sees it:", tuple(volume.shape))
 # ## Every level in every form
 #
 # `export_level` cuts a level out, writes it, reads what it has written, and runs it beside the full network
-# on a slice of a scan and on a smaller one. A file that does not say the same is not kept. Size and number of
-# slices are left open in all forms. L3 is the level that these weights were calibrated for, so L4 stays here.
+# on a slice of a scan and on a smaller one. A file that gives another result is not kept. Size and number of
+# slices stay variable in all forms. L3 is the level that these weights were calibrated for, so L4 is not
+# exported.
 
 # %%
 middle = volume.as_tensor()[None, ..., volume.shape[-1] // 2]  # a slice, (1, 1, X, Y)
@@ -76,29 +78,29 @@ files = {k: export_level(net, k, output / f"L{k}", middle, overwrite=True) for k
 # | `model.pt` | this package: `load_network` |
 # | `model.ts` | torch alone, in Python or C++; MONAI Label and MONAI Deploy |
 # | `model.pt2` | torch alone; the successor of TorchScript |
-# | `model.onnx` | ONNX Runtime, OpenVINO: no torch needed, nor Python |
+# | `model.onnx` | ONNX Runtime, OpenVINO: requires neither torch nor Python |
 #
-# How close is 'the same'? Weights give the same bits. Other forms come with other kernels, which round
-# differently. As a share of the largest logit:
+# How close is 'the same'? Weights give the same bits. Other forms use other kernels, which round differently.
+# The differences, as a share of the largest logit:
 
 # %%
 runtimes = [name for name in ("onnxruntime", "openvino") if find_spec(name)]
-readers = {  # of files made above: those of others can run code, but for weights and ONNX
+loaders = {  # for the files made above: files from elsewhere can run code, except weights and ONNX
     "weights": ("pt", partial(load_network, blank)),
     "TorchScript": ("ts", torch.jit.load),
     "torch.export": ("pt2", lambda path: torch.export.load(path).module()),
     **{name: ("onnx", partial(load_network, blank, runtime=name)) for name in runtimes},
 }
 forms = {
-    (level, name): read(files[level][suffix]) for level in files for name, (suffix, read) in readers.items()
+    (level, name): load(files[level][suffix]) for level in files for name, (suffix, load) in loaders.items()
 }
 
 with torch.no_grad():
     heads = net.all_heads(middle)  # L4, L3, L2, L1
-    for name in readers:
+    for name in loaders:
         apart = {k: (forms[k, name](middle) - heads[-k]).abs().max() / heads[-k].abs().max() for k in files}
         print(f"{name:12}", *(f"L{k}: {share:.0e}" for k, share in apart.items()), sep="   ")
-        # OpenVINO takes other kernels from one CPU to the next: 3e-5 on one, 2e-4 on another
+        # OpenVINO uses other kernels from one CPU to the next: 3e-5 on one, 2e-4 on another
         assert max(apart.values()) < (1e-3 if name == "openvino" else 1e-4)
 
 # %% [markdown]
@@ -108,22 +110,22 @@ with torch.no_grad():
 
 # %%
 milliseconds, kib = {}, {}
-print(f"{'':16}" + "".join(f"{name:>14}" for name in readers))
+print(f"{'':16}" + "".join(f"{name:>14}" for name in loaders))
 with torch.no_grad():
     for level in files:
-        for name, (suffix, _) in readers.items():
+        for name, (suffix, _) in loaders.items():
             form = forms[level, name]
             form(middle)  # the first run prepares what later ones use
             milliseconds[level, name] = 1e3 * min(repeat(partial(form, middle), number=1, repeat=10))
             kib[level, name] = files[level][suffix].stat().st_size / 1024
-        print(f"L{level}, ms".ljust(16) + "".join(f"{milliseconds[level, name]:14.1f}" for name in readers))
-        print(f"L{level}, KiB".ljust(16) + "".join(f"{kib[level, name]:14.0f}" for name in readers))
+        print(f"L{level}, ms".ljust(16) + "".join(f"{milliseconds[level, name]:14.1f}" for name in loaders))
+        print(f"L{level}, KiB".ljust(16) + "".join(f"{kib[level, name]:14.0f}" for name in loaders))
 
 # %%
-colours = dict(zip(readers, ["#1d3557", "#457b9d", "#8ab6c9", "#e76f51", "#f4a261"], strict=False))
+colours = dict(zip(loaders, ["#1d3557", "#457b9d", "#8ab6c9", "#e76f51", "#f4a261"], strict=False))
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
-for n, name in enumerate(readers):
-    place = [level + 0.16 * (n - (len(readers) - 1) / 2) for level in files]
+for n, name in enumerate(loaders):
+    place = [level + 0.16 * (n - (len(loaders) - 1) / 2) for level in files]
     left.bar(place, [milliseconds[level, name] for level in files], 0.14, color=colours[name], label=name)
     right.bar(place, [kib[level, name] for level in files], 0.14, color=colours[name])
 left.set(ylabel="ms, one slice", title="time")
@@ -140,9 +142,9 @@ figure.savefig(output / "forms.png", dpi=100)
 #
 # ## A volume, by the ONNX file
 #
-# `load_network` gives something that is called like the network, so everything around it stays: the window
-# that goes through the volume, and the way back to the grid of the file. Both come from the bundle's
-# `inference.json`, with the preprocessing that the network was trained with.
+# `load_network` returns an object that is called like the network, so everything around it stays the same:
+# the window that moves through the volume, and the way back to the grid of the file. Both come from the
+# bundle's `inference.json`, with the preprocessing that the network was trained with.
 
 # %%
 onnx = load_network(blank, files[3]["onnx"])
@@ -163,8 +165,8 @@ print(f"{mask.numel():,} voxels, {same.float().mean():.4%} of them as by torch")
 # %% [markdown]
 # ## Serve it
 #
-# The smallest server that does it, by the standard library alone. `POST` a NIfTI, get a NIfTI. The pipeline
-# is loaded once, before the first request; requests are served one after another, the others wait.
+# This is the smallest server that does it, with the standard library alone. `POST` a NIfTI, receive a NIfTI.
+# The pipeline is loaded once, before the first request; requests are served one after another.
 
 
 # %%
@@ -182,9 +184,9 @@ class Segmenter(BaseHTTPRequestHandler):
             scan.write_bytes(self.rfile.read(size))
             try:
                 mask = segment(scan, onnx)
-            except Exception as error:  # of whatever a client sends, the service must not die
+            except Exception as error:  # whatever a client sends, the service must not end
                 logging.getLogger("service").info("refused", exc_info=error)
-                self.answer(400, b"this is no CT volume in NIfTI (.nii.gz) that can be read")
+                self.answer(400, b"this is not a readable CT volume in NIfTI (.nii.gz)")
                 return
             nib.save(nib.Nifti1Image(mask.numpy(), mask.affine.numpy()), Path(folder) / "mask.nii.gz")
             self.answer(200, (Path(folder) / "mask.nii.gz").read_bytes(), "application/gzip")
@@ -200,12 +202,13 @@ class Segmenter(BaseHTTPRequestHandler):
         """Keep this page quiet."""
 
 
-server = HTTPServer(("127.0.0.1", 0), Segmenter)  # this machine only; 0: any port that is free
+server = HTTPServer(("127.0.0.1", 0), Segmenter)  # this machine only; 0: any free port
 thread = Thread(target=server.serve_forever, daemon=True)
 thread.start()
 
 # %% [markdown]
-# Ask it. From a shell the same is `curl --data-binary @ct.nii.gz http://127.0.0.1:PORT -o mask.nii.gz`.
+# Send it a scan. From a shell the same is
+# `curl --data-binary @ct.nii.gz http://127.0.0.1:PORT -o mask.nii.gz`.
 
 
 # %%
@@ -242,7 +245,7 @@ figure.suptitle("the served mask red, the reference white", color="white")
 figure.savefig(output / "served.png", dpi=100)
 
 # %% [markdown]
-# And shut it down: no thread, no open port is left.
+# Shut it down: no thread and no open port remain.
 
 # %%
 server.shutdown()
@@ -250,28 +253,28 @@ thread.join()
 server.server_close()
 
 # %% [markdown]
-# ## What a real service needs beyond that
+# ## What a real service requires beyond that
 #
-# - *Who may ask*: authentication, TLS, a reverse proxy in front. `http.server` is for trying things; its own
+# - *Who may ask*: authentication, TLS, a reverse proxy in front. `http.server` is for experiments; its own
 #   documentation says that it is not for production.
-# - *How much*: a queue with a limit, a timeout for a scan, memory set aside for the largest. The limit above
-#   is of the compressed file, which can be far larger when it is unpacked.
-# - *Whose data*: scans are patients' data, in temporary files, too. Encrypt, delete, log no names.
-# - *DICOM*: hospitals send series and want a DICOM SEG or RTSTRUCT back.
+# - *How much*: a queue with a limit, a timeout for a scan, memory reserved for the largest. The limit above
+#   applies to the compressed file, which can be far larger when it is unpacked.
+# - *Whose data*: scans are patients' data, in temporary files as well. Encrypt, delete, log no names.
+# - *DICOM*: hospitals send series and expect a DICOM SEG or RTSTRUCT.
 #   [MONAI Deploy](https://github.com/Project-MONAI/monai-deploy-app-sdk) does that;
 #   [MONAI Label](https://github.com/Project-MONAI/MONAILabel) serves viewers such as 3D Slicer and OHIF.
-#   `python -m monai_unetpp pack` builds what both take.
+#   `python -m monai_unetpp pack` builds the bundle that both accept.
 # - *Many at once*: a server made for models, such as NVIDIA Triton, which takes the ONNX file or the
-#   TorchScript one. The sliding window and the preprocessing then still need a place.
+#   TorchScript one. The sliding window and the preprocessing then still require a place.
 # - *What answered*: version of weights and code with every mask; a check that the scan is what the network
 #   was trained for; somebody who looks at the results, over months.
 # - *Whether it may*: software that takes part in decisions on patients is a medical device. Nothing here is
 #   one.
 #
-# For a folder of scans no server is needed: tutorial 04.
+# A folder of scans requires no server: tutorial 04.
 
 # %% [markdown]
-# What this page claims, checked:
+# The last cell checks what this page claims:
 
 # %%
 assert status == 200
@@ -282,7 +285,7 @@ dice = compute_dice(
 print(f"liver with tumours, Dice {dice:.3f}")
 assert dice > 0.8
 assert same.float().mean() > 0.999
-for name in readers:
+for name in loaders:
     assert milliseconds[1, name] < milliseconds[3, name]
     assert kib[1, name] < kib[3, name] / 4
 for name in ("forms.png", "served.png"):
