@@ -104,11 +104,10 @@ class UNetPlusPlus(nn.Module):
         super().__init__()
         self.spec = spec = Spec(**{name: given[name] for name in Spec.names()})
         self.arguments = spec.arguments()
-        self.spatial_dims, self.in_channels = spec.spatial_dims, spec.in_channels
-        self.depth, self.skips, self.deep_supervision = spec.depth, spec.skips, spec.deep_supervision
+        self.spatial_dims, self.in_channels, self.depth = spatial_dims, in_channels, spec.depth
+        self.skips, self.deep_supervision = skips, deep_supervision
         self._level, self._first_level = spec.depth, spec.levels[0]
-        self._norm = spec.norm_name
-        self._has_backbone = spec.encoder is not None
+        self._norm, self._has_backbone = spec.norm_name, encoder is not None
         self._divisors = [spec.divisors(k) for k in range(spec.depth + 1)]
         self._places = spec.nodes
         self.encoder = _encoder(spec)
@@ -266,17 +265,12 @@ class UNetPlusPlus(nn.Module):
 
 def _encoder(spec: Spec) -> nn.ModuleList:
     """Column 0: rows of ours, or row 0 and the stages of a backbone."""
-    rows = nn.ModuleList(
-        EncoderRow(
-            spec.spatial_dims,
-            in_channels=spec.channels[i - 1] if i else spec.in_channels,
-            out_channels=spec.channels[i],
-            stride=spec.strides[i - 1] if i else None,
-            kernel_size=spec.kernel_size[i],
-            **_settings(spec),
-        )
-        for i in range(1 if spec.encoder else spec.depth + 1)
-    )
+    rows = nn.ModuleList()
+    for i in range(1 if spec.encoder else spec.depth + 1):
+        entering = spec.channels[i - 1] if i else spec.in_channels
+        stride = spec.strides[i - 1] if i else None
+        settings = _settings(spec, i)
+        rows.append(EncoderRow(spec.spatial_dims, entering, spec.channels[i], stride, **settings))
     if spec.encoder:
         stages = backbone_stages(spec.encoder, spec.spatial_dims, spec.in_channels, spec.pretrained)
         rows.extend(stages[: spec.depth])
@@ -295,11 +289,11 @@ def _node(spec: Spec, i: int, j: int) -> Node:
         out_channels=spec.width(i, j),
         stride=spec.strides[i],
         upsample=spec.upsample,
-        kernel_size=spec.kernel_size[i],
-        **_settings(spec),
+        **_settings(spec, i),
     )
 
 
-def _settings(spec: Spec) -> dict[str, Any]:
-    """The arguments that all nodes share."""
-    return {name: getattr(spec, name) for name in ("block", "act", "norm", "bias", "dropout")}
+def _settings(spec: Spec, i: int) -> dict[str, Any]:
+    """The arguments that all nodes of row ``i`` share."""
+    shared = {name: getattr(spec, name) for name in ("block", "act", "norm", "bias", "dropout")}
+    return {**shared, "kernel_size": spec.kernel_size[i]}

@@ -18,7 +18,7 @@ from monai_unetpp.network.kernels import dispatch
 from monai_unetpp.network.kernels.cpu import onednn, operators, winograd
 from monai_unetpp.network.kernels.recompute import Repeated, activate, autocast, is_recorded, recipe
 
-__all__ = ["Conv2d", "Conv3d", "Upsampling", "convolve", "convolve_norm_act"]
+__all__ = ["Conv2d", "Conv3d", "Upsampling", "convolve_joined", "convolve_norm_act"]
 
 
 class Conv2d(dispatch.Dispatched, nn.Conv2d):
@@ -26,7 +26,7 @@ class Conv2d(dispatch.Dispatched, nn.Conv2d):
 
     def kernel(self, x: Tensor) -> Tensor:
         """Compute ``forward(x)``."""
-        return convolve(self, [dispatch.in_order(x)]) if is_plain(self) else self.forward(x)
+        return convolve_joined(self, [dispatch.in_order(x)]) if is_plain(self) else self.forward(x)
 
 
 class Conv3d(dispatch.Dispatched, nn.Conv3d):
@@ -47,7 +47,7 @@ def convolve_norm_act(block: Any, maps: Sequence[Tensor]) -> Tensor:
     """
     conv, maps = block.conv, [dispatch.in_order(x) for x in maps]
     ours = is_plain(conv) and conv.in_channels == sum(x.shape[1] for x in maps)
-    z = convolve(conv, maps) if ours else conv(dispatch.out_of_order(torch.cat(maps, dim=1)))
+    z = convolve_joined(conv, maps) if ours else conv(dispatch.out_of_order(torch.cat(maps, dim=1)))
     return activate(block.adn, dispatch.in_order(z), may_overwrite=ours)
 
 
@@ -63,7 +63,7 @@ def is_plain(conv: Any) -> bool:
     )
 
 
-def convolve(conv: Any, maps: Sequence[Tensor]) -> Tensor:
+def convolve_joined(conv: Any, maps: Sequence[Tensor]) -> Tensor:
     """Return what ``conv`` makes of ``maps`` joined along the channels, without joining them.
 
     Args:
@@ -72,9 +72,9 @@ def convolve(conv: Any, maps: Sequence[Tensor]) -> Tensor:
     """
     weights = conv.weight.split([x.shape[1] for x in maps], dim=1)
     if not is_recorded(*maps, conv.weight):
-        return _forward(conv, maps, weights)
+        return _convolve_without_graph(conv, maps, weights)
     with torch.no_grad():
-        y = _forward(conv, maps, weights)
+        y = _convolve_without_graph(conv, maps, weights)
     y = y.clone() if y._is_view() else y  # nothing hangs on a view
     bias = conv.bias
     for x, weight in zip(maps, weights, strict=True):
@@ -147,7 +147,7 @@ class _Hang(Function):
         return grad if wanted[0] else None, gx, gw, gb, None, None, None
 
 
-def _forward(conv: Any, maps: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+def _convolve_without_graph(conv: Any, maps: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     if dispatch.is_compiled(maps[0]):
         return torch.ops.monai_unetpp.convolve(list(maps), conv.weight, conv.bias, conv.padding)
     if all(map(onednn.is_fast, maps)):

@@ -53,13 +53,13 @@ call_in_python = torch.jit.unused  # for methods that TorchScript leaves out
 script_too = torch.jit.export  # for methods beside ``forward`` that TorchScript compiles
 
 
-def _checked(kernels: str, name: str) -> str:
+def _check_choice(kernels: str, name: str) -> str:
     if kernels not in KERNELS:
         raise ValueError(f"{name} must be one of {', '.join(KERNELS)}, got {kernels!r}.")
     return kernels
 
 
-_in_use = _checked(os.environ.get(VARIABLE, "auto"), f"The environment variable {VARIABLE}")
+_in_use = _check_choice(os.environ.get(VARIABLE, "auto"), f"The environment variable {VARIABLE}")
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def use(kernels: str) -> Iterator[None]:
         ValueError: if ``kernels`` is none of these.
     """
     global _in_use
-    before, _in_use = _in_use, _checked(kernels, "kernels")
+    before, _in_use = _in_use, _check_choice(kernels, "kernels")
     try:
         yield
     finally:

@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from monai_unetpp.network.kernels import dispatch
 
-__all__ = ["add_convolved", "available", "convolve", "deconvolve", "is_fast"]
+__all__ = ["add_convolved", "available", "convolve_plain", "deconvolve", "is_fast"]
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE = 1e-4  # of numbers around 1, in float32
+MAX_DIFFERENCE = 1e-4  # of numbers around 1, in float32
 
 
 def is_fast(x: Tensor) -> bool:
@@ -29,7 +29,7 @@ def is_fast(x: Tensor) -> bool:
     return dispatch.uses_cpu_kernels(x) and dispatch.is_channels_last(x) and available()
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
+def convolve_plain(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
     """Return the convolution of ``x``, in channels last.
 
     By name: torch would take its slow 3D convolution for a batch of one and few voxels.
@@ -68,7 +68,7 @@ def _holds(name: str, check: Callable[[], tuple[Tensor, Tensor]]) -> bool:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             got, wanted = check()
-        if got.shape == wanted.shape and torch.allclose(got, wanted, rtol=0, atol=TOLERANCE):
+        if got.shape == wanted.shape and torch.allclose(got, wanted, rtol=0, atol=MAX_DIFFERENCE):
             return True
         reason = f"differs from the public one by up to {float((got - wanted).abs().max()):.2g}"
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
@@ -80,7 +80,7 @@ def _holds(name: str, check: Callable[[], tuple[Tensor, Tensor]]) -> bool:
     return False
 
 
-def _maps() -> tuple[Tensor, Tensor, Tensor]:
+def _small_inputs() -> tuple[Tensor, Tensor, Tensor]:
     """A small map (1, 4, 4, 5, 3) in channels last, and the kernels of a convolution and a deconvolution."""
     return (
         dispatch.channels_last(torch.randn(1, 4, 4, 5, 3)),
@@ -90,19 +90,19 @@ def _maps() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _check_convolution() -> tuple[Tensor, Tensor]:
-    x, weight, _ = _maps()
-    return convolve(x, weight, None, [1, 1, 1]), F.conv3d(x, weight, padding=1)
+    x, weight, _ = _small_inputs()
+    return convolve_plain(x, weight, None, [1, 1, 1]), F.conv3d(x, weight, padding=1)
 
 
 def _check_sum() -> tuple[Tensor, Tensor]:
-    x, weight, _ = _maps()
+    x, weight, _ = _small_inputs()
     y = x.clone(memory_format=torch.preserve_format)
     add_convolved(y, x, weight, [1, 1, 1])
     return y, x + F.conv3d(x, weight, padding=1)
 
 
 def _check_deconvolution() -> tuple[Tensor, Tensor]:
-    x, _, weight = _maps()
+    x, _, weight = _small_inputs()
     return deconvolve(x, weight, None, [2, 2, 2]), F.conv_transpose3d(x, weight, stride=2)
 
 

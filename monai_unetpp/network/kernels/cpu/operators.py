@@ -25,7 +25,7 @@ def convolve_maps(
     """Return the sum of the convolutions of ``maps``, each of which :func:`.onednn.is_fast`."""
     if all(winograd.pays(x, weight) for x, weight in zip(maps, weights, strict=True)):
         return winograd.convolve(maps, weights, bias)
-    y = onednn.convolve(maps[0], weights[0], bias, padding)
+    y = onednn.convolve_plain(maps[0], weights[0], bias, padding)
     for x, weight in zip(maps[1:], weights[1:], strict=True):
         onednn.add_convolved(y, x, weight, padding)
     return y
