@@ -17,14 +17,16 @@ from functools import partial
 import torch
 from measure import inference, machine, matmul_peak, peak_memory, ratio, train_step
 from monai.networks.nets import BasicUNet, BasicUNetPlusPlus, DynUNet
-from torch import nn
+from torch import Tensor, nn
 
 from monai_unetpp import UNetPlusPlus, from_basic_unet_plus_plus
 from monai_unetpp.files import write_csv
 from monai_unetpp.levels.cost import interleaved, multiply_adds
+from monai_unetpp.network import kernels
 
 WIDTHS = (32, 32, 64, 128, 256)  # the defaults of MONAI's BasicUNetPlusPlus
 REFERENCE = "BasicUNetPlusPlus"
+KERNELS = {"UNetPlusPlus, memory": "memory", "UNetPlusPlus, plain": "plain"}  # network -> its kernels
 
 
 def networks(dims: int, classes: int) -> dict[str, Callable[[], nn.Module]]:
@@ -38,6 +40,7 @@ def networks(dims: int, classes: int) -> dict[str, Callable[[], nn.Module]]:
     makers: dict[str, Callable[[], nn.Module]] = {
         REFERENCE: lambda: copy.deepcopy(reference),
         "UNetPlusPlus": lambda: from_basic_unet_plus_plus(reference),
+        **{name: partial(from_basic_unet_plus_plus, reference) for name in KERNELS},
         "UNetPlusPlus, use_checkpoint": checkpointed,
         "BasicUNet": lambda: BasicUNet(dims, 1, classes, (*WIDTHS, WIDTHS[0])),
         "DynUNet": lambda: DynUNet(
@@ -51,6 +54,12 @@ def networks(dims: int, classes: int) -> dict[str, Callable[[], nn.Module]]:
             "resnet18", encoder_weights=None, in_channels=1, classes=classes, decoder_channels=WIDTHS[::-1]
         )
     return makers
+
+
+def run(task: Callable[[nn.Module, Tensor], None], name: str, net: nn.Module, x: Tensor) -> None:
+    """Do a task with the kernels that a network's name says, else with those of the device."""
+    with kernels.use(KERNELS.get(name, "auto")):
+        task(net, x)
 
 
 def main() -> None:
@@ -76,9 +85,11 @@ def main() -> None:
     for task, passes in ((inference, 1), (train_step, 3)):  # backward: twice the forward
         chosen = {n: net for n, net in nets.items() if task is train_step or "checkpoint" not in n}
         seconds = interleaved(
-            {name: partial(task, net, x) for name, net in chosen.items()}, args.rounds, args.device
+            {name: partial(run, task, name, net, x) for name, net in chosen.items()}, args.rounds, args.device
         )
-        memory = {name: peak_memory(partial(task, net, x), args.device) for name, net in chosen.items()}
+        memory = {
+            name: peak_memory(partial(run, task, name, net, x), args.device) for name, net in chosen.items()
+        }
         for name in chosen:
             median = statistics.median(seconds[name])
             rows.append(
