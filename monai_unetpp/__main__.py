@@ -135,9 +135,9 @@ def prune(parser: argparse.ArgumentParser) -> Run:
     share(parser, "--overwrite")
 
     def run(args: argparse.Namespace) -> str:
-        from monai_unetpp.weights import prune_checkpoint
+        from monai_unetpp.weights import prune_weights
 
-        kept, of = prune_checkpoint(args.checkpoint, args.level, args.out, args.skips, args.overwrite)
+        kept, of = prune_weights(args.checkpoint, args.level, args.out, args.skips, args.overwrite)
         return f"L{args.level}: {kept:,} of {of:,} weights, in {args.out.resolve()}"
 
     return run

@@ -20,7 +20,7 @@ from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike, atomic_write, refuse_existing, save_by_memory
 from monai_unetpp.network import UNetPlusPlus, levels_in, prune, prune_state_dict
 
-__all__ = ["RUNTIMES", "OnnxNetwork", "check_fit", "load_network", "prune_checkpoint", "read_checkpoint"]
+__all__ = ["RUNTIMES", "OnnxNetwork", "check_fit", "load_network", "prune_weights", "read_tensors"]
 
 Sizes = tuple[int | None, ...]  # None for a size that is left open
 Run = Callable[[Any], Any]
@@ -76,7 +76,7 @@ def load_network(
     return network.to(device).eval()
 
 
-def prune_checkpoint(
+def prune_weights(
     path: PathLike, level: int, out: PathLike, skips: str = "dense", overwrite: bool = False
 ) -> tuple[int, int]:
     """Write the weights of L^level, taken from those of the whole network.
@@ -108,7 +108,7 @@ def prune_checkpoint(
     return sum(w.numel() for w in kept.values()), sum(w.numel() for w in weights.values())
 
 
-def read_checkpoint(path: PathLike) -> Mapping[str, Any]:
+def read_tensors(path: PathLike) -> Mapping[str, Any]:
     """Return the contents of a file of weights or a training checkpoint, on the CPU, without running code.
 
     Returns:
@@ -237,7 +237,7 @@ def _need_file(path: Path) -> None:
 
 def _weights(path: Path) -> Mapping[str, Tensor]:
     """The weights in a file, alone or as ``"model"`` of a training checkpoint."""
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_tensors(path)
     weights = checkpoint.get("model", checkpoint)
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(

@@ -11,7 +11,7 @@ from bundles import Payload
 from monai_unetpp import load_network, prune, prune_state_dict
 from monai_unetpp.__main__ import main
 from monai_unetpp.files import atomic_write
-from monai_unetpp.weights import prune_checkpoint
+from monai_unetpp.weights import prune_weights
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def test_pruned_weights_make_the_network_their_own_level(x, tmp_path, tiny, leve
     net = changed(tiny(skips=skips))
     with atomic_write(tmp_path / "full.pt") as part:
         torch.save(net.state_dict(), part)
-    kept, of = prune_checkpoint(tmp_path / "full.pt", level, tmp_path / "small.pt", skips)
+    kept, of = prune_weights(tmp_path / "full.pt", level, tmp_path / "small.pt", skips)
     assert kept < of
     for asked in (None, level):
         loaded = load_network(tiny(skips=skips), tmp_path / "small.pt", asked)
@@ -70,7 +70,7 @@ def test_checkpoint_of_an_epoch_holds_the_weights_as_model(net, x, tmp_path, tin
 
 
 def test_pruned_weights_train_on(path, tmp_path, tiny):
-    prune_checkpoint(path, 2, tmp_path / "small.pt")
+    prune_weights(path, 2, tmp_path / "small.pt")
     small = load_network(tiny(), tmp_path / "small.pt").train()
     batch = torch.rand(2, 1, 16, 16)
     optimizer = torch.optim.SGD(small.parameters(), lr=0.1)
@@ -118,9 +118,7 @@ def test_weights_of_another_network_are_an_error_that_says_where(path, tiny):
     ],
     ids=["missing", "list", "number", "no-model"],
 )
-@pytest.mark.parametrize(
-    "use", [lambda p, n: load_network(n, p), lambda p, _: prune_checkpoint(p, 1, "x.pt")]
-)
+@pytest.mark.parametrize("use", [lambda p, n: load_network(n, p), lambda p, _: prune_weights(p, 1, "x.pt")])
 def test_file_that_holds_no_weights_is_named(tmp_path, tiny, content, error, message, use):
     if content is not None:
         torch.save(content, tmp_path / "model.pt")
@@ -227,11 +225,11 @@ def test_file_that_the_disk_did_not_take_after_all_replaces_nothing(tmp_path, mo
 
 FULL_DISK = """
 import resource, signal, sys, torch
-from monai_unetpp.weights import prune_checkpoint
+from monai_unetpp.weights import prune_weights
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 try:
-    prune_checkpoint(sys.argv[1], 2, sys.argv[2])
+    prune_weights(sys.argv[1], 2, sys.argv[2])
 except Exception as error:
     print(type(error).__name__)
 """

@@ -30,7 +30,7 @@ from monai_unetpp.handlers import CheckpointLoader, NetworkLoader
 from monai_unetpp.levels import read_calibration
 from monai_unetpp.segment import segment
 from monai_unetpp.transforms import LoadImageAndLabeld
-from monai_unetpp.weights import prune_checkpoint, read_checkpoint
+from monai_unetpp.weights import prune_weights, read_tensors
 
 LIVER = BUNDLES / "liver"
 SETTINGS = {**TINY, "channels": [4, 8]}
@@ -79,9 +79,9 @@ def calibration(path, *_):
 
 
 PLACES = {
-    "read_checkpoint": lambda path, *_: read_checkpoint(path),
+    "read_tensors": lambda path, *_: read_tensors(path),
     "load_network": lambda path, _f, _d, tiny: load_network(tiny(), path),
-    "prune_checkpoint": lambda path, folder, *_: prune_checkpoint(path, 1, folder / "out.pt"),
+    "prune_weights": lambda path, folder, *_: prune_weights(path, 1, folder / "out.pt"),
     "pack_bundle": lambda path, folder, *_: pack_bundle(LIVER, path, folder / "packed"),
     "CheckpointLoader": lambda path, *_: CheckpointLoader(str(path), {"model": nn.Linear(1, 1)})(
         Engine(lambda *_: None)

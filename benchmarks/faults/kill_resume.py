@@ -25,7 +25,7 @@ import torch
 
 from monai_unetpp.data.phantoms import write_phantoms
 from monai_unetpp.files import write_csv
-from monai_unetpp.weights import read_checkpoint
+from monai_unetpp.weights import read_tensors
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -77,7 +77,7 @@ def kill(process: subprocess.Popen[bytes], how: str, models: Path, log: Path, rn
 def readable(models: Path) -> list[int]:
     """The epochs whose checkpoints are on disk; raises if one of the files there cannot be read."""
     for path in models.glob("*.pt"):
-        read_checkpoint(path)
+        read_tensors(path)
     return sorted(int(path.stem.split("=")[1]) for path in models.glob("checkpoint_epoch=*.pt"))
 
 
@@ -137,7 +137,7 @@ def main() -> None:
         if start(killed, data, args.epochs, log, resume=True).wait():
             sys.exit(log.read_text())
         name = f"models/checkpoint_epoch={args.epochs}.pt"
-        different = list(differing(read_checkpoint(alone / name), read_checkpoint(killed / name)))
+        different = list(differing(read_tensors(alone / name), read_tensors(killed / name)))
         left = [path.name for path in models.iterdir()]
     write_csv(args.out, rows)
     repeated = max(row["in epoch"] - row["last whole epoch"] for row in rows)

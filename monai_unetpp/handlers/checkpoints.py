@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from monai_unetpp.files import atomic_write, save_by_memory, stale_parts
 from monai_unetpp.network import UNetPlusPlus
-from monai_unetpp.weights import check_fit, load_network, read_checkpoint
+from monai_unetpp.weights import check_fit, load_network, read_tensors
 
 __all__ = ["CheckpointLoader", "CheckpointSaver", "NetworkLoader"]
 
@@ -203,7 +203,7 @@ class CheckpointLoader(monai.handlers.CheckpointLoader):
             path, checkpoint = _latest(path)
             self.load_path = str(path)
         else:
-            checkpoint = read_checkpoint(path)
+            checkpoint = read_tensors(path)
         single = len(self.load_dict) == 1 and next(iter(self.load_dict)) not in checkpoint
         if (scaler := getattr(engine, "scaler", None)) is not None and SCALER in checkpoint:
             self.load_dict = {**self.load_dict, SCALER: scaler}
@@ -265,7 +265,7 @@ def _latest(directory: Path) -> tuple[Path, Mapping[str, Any]]:
         raise FileNotFoundError(f"nothing to resume: {directory.absolute()} holds no checkpoint_epoch=*.pt.")
     for epoch in sorted(found, reverse=True):
         try:
-            return found[epoch], read_checkpoint(found[epoch])
+            return found[epoch], read_tensors(found[epoch])
         except ValueError as error:
             if epoch == min(found):
                 raise
@@ -280,7 +280,7 @@ def _epochs(directory: Path) -> dict[int, Path]:
 
 def _is_readable(path: Path) -> bool:
     try:
-        read_checkpoint(path)
+        read_tensors(path)
     except (OSError, ValueError):
         return False
     return True
