@@ -111,6 +111,7 @@ def slices(parser: argparse.ArgumentParser) -> Run:
     )
     parser.add_argument("--pixel", type=float, default=1.5, help="size of a pixel, mm (%(default)s)")
     parser.add_argument("--label", default="liver", help="what the masks show (%(default)s)")
+    parser.add_argument("--mask-kind", default="auto", help="nonzero, threshold or auto (%(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace the data set that is there")
 
     def run(args: argparse.Namespace) -> str:
@@ -124,6 +125,7 @@ def slices(parser: argparse.ArgumentParser) -> Run:
             rows=args.rows,
             pixel=args.pixel,
             label=args.label,
+            mask_kind=args.mask_kind,
             overwrite=args.overwrite,
             progress=True,
         )

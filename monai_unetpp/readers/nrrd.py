@@ -63,6 +63,7 @@ MM_PER_UNIT |= {
     "metre": 1000.0,
     "um": 1e-3,
     "µm": 1e-3,
+    "\u03bcm": 1e-3,  # the Greek letter
     "micron": 1e-3,
     "micrometer": 1e-3,
     "micrometre": 1e-3,
