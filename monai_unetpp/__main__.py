@@ -111,12 +111,14 @@ def slices(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--rows", choices=["x", "y"], default="y", help=f"{axis} (%(default)s)")
     parser.add_argument("--pixel", type=float, default=1.5, help="size of a pixel, mm (%(default)s)")
     parser.add_argument("--label", default="liver", help="name of what the masks show (%(default)s)")
+    kinds = ["auto", "nonzero", "threshold"]
+    parser.add_argument("--mask-kind", choices=kinds, default="auto", help="(%(default)s)")
     share(parser, "--overwrite")
 
     def run(args: argparse.Namespace) -> str:
         from monai_unetpp.data.sources.slices import NAME, write_slices
 
-        options = {key: getattr(args, key) for key in ("rows", "pixel", "label", "overwrite")}
+        options = {key: getattr(args, key) for key in ("rows", "pixel", "label", "mask_kind", "overwrite")}
         name = args.name or NAME
         index = write_slices(args.images, args.masks, args.out, name=name, progress=True, **options)
         return f"{len(json.loads(index.read_text())['training'])} scans, listed in {index.resolve()}"

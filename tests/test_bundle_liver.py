@@ -62,7 +62,7 @@ def rows(path):
 
 @pytest.fixture
 def again(trained, tmp_path):
-    """A copy of the trained bundle, to go on with."""
+    """A copy of the trained bundle, to resume from."""
     return shutil.copytree(trained, tmp_path / "again")
 
 
@@ -148,17 +148,17 @@ def test_another_seed_gives_other_weights(trained, balls, tmp_path):
     assert any(not torch.equal(first[key], second[key]) for key in first)
 
 
-def test_held_back_cases_do_not_train_and_depend_on_the_seed_alone(balls, tmp_path):
+def test_held_out_cases_do_not_train_and_depend_on_the_seed_alone(balls, tmp_path):
     def split(**override):
         parser = workflow(
             "liver", "train", tmp_path, dataset_dir=str(balls), **TINY_TRAINING | override
         ).parser
         return [sorted(case["image"] for case in part) for part in parser.get_parsed_content("split")]
 
-    train, held_back = split()
-    assert (len(train), len(held_back)) == (3, 1)
-    assert sorted(train + held_back) == sorted(map(str, (balls / "imagesTr").iterdir()))
-    assert split(max_epochs=7, batch_size=1) == [train, held_back]
+    train, held_out = split()
+    assert (len(train), len(held_out)) == (3, 1)
+    assert sorted(train + held_out) == sorted(map(str, (balls / "imagesTr").iterdir()))
+    assert split(max_epochs=7, batch_size=1) == [train, held_out]
     assert len({split(seed=seed)[1][0] for seed in range(8)}) > 1
 
 
@@ -414,14 +414,14 @@ def test_scores_are_those_of_the_files_that_inference_writes(trained, balls, tmp
             assert float(row_of_iou[LABELS[str(value)]]) == pytest.approx(expected / (2 - expected), abs=1e-6)
 
 
-def test_evaluation_scores_the_cases_that_were_held_back(trained, balls, tmp_path):
+def test_evaluation_scores_the_cases_that_were_held_out(trained, balls, tmp_path):
     flow = liver(
         "train evaluate", tmp_path, dataset_dir=str(balls), ckpt_path=str(trained / "models" / "model.pt")
     )
-    held_back = [case["image"] for case in flow.parser.get_parsed_content("split")[1]]
+    held_out = [case["image"] for case in flow.parser.get_parsed_content("split")[1]]
     [row] = rows(tmp_path / "eval" / "val_mean_dice_raw.csv")
     assert list(row) == ["filename", *list(LABELS.values())[1:], "mean"]
-    assert [row["filename"]] == held_back
+    assert [row["filename"]] == held_out
     names = [row["class"] for row in rows(tmp_path / "eval" / "val_mean_dice_summary.csv")]
     assert names == [*list(LABELS.values())[1:], "mean"]
 

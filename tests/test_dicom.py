@@ -181,6 +181,14 @@ def test_series_of_other_places_in_one_folder_must_be_named(tmp_path):
     check_plain(folder, series="1.2.3")
 
 
+def test_slice_that_names_another_series_is_not_lost(tmp_path):
+    """In the middle it leaves a gap; at an end nothing else would show it."""
+    for n, message in ((0, "holds 2 DICOM series"), (5, "holds 2 DICOM series"), (3, "lacks a slice")):
+        folder = write_slices(tmp_path / str(n), lambda k, n=n: {"t0020000e": "1.2.33"} if k == n else {})
+        with pytest.raises(ValueError, match=message):
+            volume_loader()(folder)
+
+
 # The geometry is proven
 
 

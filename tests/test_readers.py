@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes as they come: read by SimpleITK, at the same place as by nibabel and by ITK."""
 
+import bz2
 import gzip
 import re
 import struct
@@ -16,9 +17,11 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 from dicom import write_series
+from monai.data import list_data_collate
 from monai.transforms import LoadImage
 
 from bundles import affine
+from monai_unetpp.data import list_volumes
 from monai_unetpp.readers import SimpleITKReader, read_geometry, volume_loader
 from monai_unetpp.readers.checks import check_affine
 from monai_unetpp.readers.memory import check_cache
@@ -80,6 +83,7 @@ def test_volume_lies_where_nibabel_says(tmp_path, suffix, place):
 
 BY_ITK = """
 import sys, torch
+from monai.data import list_data_collate
 from monai.transforms import LoadImage
 volume = LoadImage("ITKReader", image_only=True, ensure_channel_first=True)(sys.argv[1])
 torch.save({"volume": volume.as_tensor(), "affine": volume.affine}, sys.argv[2])
@@ -469,3 +473,222 @@ def test_packed_file_that_would_unpack_to_a_thousand_times_its_size_is_refused_b
         ValueError, match=r"bomb\.nii\.gz is truncated or damaged: its header claims 16,000,000"
     ):
         volume_loader()(tmp_path / "bomb.nii.gz")
+
+
+# As other programs write them
+
+
+def nrrd(path, fields=(), lines=(), array=None, encoding="gzip"):
+    """An NRRD in LPS whose voxels are of (0.7, 0.8, 2.5) mm; ``fields`` replace those of the header."""
+    array = voxels() if array is None else array
+    header = {
+        "type": {"i2": "int16", "u1": "uint8"}[array.dtype.str[1:]],
+        "dimension": str(array.ndim),
+        "space": "left-posterior-superior",
+        "sizes": " ".join(map(str, array.shape)),
+        "space directions": "(0.7,0,0) (0,0.8,0) (0,0,2.5)",
+        "kinds": "domain domain domain",
+        "endian": "little",
+        "encoding": encoding,
+        "space origin": "(1,2,3)",
+        **dict(fields),
+    }
+    text = "\n".join(
+        ["NRRD0005", "# by hand", *(f"{k}: {v}" for k, v in header.items() if v is not None), *lines]
+    )
+    raw = array.tobytes(order="F")
+    body = {"raw": bytes, "gzip": gzip.compress, "bzip2": bz2.compress}.get(encoding, bytes)(raw)
+    if encoding == "ascii":
+        body = " ".join(map(str, array.ravel(order="F"))).encode()
+    path.write_bytes(text.encode() + b"\n\n" + body)
+    return path
+
+
+NRRD_AFFINE = np.array([[-0.7, 0, 0, -1], [0, -0.8, 0, -2], [0, 0, 2.5, 3], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Segment0_Name:=Leber-Läsion 肝臓", "Segment0_LabelValue:=1"],
+        ["Segmentation_ConversionParameters:=" + "Parameter|0.000|what it does: so.&" * 3000],
+        ["# " + "x" * 100_000, "key:=a: b := c"],
+    ],
+    ids=["utf-8", "long", "comment"],
+)
+def test_segmentation_of_slicer_is_read(tmp_path, lines):
+    path = nrrd(tmp_path / "label.seg.nrrd", lines=lines, array=(voxels() > 0).astype(np.uint8))
+    found = volume_loader()(path)
+    np.testing.assert_array_equal(found[0].numpy(), voxels() > 0)
+    np.testing.assert_allclose(found.affine, NRRD_AFFINE)
+
+
+def test_layers_of_a_segmentation_of_slicer_are_channels(tmp_path):
+    layers = np.stack([voxels(), voxels() + 1])
+    fields = {"space directions": "none (0.7,0,0) (0,0.8,0) (0,0,2.5)", "kinds": "list domain domain domain"}
+    found = volume_loader()(nrrd(tmp_path / "two.seg.nrrd", fields, array=layers))
+    np.testing.assert_array_equal(found.numpy(), layers)
+    np.testing.assert_allclose(found.affine, NRRD_AFFINE)
+
+
+@pytest.mark.parametrize("encoding", ["raw", "gzip", "bzip2", "ascii"])
+def test_every_encoding_of_nrrd_is_read(tmp_path, encoding):
+    found = volume_loader()(nrrd(tmp_path / "ct.nrrd", encoding=encoding))
+    np.testing.assert_array_equal(found[0].numpy(), voxels())
+    np.testing.assert_allclose(found.affine, NRRD_AFFINE)
+
+
+def test_line_that_might_end_a_library_is_not_given_to_it(tmp_path):
+    """Text is read by ITK, whose readers of headers have buffers of fixed size."""
+    path = nrrd(tmp_path / "ct.nrrd", {"content": "A" * 5000}, encoding="ascii")
+    with pytest.raises(ValueError, match="must have a header of short lines in ASCII to be read by ITK"):
+        volume_loader()(path)
+
+
+@pytest.mark.parametrize("name", ["ct.nrrd", "ct.mha", "ct.nii"])
+def test_bytes_after_the_voxels_are_tolerated(tmp_path, name):
+    path = tmp_path / name
+    sitk.WriteImage(image(PLACES["LPS"]), str(path))
+    path.write_bytes(path.read_bytes() + b"\n\0\n")
+    np.testing.assert_array_equal(volume_loader()(path)[0].numpy(), voxels())
+
+
+@pytest.mark.parametrize("name", ["ct.Nii", "CT.NII.GZ", "CT.MHA", "ct.Nrrd"])
+def test_suffix_may_be_in_capitals(tmp_path, name):
+    sitk.WriteImage(image(PLACES["LPS"]), str(tmp_path / name.lower()))
+    (tmp_path / name.lower()).rename(tmp_path / name)
+    assert list_volumes(tmp_path) == [{"image": str(tmp_path / name)}]
+    assert torch.equal(volume_loader()(tmp_path / name)[0].as_tensor(), torch.from_numpy(voxels()).float())
+    assert tuple(read_geometry(tmp_path / name)[0]) == SHAPE
+
+
+@pytest.mark.parametrize("more", [(1,), (1, 1), (1, 1, 1)])
+def test_axes_of_one_voxel_beyond_the_third_are_left_out(tmp_path, more):
+    nib.save(nib.Nifti1Image(voxels().reshape(*SHAPE, *more), PLACES["LPS"]), tmp_path / "ct.nii.gz")
+    found = volume_loader()(tmp_path / "ct.nii.gz")
+    np.testing.assert_array_equal(found[0].numpy(), voxels())
+
+
+# Units
+
+
+@pytest.mark.parametrize(
+    ("unit", "scale"),
+    [("meter", 1e-3), ("micron", 1e3), ("mm", 1), ("unknown", 1)],
+    ids=lambda value: str(value),
+)
+@pytest.mark.parametrize("form", ["sform", "qform"])
+def test_units_of_nifti_become_millimetres(tmp_path, caplog, unit, scale, form):
+    stated = np.diag([0.7 * scale, 0.8 * scale, 2.5 * scale, 1])
+    stated[:3, 3] = np.array([10, -20, 30]) * scale
+    image = nib.Nifti1Image(voxels(), stated)
+    image.set_sform(stated, code=int(form == "sform"))
+    image.set_qform(stated, code=int(form == "qform"))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "ct.nii.gz")
+    found = volume_loader()(tmp_path / "ct.nii.gz")
+    np.testing.assert_allclose(found.affine.diag()[:3], (0.7, 0.8, 2.5), rtol=1e-5)
+    np.testing.assert_allclose(found.affine[:3, 3], (10, -20, 30), rtol=1e-5)
+    np.testing.assert_allclose(read_geometry(tmp_path / "ct.nii.gz")[1], (0.7, 0.8, 2.5), rtol=1e-5)
+    assert ("and is taken as" in caplog.text) == (scale != 1)
+
+
+def test_millimetres_that_are_said_to_be_metres_are_refused(tmp_path):
+    image = nib.Nifti1Image(voxels(), PLACES["LPS"])
+    image.header.set_xyzt_units("meter")
+    nib.save(image, tmp_path / "ct.nii.gz")
+    with pytest.raises(
+        ValueError, match=r"ct\.nii\.gz must (be at most 5 m long|have voxels of 0.0001 to 1000 mm)"
+    ):
+        LoadImageAndLabeld("image")({"image": str(tmp_path / "ct.nii.gz")})
+
+
+@pytest.mark.parametrize(
+    ("unit", "scale"), [("mm", 1), ("cm", 10), ("m", 1000), ("um", 1e-3), ("µm", 1e-3), ("", 1)]
+)
+def test_units_of_nrrd_become_millimetres(tmp_path, caplog, unit, scale):
+    path = nrrd(tmp_path / "ct.nrrd", {"space units": " ".join([f'"{unit}"'] * 3)})
+    np.testing.assert_allclose(volume_loader()(path).affine[:3], NRRD_AFFINE[:3] * scale)
+    assert ("and is taken as" in caplog.text) == (scale != 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"space units": '"pixel" "pixel" "pixel"'}, "must have lengths in mm, cm, m or um as its units"),
+        ({"space": "scanner-xyz"}, "must be in one of the spaces left-posterior-superior"),
+        ({"space directions": "(1,0,0) (0,1,0)"}, "must have 3 space directions, got 2"),
+        ({"space directions": "(1,0) (0,1) none"}, "must have a space origin of 2 numbers, got 3"),
+        ({"endian": "middle"}, "must have the endian little or big, got 'middle'"),
+        ({"type": "block"}, "must have a type such as short"),
+        ({"colour": "grey"}, "has the field 'colour', which NRRD does not know"),
+    ],
+    ids=["units", "space", "directions", "origin", "endian", "type", "field"],
+)
+def test_what_nrrd_does_not_say_rightly_is_refused(tmp_path, fields, message):
+    with pytest.raises(ValueError, match=message):
+        volume_loader()(nrrd(tmp_path / "ct.nrrd", fields))
+
+
+@pytest.mark.parametrize(
+    ("space", "signs"),
+    [("RAS", (1, 1)), ("left-anterior-superior", (-1, 1)), ("LPS", (-1, -1)), (None, (-1, -1))],
+)
+def test_nrrd_lies_in_the_space_that_it_names(tmp_path, space, signs):
+    found = volume_loader()(nrrd(tmp_path / "ct.nrrd", {"space": space}))
+    np.testing.assert_allclose(found.affine[:3], np.abs(NRRD_AFFINE[:3]) * np.array([*signs, 1])[:, None])
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("suffix", [".mhd", ".mha"])
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "f4", "f8"])
+def test_every_type_of_metaimage_is_read_as_itk_reads_it(tmp_path, dtype, suffix, compressed):
+    array = (voxels() % 100).astype(dtype)
+    path = tmp_path / f"ct{suffix}"
+    sitk.WriteImage(image(PLACES["oblique"], array), str(path), useCompression=compressed)
+    found = volume_loader()(path)
+    np.testing.assert_array_equal(
+        found[0].numpy(), sitk.GetArrayFromImage(sitk.ReadImage(str(path))).transpose()
+    )
+    np.testing.assert_allclose(found.affine, PLACES["oblique"], atol=1e-5)
+
+
+@pytest.mark.parametrize("files", ["ct%d.raw 0 6 1", "LIST"])
+def test_metaimage_of_one_file_per_slice_is_read(tmp_path, files):
+    sitk.WriteImage(image(PLACES["LPS"]), str(tmp_path / "ct.mhd"))
+    for n in range(SHAPE[2]):
+        (tmp_path / f"ct{n}.raw").write_bytes(voxels()[:, :, n].tobytes(order="F"))
+    listed = "LIST\n" + "\n".join(f"ct{n}.raw" for n in range(SHAPE[2])) if files == "LIST" else files
+    header = (tmp_path / "ct.mhd").read_text().replace("ct.raw", listed)
+    (tmp_path / "ct.mhd").write_text(header)
+    np.testing.assert_array_equal(volume_loader()(tmp_path / "ct.mhd")[0].numpy(), voxels())
+
+
+@pytest.mark.parametrize("name", ["ct.nii.gz", "ct.mha", "ct.nrrd"])
+@pytest.mark.parametrize("kept", [0.5, 0.95])
+def test_packed_file_that_ends_early_is_named(tmp_path, name, kept):
+    path = tmp_path / name
+    sitk.WriteImage(image(PLACES["LPS"]), str(path), useCompression=True)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is truncated or damaged"):
+        volume_loader()(path)
+
+
+def test_no_default_reader_of_monai_is_made(tmp_path, monkeypatch):
+    """One of them unpickles, one warns where pydicom is installed."""
+    monkeypatch.setattr("monai.transforms.LoadImage.__init__", lambda *_: pytest.fail("LoadImage"))
+    sitk.WriteImage(image(PLACES["LPS"]), str(tmp_path / "ct.mha"))
+    assert volume_loader()(tmp_path / "ct.mha").shape == (1, *SHAPE)
+
+
+def test_volumes_with_and_without_warnings_collate(tmp_path):
+    nib.save(nib.Nifti1Image(voxels(), None), tmp_path / "nowhere.nii")
+    nib.save(nib.Nifti1Image(voxels(), PLACES["LPS"]), tmp_path / "somewhere.nii")
+    nowhere, somewhere = (volume_loader()(tmp_path / f"{name}.nii") for name in ("nowhere", "somewhere"))
+    assert [text.split(" ", 1)[1] for text in nowhere.meta["warnings"]] == [
+        "does not say where it lies (no affine): its axes are taken for RAS."
+    ]
+    assert "warnings" not in somewhere.meta
+    assert list_data_collate([nowhere, somewhere]).shape == (2, 1, *SHAPE)
+    assert list_data_collate([nowhere, nowhere]).shape == (2, 1, *SHAPE)

@@ -3,6 +3,8 @@
 
 import json
 import re
+import struct
+import zlib
 
 import nibabel as nib
 import numpy as np
@@ -124,3 +126,163 @@ def test_a_folder_without_pictures_is_refused(tmp_path):
     (tmp_path / "images").mkdir()
     with pytest.raises(FileNotFoundError, match="images must be a folder of pictures"):
         write(tmp_path)
+
+
+# Kinds of masks
+
+
+INSIDE = np.zeros((16, 16), bool)
+INSIDE[3:9, 4:12] = True
+
+
+def colours(inside, outside=(0, 0, 0)):
+    return np.where(INSIDE[..., None], np.array(inside, np.uint8), np.array(outside, np.uint8))
+
+
+def instances(dtype, count=40):
+    numbers = np.zeros((16, 16), dtype)
+    numbers[INSIDE] = np.arange(INSIDE.sum()) % count + 1
+    return numbers
+
+
+def palette_png(numbers, palette):
+    """A PNG of indexes into a palette, which SimpleITK does not write."""
+    rows = b"".join(b"\0" + row.tobytes() for row in numbers.astype(np.uint8))
+    size = struct.pack(">IIBBBBB", numbers.shape[1], numbers.shape[0], 8, 3, 0, 0, 0)
+    chunks = ((b"IHDR", size), (b"PLTE", bytes(palette)), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+
+
+def soft():
+    """White with an edge in steps of grey."""
+    x, y = np.mgrid[:16, :16]
+    return (255 * np.clip(6.9 - np.hypot(x - 7.3, y - 7.8), 0, 1)).astype(np.uint8)
+
+
+MASKS = {
+    "zero-and-one": INSIDE.astype(np.uint8),
+    "two-values": INSIDE * np.uint8(38),
+    "white": INSIDE * np.uint8(255),
+    "red": colours((255, 0, 0)),
+    "dark-blue": colours((0, 0, 40)),
+    "grey-as-colours": colours((1, 1, 1)),
+    "alpha": np.dstack([np.zeros((16, 16, 3), np.uint8), INSIDE * np.uint8(255)]),
+    "instances": instances(np.uint8),
+    "instances-of-16-bits": instances(np.uint16) * np.uint16(1000),
+    "instances-to-255": instances(np.uint8, 48) * np.uint8(5),
+    "classes": INSIDE + (INSIDE & np.roll(INSIDE, 2, 0)).astype(np.uint8),
+    "classes-in-colours": np.where(
+        np.arange(16)[:, None, None] > 5, colours((0, 128, 0)), colours((128, 0, 0))
+    ),
+}
+
+
+def one_slice(folder, mask, grey=None, name="s_1_1.png"):
+    image = np.arange(256, dtype=np.uint8).reshape(16, 16) if grey is None else grey
+    picture(folder / "images" / "s_1_1.png", image)
+    (folder / "masks").mkdir(exist_ok=True)
+    if isinstance(mask, bytes):
+        (folder / "masks" / name).write_bytes(mask)
+        return
+    is_vector = mask.ndim == 3
+    sitk.WriteImage(sitk.GetImageFromArray(mask, isVector=is_vector), str(folder / "masks" / name))
+
+
+def voxels_of(folder, key):
+    return np.asarray(nib.load(folder / "out" / f"{key}Tr" / "scan_1.nii.gz").dataobj)[..., 0]
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_all_that_is_not_black_is_the_label(tmp_path, mask):
+    one_slice(tmp_path, mask)
+    write(tmp_path, rows="x")
+    np.testing.assert_array_equal(voxels_of(tmp_path, "labels"), INSIDE)
+
+
+def test_palette_is_read_by_its_colours(tmp_path):
+    one_slice(tmp_path, palette_png(INSIDE, (0, 0, 0, 70, 0, 0)))
+    write(tmp_path, rows="x")
+    np.testing.assert_array_equal(voxels_of(tmp_path, "labels"), INSIDE)
+
+
+@pytest.mark.parametrize("name", ["s_1_1.png", "s_1_1.jpg"])
+def test_soft_edges_end_half_way(tmp_path, name):
+    one_slice(tmp_path, soft(), name=name)
+    write(tmp_path, rows="x")
+    np.testing.assert_array_equal(voxels_of(tmp_path, "labels"), soft() > 127)
+
+
+def test_kind_of_the_masks_is_decided_over_all_of_them(tmp_path):
+    one_slice(tmp_path, MASKS["zero-and-one"])
+    for n in (2, 3):
+        picture(tmp_path / "images" / f"s_1_{n}.png", np.zeros((16, 16), np.uint8))
+        picture(tmp_path / "masks" / f"s_1_{n}.png", np.zeros((16, 16), np.uint8))
+    write(tmp_path, rows="x")
+    np.testing.assert_array_equal(voxels_of(tmp_path, "labels"), INSIDE)
+
+
+@pytest.mark.parametrize(
+    ("mask", "name", "settings", "message"),
+    [
+        (np.zeros((16, 16), np.uint8), "s_1_1.png", {}, r"no pixel is label, by the rule 'nonzero'.* are 0"),
+        (np.full((16, 16), 255, np.uint8), "s_1_1.png", {}, "every pixel is label"),
+        (
+            INSIDE.astype(np.uint8),
+            "s_1_1.png",
+            {"mask_kind": "threshold"},
+            r"no pixel is label, .*'threshold'",
+        ),
+        (INSIDE * np.uint8(2), "s_1_1.jpg", {}, "are JPEG of values up to .* store them as PNG"),
+        (INSIDE * np.uint8(2), "s_1_1.png", {"mask_kind": "red"}, "mask_kind must be 'auto' or 'nonzero' or"),
+    ],
+    ids=["empty", "full", "threshold", "jpeg", "kind"],
+)
+def test_masks_without_a_label_are_refused(tmp_path, mask, name, settings, message):
+    one_slice(tmp_path, mask, name=name)
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path, **settings)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("grey", "dtype"),
+    [
+        (np.arange(256).reshape(16, 16).astype(np.uint16) * 255, np.int32),
+        (np.arange(256).reshape(16, 16).astype(np.uint16) * 100, np.int16),
+        (np.arange(256).reshape(16, 16).astype(np.uint8), np.int16),
+    ],
+    ids=["16-bit", "15-bit", "8-bit"],
+)
+def test_range_of_grey_values_is_kept(tmp_path, grey, dtype):
+    one_slice(tmp_path, MASKS["white"], grey)
+    write(tmp_path, rows="x")
+    np.testing.assert_array_equal(voxels_of(tmp_path, "images"), grey)
+    assert voxels_of(tmp_path, "images").dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (r".*_(\d+)_(\d+)", r"name must have the groups .* lacks scan and slice"),
+        (r"(?P<scan>.*)_\d+", "lacks slice"),
+        (r"(?P<scan>.*", "name must be a regular expression such as"),
+        (r"(?P<slice>.*)_(?P<scan>\d+)", "must be named like"),
+    ],
+    ids=["no-groups", "no-slice", "no-expression", "no-number"],
+)
+def test_expression_for_names_must_have_its_groups(scans, name, message):
+    folder, _ = scans
+    with pytest.raises(ValueError, match=message):
+        write(folder, name=name)
+
+
+def test_two_pictures_of_one_slice_are_both_taken_and_named(scans, caplog):
+    folder, grey = scans
+    for key in ("images", "masks"):
+        picture(folder / key / "c_7_012.png", grey["a_7_12"])
+    write(folder)
+    assert nib.load(folder / "out" / "imagesTr" / "scan_7.nii.gz").shape == (8, 6, 4)
+    assert "1 pictures are of a slice that another is of, first " in caplog.text

@@ -5,11 +5,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from dicom import dicom_bytes, hounsfield_of, slice_tags
 from monai.data import MetaTensor
 from monai.transforms import LoadImaged
 
 from bundles import AFFINES, affine, ball
 from monai_unetpp.transforms import DeepestHeadd, LoadImageAndLabeld, RandShiftLabeledIntensityd
+from monai_unetpp.transforms.hounsfield import why_no_hounsfield
 
 LOAD = LoadImageAndLabeld(out_channels=3)
 
@@ -218,3 +220,91 @@ def test_a_shift_of_what_is_labelled_comes_as_often_as_asked_and_from_its_range(
     assert 0.42 < (moved != 0).float().mean() < 0.58
     assert -0.2 <= moved.min() < -0.18
     assert 0.08 < moved.max() <= 0.1
+
+
+# Whether it is HU
+
+
+def body(air=-1000.0, tissue=50.0, bone=700.0, noise=15.0):
+    """A body in air, with lungs' worth of air in it, a rim of fat and some bone."""
+    rng = np.random.default_rng(0)
+    distance = np.linalg.norm(np.indices((40, 36, 30)) - np.array([20, 18, 15])[:, None, None, None], axis=0)
+    volume = np.where(distance < 14, tissue, np.where(distance < 16, tissue - 150, air))
+    volume = np.where(np.abs(distance - 5) < 0.4, bone, volume)
+    return (volume + rng.normal(0, noise, volume.shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("volume", "message"),
+    [
+        (body(), ""),
+        (np.where(body() < -900, -3024, body()), ""),
+        (body()[12:28, 10:26, 8:22], ""),
+        (body(tissue=-850, bone=-800), ""),
+        (np.full((8, 8, 8), -1000.0), ""),
+        (np.maximum(body() + 1024, -183), r"no peak of air .* offset of about 1024 was left in"),
+        (body() + 1000, "offset of about 1024 was left in"),
+        (body() + 8192 - 9000 * (np.indices((40, 36, 30))[0] == 0), "below -1200|offset of about 8"),
+        (np.maximum(body() + 1200, 0), "has no voxel below 0, .* Is it MR, or stored with an offset"),
+        (body() - 1024, r"of its voxels below -1200, where HU have none"),
+        (body() / 1000, "no range of HU: were they scaled or normalised"),
+        ((body() - body().mean()) / body().std(), "no range of HU: were they scaled or normalised"),
+        (body() * 10, "below -1200"),
+        (np.where(body() < 0, -1000, 1000), "no soft tissue|offset"),
+    ],
+    ids=[
+        *("body", "padding", "crop", "lung", "air", "offset-1024", "offset-1000", "offset-8192", "positive"),
+        *("twice", "thousandth", "normalised", "tenfold", "two-valued"),
+    ],
+)
+def test_volume_that_is_not_in_hu_is_named(volume, message):
+    found = why_no_hounsfield(torch.from_numpy(np.asarray(volume, dtype=np.float32)))
+    assert re.search(message, found) if message else found == ""
+
+
+def test_warnings_of_a_volume_are_logged_and_kept(tmp_path, caplog):
+    path = save(tmp_path / "ct.nii", np.maximum(body() + 1024, -183).astype(np.int16), affine())
+    loaded = LoadImageAndLabeld("image", hounsfield=True)({"image": path})["image"]
+    assert caplog.text.count("an offset of about 1024 was left in") == 1
+    assert loaded.meta["warnings"][0].startswith(f"{path} has no peak of air near -1000")
+    assert "warnings" not in LoadImageAndLabeld("image")({"image": path})["image"].meta
+
+
+@pytest.mark.parametrize("high", [1, 3, 19])
+@pytest.mark.parametrize("hounsfield", [True, False], ids=["ct", "other"])
+def test_label_map_among_the_scans_is_named(tmp_path, caplog, high, hounsfield):
+    labels = np.zeros((10, 9, 8), np.uint8)
+    labels.flat[100 : 100 + high + 1] = np.arange(high + 1)
+    path = save(tmp_path / "seg.nii.gz", labels, affine())
+    LoadImageAndLabeld("image", hounsfield=hounsfield)({"image": path})
+    assert f"{path} holds whole numbers 0..{high} alone: is it a label map or a mask?" in caplog.text
+
+
+@pytest.mark.parametrize("off", [1e-7, -1e-7, 5e-4])
+def test_label_that_nearly_is_a_class_is_rounded_with_a_warning(write, caplog, off):
+    label = np.zeros((10, 9, 8), np.float32)
+    label[2:4], label[5:6] = 1 + off, 2
+    loaded = LOAD(write(label=label))["label"]
+    assert set(torch.unique(loaded).tolist()) == {0, 1, 2}
+    assert (
+        f"has values that are no whole numbers, such as {np.float32(1 + off):.9g}: they are rounded"
+        in caplog.text
+    )
+
+
+def test_label_value_is_shown_with_the_digits_that_matter(write):
+    label = np.zeros((10, 9, 8), np.float32)
+    label[0] = 0.998
+    with pytest.raises(ValueError, match=r"must have values 0\.\.2 \(out_channels = 3\), got 0\.99800\d*\."):
+        LOAD(write(label=label))
+
+
+def test_one_of_several_phases_is_chosen_by_the_transform(tmp_path):
+    folder = tmp_path / "scan"
+    for n in range(12):
+        values = (hounsfield_of(n // 2) + 1024 + 100 * (n % 2)).astype("<u2").tobytes()
+        (folder).mkdir(exist_ok=True)
+        (folder / f"{n}").write_bytes(dicom_bytes(slice_tags(n // 2, t00200013=str(n), t7fe00010=values)))
+    with pytest.raises(ValueError, match=r"--set preprocessing_transforms#0#phase 1"):
+        LoadImageAndLabeld("image")({"image": str(folder)})
+    assert LoadImageAndLabeld("image", phase=2)({"image": str(folder)})["image"].min() == -900

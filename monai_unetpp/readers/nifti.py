@@ -138,7 +138,7 @@ def _parse(path: Path, head: bytes) -> _Header:
     found = _Header(
         shape=shape,
         dtype=dtype,
-        offset=int(raw["vox_offset"]) or first_voxel,
+        offset=int(raw["vox_offset"]),
         slope=1.0 if slope is None else float(slope),
         intercept=0.0 if intercept is None else float(intercept),
         affine=affine,
@@ -170,7 +170,7 @@ def _check_stated(path: Path, raw: Any, first_voxel: int) -> None:
             f"{path} must be in metres, mm or micrometres, got the code {int(raw['xyzt_units'])}."
         )
     offset = float(raw["vox_offset"])
-    if not (offset == 0 or (first_voxel <= offset < 2**40 and offset == int(offset))):
+    if not (first_voxel <= offset < 2**40 and offset == int(offset)):
         raise ValueError(f"{path} is damaged: its vox_offset must be {first_voxel} or more, got {offset:g}.")
 
 

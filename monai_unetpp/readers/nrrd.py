@@ -63,6 +63,7 @@ MM_PER_UNIT |= {
     "metre": 1000.0,
     "um": 1e-3,
     "µm": 1e-3,
+    "\u03bcm": 1e-3,  # the Greek letter
     "micron": 1e-3,
     "micrometer": 1e-3,
     "micrometre": 1e-3,
@@ -153,7 +154,7 @@ def _parse(path: Path) -> _Header:
     if encoding not in ENCODINGS:
         raise ValueError(f"{path} must have an encoding such as raw or gzip, got {encoding!r}.")
     spatial, affine, warnings = _place(path, fields, size)
-    return _Header(
+    header = _Header(
         size=size,
         spatial=spatial,
         dtype=_dtype(fields),
@@ -166,6 +167,9 @@ def _parse(path: Path) -> _Header:
         affine=affine,
         warnings=warnings,
     )
+    if header.by_itk:
+        fields.check_short()
+    return header
 
 
 def _lower_key(line: bytes) -> bytes:

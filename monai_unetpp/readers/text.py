@@ -35,11 +35,10 @@ class Fields:
         self.values: dict[str, bytes] = {}
         for line in filter(bytes.strip, lines):
             key, found, value = line.partition(mark)
-            name = key.strip().decode("ascii", "replace")
-            if not found or name in self.values:
-                raise ValueError(
-                    f"{path} is damaged: its header has the line {_shown(line)}{' twice' if found else ''}."
-                )
+            name = key.strip().decode("latin-1")
+            if not found or name in self.values or not name.isascii() or not name.isprintable():
+                twice = " twice" if name in self.values else ""
+                raise ValueError(f"{path} is damaged: its header has the line {_shown(line)}{twice}.")
             self.values[name] = value.strip()
 
     def text(self, *keys: str, default: str = "") -> str:

@@ -53,7 +53,7 @@ def why_no_hounsfield(volume: Tensor) -> str:
             f"has no peak of air near -1000 and {dense:.0%} of its voxels above {DENSEST_TISSUE_HU:g}, "
             f"around {peak:.0f}: it looks as if an offset of about {offset:g} was left in."
         )
-    if tissue < MIN_SHARE and air < 1 - 2 * MIN_SHARE:
+    if dense > MAX_DENSE and tissue < MIN_SHARE:
         return f"has no soft tissue, {TISSUE_HU[0]:g}..{TISSUE_HU[1]:g}, as a patient in HU has."
     return ""
 

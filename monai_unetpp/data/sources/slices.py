@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From folders of pictures, axial slices of CT and their masks, to volumes in the layout of the Decathlon."""
+"""Folders of pictures, axial slices of CT and their masks, become volumes in the layout of the Decathlon."""
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +15,16 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
 from monai_unetpp.data.decathlon import Case, write_decathlon
+from monai_unetpp.data.sources.masks import LOSSY, MASK_KINDS, label_of, mask_rule
 from monai_unetpp.files import PathLike
+from monai_unetpp.readers.itk import last_line
 
 __all__ = ["NAME", "write_slices"]
 
 NAME = r"(?:.*_)?(?P<scan>[^_]+)_(?P<slice>\d+)"
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
-HALF = 127  # a mask is what is brighter: JPEG blurs edges
+
+logger = logging.getLogger(__name__)
 
 
 def write_slices(
@@ -32,28 +37,31 @@ def write_slices(
     pixel: float = 1.5,
     spacing: float = 5.0,
     label: str = "liver",
+    mask_kind: str = "auto",
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
     """Stack the slices of each scan to a volume: what is split by volume is then split by scan.
 
-    Grey values become HU as they are, so 8 bits are HU saturated to 0..255. Neighbours in a volume need not
-    be neighbours in the patient: it is for networks of two dimensions.
+    Grey values become HU as they are, so 8 bits are HU saturated to 0..255; 16 bits keep their range.
+    Neighbours in a volume need not be neighbours in the patient: it is for networks of two dimensions.
 
     Args:
-        images: folder of the pictures.
-        masks: folder of masks of the same names; what is brighter than 127 is the label.
-        directory: of the data set, made if it does not exist.
-        name: regular expression for a file's name without suffix, with groups ``scan`` and ``slice``. A
+        images: Folder of the pictures.
+        masks: Folder of masks of the same names.
+        directory: Folder of the data set, made if it does not exist.
+        name: Regular expression for a file's name without suffix, with groups ``scan`` and ``slice``. A
             picture whose name fits a group ``flip_rows`` or ``flip_columns`` was turned over, up to down or
             left to right, and is turned back.
-        rows: axis of the patient along which a picture's rows are counted: ``"y"`` as radiologists look at
+        rows: Axis of the patient along which a picture's rows are counted: ``"y"`` as radiologists look at
             slices, from front to back; ``"x"`` where arrays of volumes were saved as they are.
-        pixel: size of a pixel, mm.
-        spacing: between slices, mm.
-        label: name of what the masks show.
-        overwrite: whether a data set that is there may be replaced.
-        progress: whether to show a progress bar.
+        pixel: Size of a pixel, mm.
+        spacing: Distance between slices, mm.
+        label: Name of what the masks show.
+        mask_kind: ``"nonzero"`` if all but black is the label, ``"threshold"`` if what is brighter than 127
+            is; ``"auto"`` to tell by all masks, see :func:`~monai_unetpp.data.sources.masks.mask_rule`.
+        overwrite: Whether a data set that is there may be replaced.
+        progress: Whether to show a progress bar.
 
     Returns:
         The path of ``dataset.json``.
@@ -61,22 +69,27 @@ def write_slices(
     Raises:
         FileNotFoundError: if there are no pictures, or one lacks its mask.
         FileExistsError: if ``directory`` holds a ``dataset.json`` and ``overwrite`` is false.
-        ValueError: if a name does not fit, slices of a scan differ in size, or a picture cannot be read.
+        ValueError: if a name does not fit, slices of a scan differ in size, a picture cannot be read, or no
+            mask has a label.
     """
-    if rows not in ("x", "y"):
-        raise ValueError(f"rows must be 'x' or 'y', got {rows!r}.")
-    scans = _scans(Path(images), Path(masks), name)
+    for argument, value, known in (("rows", rows, ("x", "y")), ("mask_kind", mask_kind, MASK_KINDS)):
+        if value not in known:
+            raise ValueError(f"{argument} must be {' or '.join(map(repr, known))}, got {value!r}.")
+    scans = _scans(Path(images), Path(masks), _pattern(name))
+    every = [each for slices in scans.values() for each in slices]
+    rule = mask_rule(((each.mask, _numbers(each.mask)) for each in every), mask_kind, Path(masks))
     affine = np.diag([pixel, pixel, spacing, 1.0])
     if rows == "y":  # pictures are seen from the feet, the front up
         affine[:2] *= -1
 
     def cases() -> Iterator[Case]:
         for scan, slices in scans.items():
-            image = _stack([(each.image, each.flips) for each in slices], rows)
-            mask = _stack([(each.mask, each.flips) for each in slices], rows)
+            flips = [each.flips for each in slices]
+            image = _stack([each.image for each in slices], _grey, flips, rows)
+            mask = _stack([each.mask for each in slices], lambda path: rule(_numbers(path)), flips, rows)
             if image.shape != mask.shape:
                 raise ValueError(f"{slices[0].mask} must be of the size of {slices[0].image}.")
-            yield Case(f"scan_{scan}", image.astype(np.int16), (mask > HALF).astype(np.uint8), affine)
+            yield Case(f"scan_{scan}", _narrow(image), mask, affine)
 
     return write_decathlon(
         directory,
@@ -90,6 +103,23 @@ def write_slices(
     )
 
 
+def _pattern(name: str) -> re.Pattern[str]:
+    """Return a regular expression for names, which must have its two groups."""
+    try:
+        pattern = re.compile(name)
+    except re.error as error:
+        raise ValueError(
+            f"name must be a regular expression such as {NAME}, got {name!r}: {error}."
+        ) from error
+    lacking = [group for group in ("scan", "slice") if group not in pattern.groupindex]
+    if lacking:
+        raise ValueError(
+            f"name must have the groups (?P<scan>...) and (?P<slice>...), as {NAME} has; {name!r} lacks "
+            f"{' and '.join(lacking)}."
+        )
+    return pattern
+
+
 class _Slice(NamedTuple):
     image: Path
     mask: Path
@@ -97,7 +127,7 @@ class _Slice(NamedTuple):
     number: int
 
 
-def _scans(images: Path, masks: Path, name: str) -> Mapping[str, Sequence[_Slice]]:
+def _scans(images: Path, masks: Path, name: re.Pattern[str]) -> Mapping[str, Sequence[_Slice]]:
     """Of every scan its slices in their order."""
     pictures = [path for path in sorted(images.glob("*")) if path.suffix.lower() in PICTURES]
     if not pictures:
@@ -106,9 +136,11 @@ def _scans(images: Path, masks: Path, name: str) -> Mapping[str, Sequence[_Slice
         )
     found: dict[str, list[_Slice]] = {}
     for path in pictures:
-        parts = re.fullmatch(name, path.stem)
-        if parts is None:
-            raise ValueError(f"{path} must be named like {name}, with the scan and the number of the slice.")
+        parts = name.fullmatch(path.stem)
+        if parts is None or not str(parts["slice"]).isdecimal() or not parts["scan"]:
+            raise ValueError(
+                f"{path} must be named like {name.pattern}, with the scan and the number of the slice."
+            )
         mask = next(
             (p for p in (masks / f"{path.stem}{s}" for s in (path.suffix, *PICTURES)) if p.exists()), None
         )
@@ -117,19 +149,55 @@ def _scans(images: Path, masks: Path, name: str) -> Mapping[str, Sequence[_Slice
         groups = parts.groupdict()
         flips = tuple(axis for axis, group in enumerate(("flip_rows", "flip_columns")) if groups.get(group))
         found.setdefault(groups["scan"], []).append(_Slice(path, mask, flips, int(groups["slice"])))
-    return {scan: sorted(found[scan], key=lambda each: each.number) for scan in sorted(found)}
+    ordered = {scan: sorted(found[scan], key=lambda each: each.number) for scan in sorted(found)}
+    pairs = [pair for slices in ordered.values() for pair in pairwise(slices)]
+    twice = [(a, b) for a, b in pairs if a.number == b.number]
+    if twice:
+        logger.warning(
+            f"{len(twice)} pictures are of a slice that another is of, first {twice[0][0].image} and "
+            f"{twice[0][1].image}: all are taken."
+        )
+    return ordered
 
 
-def _stack(pictures: Sequence[tuple[Path, tuple[int, ...]]], rows: str) -> NDArray[Any]:
-    """Grey pictures, turned back along their axes, as one array (X, Y, slices)."""
+def _stack(
+    paths: Sequence[Path], read: Callable[[Path], NDArray[Any]], flips: Sequence[tuple[int, ...]], rows: str
+) -> NDArray[Any]:
+    """Pictures, turned back along their axes, as one array (X, Y, slices)."""
     slices = []
-    for path, flips in pictures:
-        try:
-            picture = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))  # (rows, columns) or with colours
-        except RuntimeError as error:
-            raise ValueError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
-        grey = np.flip(picture if picture.ndim == 2 else picture[..., :3].mean(axis=-1), flips)
-        slices.append(grey if rows == "x" else grey.T)
+    for path, axes in zip(paths, flips, strict=True):
+        picture = np.flip(read(path), axes)
+        slices.append(picture if rows == "x" else picture.T)
         if slices[-1].shape != slices[0].shape:
-            raise ValueError(f"{path} must be of the size of {pictures[0][0]}: they are slices of one scan.")
+            raise ValueError(f"{path} must be of the size of {paths[0]}: they are slices of one scan.")
     return np.stack(slices, axis=-1)
+
+
+def _read(path: Path) -> NDArray[Any]:
+    """Return a picture, (rows, columns) or with colours; a palette becomes its colours."""
+    try:
+        return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
+    except RuntimeError as error:
+        raise ValueError(f"{path} cannot be read: {last_line(error)}") from error
+
+
+def _grey(path: Path) -> NDArray[Any]:
+    """Return the grey values of a picture; of colours their mean, rounded."""
+    picture = _read(path)
+    if picture.ndim == 2:
+        return picture
+    colours = picture[..., : 3 if picture.shape[-1] > 2 else 1]
+    return colours[..., 0] if (colours == colours[..., :1]).all() else np.rint(colours.mean(axis=-1))
+
+
+def _numbers(path: Path) -> NDArray[np.int64]:
+    return label_of(_read(path), lossy=path.suffix.lower() in LOSSY)
+
+
+def _narrow(image: NDArray[Any]) -> NDArray[Any]:
+    """Return voxels as int16 where they fit, else in a type that keeps their range."""
+    if image.dtype.kind == "f" and (image != np.rint(image)).any():
+        return image.astype(np.float32)
+    limits = np.iinfo(np.int16)
+    fits = limits.min <= image.min() and image.max() <= limits.max
+    return image.astype(np.int16 if fits else np.int32)

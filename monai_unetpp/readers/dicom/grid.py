@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from monai_unetpp.readers.checks import lps_to_ras
 from monai_unetpp.readers.dicom.slices import Slice
 
-__all__ = ["choose_phase", "prove_volume"]
+__all__ = ["choose_phase", "continues", "prove_volume"]
 
 MAX_TURN = 1e-3  # by which a component of a direction may differ between slices: 0.06 degrees
 MAX_SPACING_VARIATION = 1e-3  # share by which the spacing of pixels may differ between slices
@@ -114,6 +114,24 @@ def _check_heights(folder: Path, sections: Sequence[Slice], heights: NDArray[np.
             "or what lies between them was not scanned.",
         )
     return ()
+
+
+def continues(stack: Sequence[Slice], other: Slice) -> bool:
+    """Whether a section lies where the next one of a stack would, at either end."""
+    if not other.placed or not all(s.placed for s in stack) or stack[0].size != other.size:
+        return False
+    axes, places = (
+        np.array([s.axes for s in [*stack, other]]),
+        np.array([s.position for s in [*stack, other]]),
+    )
+    if np.abs(axes - axes[0]).max() > MAX_TURN:
+        return False
+    normal = np.cross(*axes[0])
+    heights = np.sort(places[:-1] @ normal)
+    beyond = max(heights[0] - places[-1] @ normal, places[-1] @ normal - heights[-1])
+    across = places[-1] - places[0] - (places[-1] - places[0]) @ normal * normal
+    gap = float(np.median(np.diff(heights)))
+    return bool(SAME_PLACE_MM < beyond < 1.5 * gap and np.linalg.norm(across) < MAX_SHIFT_MM)
 
 
 def choose_phase(folder: Path, sections: Sequence[Slice], phase: int) -> list[Slice]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from monai_unetpp.readers.dicom.elements import looks_like_dicom
+from monai_unetpp.readers.dicom.grid import continues
 from monai_unetpp.readers.dicom.slices import Slice, read_slices
 
 __all__ = ["Contents", "choose_series", "find_series", "is_series", "scan_folder"]
@@ -93,13 +94,18 @@ def scan_folder(folder: Path) -> Contents:
 def choose_series(contents: Contents, modality: str | None = "CT") -> dict[str, list[Slice]]:
     """Set aside the series that are no volume where others are; return the rest by UID.
 
-    They are of another modality, do not say where they lie, or hold a single image beside a stack.
+    They are of another modality, do not say where they lie, or hold a single image beside a stack, which it
+    does not continue: that one would be a slice whose series is not said rightly.
     """
     found = contents.series
+    stacks = [sections for sections in found.values() if len(sections) > 1]
     for reason, suits in (
         ("of another modality", lambda sections: sections[0].modality == modality or modality is None),
         ("without a place", lambda sections: any(s.placed for s in sections)),
-        ("a single image of another series", lambda sections: len(sections) > 1),
+        (
+            "a single image of another series",
+            lambda sections: len(sections) > 1 or any(continues(stack, sections[0]) for stack in stacks),
+        ),
     ):
         _keep(contents, [uid for uid, sections in found.items() if suits(sections)], reason)
     return found
