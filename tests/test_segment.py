@@ -350,6 +350,9 @@ def test_doubtful_scans_are_segmented_with_a_warning(balls, out, weights, tmp_pa
     [outcome] = segment_here(tmp_path / f"{what}.nii.gz", out, weights)
     assert outcome.state == "done"
     assert re.search(message, caplog.text)
+    summary = str(Report((outcome,)))
+    assert summary.startswith("1 segmented.\n  warning: ")
+    assert re.search(message, summary)
 
 
 def test_a_scan_larger_than_memory_is_refused_before_it_is_read(balls, out, weights, monkeypatch):

@@ -51,11 +51,13 @@ class Report:
         return [sum(n) for n in zip(*(o.exits for o in self.outcomes if o.exits), strict=True)]
 
     def __str__(self) -> str:
-        """Return the summary, and the reason of each failure on a line of its own."""
+        """Return the summary, and each failure and each warning on a line of its own."""
         line = ", ".join(f"{self.counts[key]} {words}" for key, words in STATES.items() if self.counts[key])
         stops = ", ".join(f"L{k}: {n}" for k, n in enumerate(self.exits, 1))
         summary = f"{line}." + (f" Windows that stopped at {stops}." if stops else "")
-        return "\n  ".join([summary, *(outcome.reason for outcome in self.failed)])
+        failures = [outcome.reason for outcome in self.failed]
+        warnings = [f"warning: {text}" for outcome in self.outcomes for text in outcome.warnings]
+        return "\n  ".join([summary, *failures, *warnings])
 
 
 def segment_distributed(

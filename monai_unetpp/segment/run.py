@@ -52,6 +52,7 @@ class Outcome:
         exits: Number of windows that stopped at each level by early exit, shallowest first.
         uncertainty: Expected error of the case, in [0, 1], if it was asked for; see
             :class:`~monai_unetpp.inferers.Segmentation`.
+        warnings: What looked odd about the scan when it was loaded, such as voxels that are not HU.
     """
 
     image: str
@@ -60,6 +61,7 @@ class Outcome:
     seconds: float = 0.0
     exits: tuple[int, ...] = ()
     uncertainty: float | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def segment(
@@ -203,7 +205,8 @@ class _Run:
         if not self.overwrite and all(path.exists() for path in paths):
             return Outcome(image, "skipped"), None
         check_volume(image, self.pipeline.pixdim)
-        return Outcome(image, "done"), self.pipeline.preprocessing(dict(case))
+        scan = self.pipeline.preprocessing(dict(case))
+        return Outcome(image, "done", warnings=tuple(scan["image"].meta.get("warnings", ()))), scan
 
     def _attempt(self, outcome: Outcome, scan: Mapping[str, Any]) -> Outcome:
         """Segment a loaded scan and write the results, the mask last: if it exists, all results do."""
