@@ -137,7 +137,7 @@ def slice_tags(n: int, uid: str = "1.2.3", **changes: Any) -> dict[int, Any]:
         **{0x00281052: "-1024", 0x00281053: "1"},
     }
     tags |= {int(key[1:], 16): value for key, value in changes.items()}
-    if 0x7FE00010 not in tags:
+    if 0x7FE00010 not in tags:  # a change to None leaves them out
         offset, slope = float(tags[0x00281052] or 0), float(tags[0x00281053] or 1) or 1
         stored = np.round((hounsfield_of(n) - offset) / slope)
         tags[0x7FE00010] = stored.astype("<i2" if tags[0x00280103] else "<u2").tobytes()

@@ -244,6 +244,15 @@ def test_numbers_are_compared_as_numbers(tmp_path, change):
             r"tilted gantry: slices are shifted by up to 1\.5 mm",
         ),
         (lambda _: {"t00283000": [{}]}, "lookup table"),
+        (
+            lambda n: {"t7fe00010": None} if n == 5 else {},
+            r"IM0005\.dcm .* it states an image and holds no pixels",
+        ),
+        (
+            lambda n: {"t00280002": 3, "t7fe00010": bytes(720)} if n == 5 else {},
+            r"number of colours: IM0005\.dcm has 12, 10, 3",
+        ),
+        (lambda n: {"t00080060": "MR"} if n == 0 else {}, r"must be CT, got modality MR in IM0000\.dcm"),
         (lambda _: {"t00281053": "0"}, r"is damaged: its tag 0028\|1053 is 0"),
     ],
     ids=[
@@ -258,7 +267,17 @@ def test_numbers_are_compared_as_numbers(tmp_path, change):
             "spacing",
             "rescale",
         ),
-        *("no-place", "no-spacing", "zero-spacing", "tilt", "lookup-table", "slope"),
+        *(
+            "no-place",
+            "no-spacing",
+            "zero-spacing",
+            "tilt",
+            "lookup-table",
+            "no-pixels",
+            "colour",
+            "modality",
+            "slope",
+        ),
     ],
 )
 def test_what_is_no_volume_is_refused_with_the_reason(tmp_path, change, message):
@@ -271,7 +290,7 @@ def test_slice_of_another_size_is_named(tmp_path):
     folder = write_slices(tmp_path / "scan")
     tags = slice_tags(3, t00280010=5, t7fe00010=bytes(2 * 5 * SHAPE[0]))
     add(folder, "IM0003.dcm", dicom_bytes(tags))
-    with pytest.raises(ValueError, match=r"different size: IM0003\.dcm has 12, 5, most have 12, 10"):
+    with pytest.raises(ValueError, match=r"different size .*: IM0003\.dcm has 12, 5, 1, most have 12, 10, 1"):
         volume_loader()(folder)
 
 

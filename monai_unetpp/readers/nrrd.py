@@ -24,26 +24,17 @@ from monai_unetpp.readers.text import Fields, begin_of
 __all__ = ["read", "read_geometry"]
 
 KNOWN = frozenset(
-    (
+    [
         *("dimension", "type", "block size", "blocksize", "encoding", "endian", "content", "min", "max"),
         *("old min", "oldmin", "old max", "oldmax", "data file", "datafile", "line skip", "lineskip"),
-        *("byte skip", "byteskip", "number", "sample units", "sampleunits", "sizes", "spacings"),
-        *("thicknesses", "axis mins", "axismins", "axis maxs", "axismaxs", "centers", "centerings", "labels"),
-        *("units", "kinds", "space", "space dimension", "space units", "space origin", "space directions"),
+        *("byte skip", "byteskip", "number", "sample units", "sampleunits", "sizes", "spacings", "labels"),
+        *("thicknesses", "axis mins", "axismins", "axis maxs", "axismaxs", "centers", "centerings", "units"),
+        *("kinds", "space", "space dimension", "space units", "space origin", "space directions"),
         *("measurement frame",),
-    )
+    ]
 )
-INTEGERS = {
-    "char": 1,
-    "short": 2,
-    "int": 4,
-    "long": 8,
-    "longlong": 8,
-    "int8": 1,
-    "int16": 2,
-    "int32": 4,
-    "int64": 8,
-}
+INTEGERS = {"char": 1, "short": 2, "int": 4, "long": 8, "longlong": 8}
+INTEGERS |= {"int8": 1, "int16": 2, "int32": 4, "int64": 8}
 ENCODINGS = ("raw", "gzip", "gz", "bzip2", "bz2", "text", "txt", "ascii", "hex")
 TO_RAS = {  # of each axis of space, by the side that it points to
     **dict.fromkeys(("left-posterior-superior", "lps"), (-1.0, -1.0, 1.0)),
@@ -51,22 +42,10 @@ TO_RAS = {  # of each axis of space, by the side that it points to
     **dict.fromkeys(("right-anterior-superior", "ras"), (1.0, 1.0, 1.0)),
 }
 MM_PER_UNIT = {
-    "": 1.0,
-    "mm": 1.0,
-    "millimeter": 1.0,
-    "millimetre": 1.0,
+    **dict.fromkeys(("", "mm", "millimeter", "millimetre"), 1.0),
+    **dict.fromkeys(("m", "meter", "metre"), 1000.0),
+    **dict.fromkeys(("um", "µm", "\u03bcm", "micron", "micrometer", "micrometre"), 1e-3),
     "cm": 10.0,
-    "m": 1000.0,
-    "meter": 1000.0,
-}
-MM_PER_UNIT |= {
-    "metre": 1000.0,
-    "um": 1e-3,
-    "µm": 1e-3,
-    "\u03bcm": 1e-3,  # the Greek letter
-    "micron": 1e-3,
-    "micrometer": 1e-3,
-    "micrometre": 1e-3,
 }
 
 

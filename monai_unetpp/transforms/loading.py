@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Hashable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,9 @@ class LoadImageAndLabeld(MapTransform):
             try:
                 case[key] = self.load(path)
             except Exception as error:
-                raise ValueError(f"{path} cannot be read, it may be damaged: {error!r}.") from error
+                if Path(path).is_dir() and str(path) in str(error):
+                    raise  # of a series more can be wrong than damage
+                raise ValueError(f"{path} cannot be read, it may be damaged: {error}") from error
             case[key].meta["original_channel_dim"] = 0  # EnsureChannelFirstd has nothing left to do
             self._check_voxels(path, case[key])
             check_affine(path, case[key].affine, case[key].shape[1:])

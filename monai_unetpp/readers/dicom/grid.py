@@ -65,10 +65,10 @@ def _check_alike(folder: Path, sections: Sequence[Slice]) -> None:
         raise ValueError(f"{without[0]} does not say how far its pixels are apart.")
     axes = np.array([s.axes for s in sections]).reshape(len(sections), 6)
     spacing = np.array([s.spacing for s in sections])
-    sizes = np.array([s.size for s in sections])
+    sizes = np.array([(*s.size, s.samples) for s in sections])
     rescaled = np.array([s.format.rescaled for s in sections])
     for values, what, rtol, atol in (
-        (sizes, "size", 0, 0),
+        (sizes, "size or number of colours", 0, 0),
         (axes, "direction", 0, MAX_TURN),
         (spacing, "pixel spacing", MAX_SPACING_VARIATION, 0),
         (rescaled.astype(float), "kinds, with and without slope and intercept to HU", 0, 0),

@@ -65,12 +65,12 @@ def _values(numbers: NDArray[Any], section: Slice) -> NDArray[np.float32]:
     """Turn stored numbers into values; other bits than those stored, such as overlays, are cleared."""
     form = section.format
     native = numbers.astype(numbers.dtype.newbyteorder("="), copy=False)
-    above, below = form.allocated - 1 - form.high, form.high + 1 - form.stored
-    if above:
-        native = native << native.dtype.type(above)
+    unused = form.allocated - form.stored
+    if unused:
+        native = native << native.dtype.type(unused)
     signed = native.view(f"i{native.itemsize}") if form.signed else native
-    if above + below:
-        signed = signed >> signed.dtype.type(above + below)  # keeps the sign
+    if unused:
+        signed = signed >> signed.dtype.type(unused)  # keeps the sign
     if form.slope == 1 and form.intercept == round(form.intercept) and form.allocated < 32:
         values = signed.astype(np.float32)
         values += np.float32(form.intercept)  # whole numbers below 2^24: exact

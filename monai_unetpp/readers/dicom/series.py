@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,13 +81,11 @@ def scan_folder(folder: Path) -> Contents:
     _judge_unknown(contents)
     for uid in list(contents.series):
         sections = contents.series.pop(uid)
-        for reason, odd in (
-            ("a localizer", [s for s in sections if s.localizer]),
-            ("a picture in colour", [s for s in sections if s.samples != 1]),
-        ):
-            contents.set_aside(reason, (s.path for s in odd))
-            sections = [s for s in sections if s not in odd]
-        if sections:
+        contents.set_aside("a localizer", (s.path for s in sections if s.localizer))
+        sections = [s for s in sections if not s.localizer]
+        if sections and all(s.samples != 1 for s in sections):
+            contents.set_aside("a picture in colour", (s.path for s in sections))
+        elif sections:
             contents.series[uid] = sections
     return contents
 
@@ -100,7 +99,7 @@ def choose_series(contents: Contents, modality: str | None = "CT") -> dict[str, 
     found = contents.series
     stacks = [sections for sections in found.values() if len(sections) > 1]
     for reason, suits in (
-        ("of another modality", lambda sections: sections[0].modality == modality or modality is None),
+        ("of another modality", lambda sections: modality in (None, _usual_modality(sections))),
         ("without a place", lambda sections: any(s.placed for s in sections)),
         (
             "a single image of another series",
@@ -145,9 +144,16 @@ def find_series(folder: Path, series: str | None = None, modality: str | None = 
             "a folder of its own."
         )
     [sections] = found.values()
-    if modality is not None and sections[0].modality != modality:
-        raise ValueError(f"{folder} must be {modality}, got modality {sections[0].modality or 'unknown'}.")
+    odd = [s for s in sections if modality not in (None, s.modality)]
+    if odd:
+        raise ValueError(
+            f"{folder} must be {modality}, got modality {odd[0].modality or 'unknown'} in {odd[0].path.name}."
+        )
     return sections
+
+
+def _usual_modality(sections: Sequence[Slice]) -> str:
+    return Counter(s.modality for s in sections).most_common(1)[0][0]
 
 
 def _keep(contents: Contents, uids: Sequence[str], reason: str) -> None:

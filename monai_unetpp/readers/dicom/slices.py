@@ -36,8 +36,7 @@ class PixelFormat:
 
     Args:
         allocated: Bits that a number takes in the file: 8, 16 or 32.
-        stored: How many of them hold the number.
-        high: The highest of these.
+        stored: How many of them, the lowest, hold the number.
         signed: Whether it is in two's complement.
         slope: What it is multiplied by.
         intercept: What is added then.
@@ -46,7 +45,6 @@ class PixelFormat:
 
     allocated: int
     stored: int
-    high: int
     signed: bool
     slope: float
     intercept: float
@@ -119,6 +117,8 @@ def read_slices(path: Path) -> list[Slice]:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             dataset = parse(content)
             if dataset.pixels is None:
+                if dataset.values.keys() & {ROWS, COLUMNS}:
+                    raise ValueError("it states an image and holds no pixels")
                 return []
             return list(_slices(path, dataset))
     except ValueError as error:
@@ -161,7 +161,7 @@ def _slice(path: Path, frame: int, frames: int, dataset: DicomFile, values: Mapp
         path=path,
         frame=frame,
         series=read.text(SERIES),
-        modality=read.text(MODALITY),
+        modality=read.text(MODALITY).upper(),
         kind=tuple(
             word.strip().upper() for tag in (IMAGE_TYPE, FRAME_TYPE) for word in read.text(tag).split("\\")
         ),
@@ -236,10 +236,11 @@ def _dictionary_name(tag: int) -> str:
 
 
 def _format(path: Path, read: _Values) -> PixelFormat:
-    allocated, stored, high, signed = (read.whole(tag) for tag in BITS)
-    if allocated not in (8, 16, 32) or not 1 <= stored <= high + 1 <= allocated or signed > 1:
+    allocated, stored = read.whole(BITS[0]), read.whole(BITS[1])
+    high, signed = read.whole(BITS[2], stored - 1), read.whole(BITS[3])
+    if allocated not in (8, 16, 32) or not 1 <= stored == high + 1 <= allocated or signed > 1:
         raise ValueError(
-            f"{path} must have pixels of 8, 16 or 32 bits, of which those stored end at the highest, got "
+            f"{path} must have pixels of 8, 16 or 32 bits, of which the lowest are stored, got "
             f"{allocated}, {stored} and {high} (tags {', '.join(map(_dictionary_name, BITS[:3]))})."
         )
     slope, intercept = read.number(SLOPE, 1.0), read.number(INTERCEPT, 0.0)
@@ -247,7 +248,7 @@ def _format(path: Path, read: _Values) -> PixelFormat:
         if abs(value) > MAX_RESCALE or (tag == SLOPE and value == 0):
             raise ValueError(f"{path} is damaged: its tag {_dictionary_name(tag)} is {read.text(tag)}.")
     rescaled = (bool(read.text(SLOPE)), bool(read.text(INTERCEPT)))
-    return PixelFormat(allocated, stored, high, bool(signed), slope, intercept, rescaled)
+    return PixelFormat(allocated, stored, bool(signed), slope, intercept, rescaled)
 
 
 def _checked_axes(path: Path, axes: NDArray[np.float64]) -> NDArray[np.float64]:
