@@ -26,7 +26,11 @@ class Conv2d(dispatch.Dispatched, nn.Conv2d):
 
     def kernel(self, x: Tensor) -> Tensor:
         """Compute ``forward(x)``."""
-        return convolve_joined(self, [dispatch.in_order(x)]) if is_plain(self) else self.forward(x)
+        if not is_plain(self):
+            return self.forward(x)
+        return (
+            _compiled(self, [x]) if dispatch.is_compiled(x) else convolve_joined(self, [dispatch.in_order(x)])
+        )
 
 
 class Conv3d(dispatch.Dispatched, nn.Conv3d):
@@ -35,7 +39,7 @@ class Conv3d(dispatch.Dispatched, nn.Conv3d):
     kernel = Conv2d.kernel
 
 
-CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, Conv2d, Conv3d)
+CONVOLUTIONS = frozenset((nn.Conv2d, nn.Conv3d, Conv2d, Conv3d))
 
 
 def convolve_norm_act(block: Any, maps: Sequence[Tensor]) -> Tensor:
@@ -45,10 +49,17 @@ def convolve_norm_act(block: Any, maps: Sequence[Tensor]) -> Tensor:
         block: a :class:`~monai_unetpp.network.blocks.JointConv`.
         maps: (B, C_n, *spatial) each.
     """
-    conv, maps = block.conv, [dispatch.in_order(x) for x in maps]
+    conv = block.conv
     ours = is_plain(conv) and conv.in_channels == sum(x.shape[1] for x in maps)
+    if dispatch.is_compiled(maps[0]):  # the compiler makes one kernel of norm and activation
+        return block.adn(_compiled(conv, maps) if ours else conv(torch.cat(list(maps), dim=1)))
+    maps = [dispatch.in_order(x) for x in maps]
     z = convolve_joined(conv, maps) if ours else conv(dispatch.out_of_order(torch.cat(maps, dim=1)))
     return activate(block.adn, dispatch.in_order(z), may_overwrite=ours)
+
+
+def _compiled(conv: Any, maps: Sequence[Tensor]) -> Tensor:
+    return torch.ops.monai_unetpp.convolve(list(maps), conv.weight, conv.bias, conv.padding)
 
 
 def is_plain(conv: Any) -> bool:
@@ -58,8 +69,8 @@ def is_plain(conv: Any) -> bool:
         and type(conv.weight) is nn.Parameter
         and conv.groups == 1
         and conv.padding_mode == "zeros"
-        and not any(step != 1 for step in (*conv.stride, *conv.dilation))
-        and conv.padding == tuple(k // 2 for k in conv.kernel_size)
+        and {*conv.stride, *conv.dilation} == {1}
+        and conv.padding == tuple([k // 2 for k in conv.kernel_size])
     )
 
 
@@ -148,8 +159,6 @@ class _Hang(Function):
 
 
 def _convolve_without_graph(conv: Any, maps: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    if dispatch.is_compiled(maps[0]):
-        return torch.ops.monai_unetpp.convolve(list(maps), conv.weight, conv.bias, conv.padding)
     if all(map(onednn.is_fast, maps)):
         return operators.convolve_maps(maps, weights, conv.bias, conv.padding)
     y = conv._conv_forward(maps[0], weights[0], conv.bias)

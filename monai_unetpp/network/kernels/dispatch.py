@@ -112,12 +112,10 @@ class Dispatched(nn.Module):
 
 def applies(x: Tensor) -> bool:
     """Whether our kernels compute with ``x``, or else the modules' own ``forward``."""
-    if _in_use == "plain":
+    if _in_use == "plain" or (_in_use == "auto" and not x.is_cpu):
         return False
     if not is_eager():
         return is_compiled(x)
-    if _in_use == "auto" and x.device.type != "cpu":
-        return False
     return not (_has_any_global_hook() or _is_watched())  # type: ignore[no-untyped-call]
 
 
@@ -140,7 +138,7 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def is_untouched(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+def is_untouched(module: nn.Module, kinds: frozenset[type[nn.Module]]) -> bool:
     """Whether a module and its children are of exactly these kinds, and have no hooks.
 
     A module that is parametrised, wrapped, quantised or exchanged is of another kind.
@@ -160,9 +158,9 @@ def is_eager() -> bool:
 def is_compiled(x: Tensor) -> bool:
     """Whether ``torch.compile`` is at work on inference in 3D in float32 on the CPU; not ``torch.export``."""
     return (
-        _in_use == "auto"
-        and torch.compiler.is_compiling()
+        torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
+        and _in_use == "auto"
         and x.dim() == 5
         and x.device.type == "cpu"
         and x.dtype == torch.float32
@@ -173,13 +171,19 @@ def is_compiled(x: Tensor) -> bool:
 
 
 def uses_cpu_kernels(x: Tensor) -> bool:
-    """Whether the kernels of ``cpu/`` may be tried on ``x``: in eager mode, float32, on a CPU with oneDNN."""
-    return prefers_cpu(x) and x.dtype == torch.float32 and _ONEDNN and not torch.is_autocast_enabled("cpu")
+    """Whether the kernels of ``cpu/`` compute with ``x``: float32 in channels last, on a CPU with oneDNN."""
+    return (
+        prefers_cpu(x)
+        and x.dtype is torch.float32
+        and is_channels_last(x)
+        and _ONEDNN
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 def prefers_cpu(x: Tensor) -> bool:
-    """Whether what is best on a CPU is the choice: in eager mode, ``x`` is there."""
-    return _in_use == "auto" and x.device.type == "cpu" and is_eager()
+    """Whether what is best on a CPU is the choice for ``x``; kernels ask, which run in eager mode."""
+    return _in_use == "auto" and x.is_cpu
 
 
 def refuse_second_derivative() -> None:
@@ -251,7 +255,7 @@ def out_of_order(x: Tensor) -> Tensor:
 
     In channels last, gradients of torch's instance norm over a batch of one are wrong there (torch 2.13).
     """
-    if not prefers_cpu(x) or x.is_contiguous():
+    if not prefers_cpu(x) or x.is_contiguous() or not is_eager():
         return x
     return _Reordered.apply(x)  # type: ignore[no-untyped-call]
 

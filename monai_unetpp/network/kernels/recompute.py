@@ -23,28 +23,22 @@ from monai_unetpp.network.kernels.cpu import onednn
 
 __all__ = ["Checkpointed", "Recipe", "Repeated", "activate", "autocast", "is_recorded", "recipe"]
 
-ELEMENTWISE = (
-    *(
-        nn.CELU,
-        nn.ELU,
-        nn.GELU,
-        nn.Hardswish,
-        nn.Identity,
-        nn.LeakyReLU,
-        nn.Mish,
-        nn.PReLU,
-        nn.ReLU,
-        nn.ReLU6,
-    ),
-    *(nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Tanh, MemoryEfficientSwish, Mish, Swish),
-)
-INSTANCE_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d)
-BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
-REPEATABLE_NORMS = (*INSTANCE_NORMS, nn.GroupNorm, nn.LayerNorm)
-RESIZING = (
-    *(nn.MaxPool2d, nn.MaxPool3d, nn.Upsample, nn.ConvTranspose2d, nn.ConvTranspose3d),
-    *(nn.Conv2d, nn.Conv3d, nn.PixelShuffle, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.ConstantPad2d, nn.ConstantPad3d, nn.Sequential, SubpixelUpsample),
+ELEMENTWISE = frozenset(
+    getattr(nn, name)
+    for name in (
+        *("CELU", "ELU", "GELU", "Hardswish", "Identity", "LeakyReLU", "Mish", "PReLU", "ReLU", "ReLU6"),
+        *("SELU", "SiLU", "Sigmoid", "Softplus", "Tanh"),
+    )
+) | {MemoryEfficientSwish, Mish, Swish}
+INSTANCE_NORMS = frozenset((nn.InstanceNorm2d, nn.InstanceNorm3d))
+BATCH_NORMS = frozenset((nn.BatchNorm2d, nn.BatchNorm3d))
+REPEATABLE_NORMS = INSTANCE_NORMS | {nn.GroupNorm, nn.LayerNorm}
+RESIZING = frozenset(
+    (
+        *(nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d, nn.Upsample, nn.PixelShuffle),
+        *(nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.ConstantPad2d, nn.ConstantPad3d),
+        *(nn.Sequential, SubpixelUpsample),
+    )
 )
 
 
@@ -119,25 +113,25 @@ def activate(adn: nn.Module, z: Tensor, may_overwrite: bool) -> Tensor:
         z: (B, C, *spatial).
         may_overwrite: whether ``z`` is nobody else's, so that inference can do it in place.
     """
-    kinds = [type(child) for child in adn.children()]
-    norm: Any = getattr(adn, "N", None)
-    if type(adn) is not ADN or any(map(dispatch.has_hooks, (adn, *adn.children()))):
+    parts = [part for part in adn._modules.values() if part is not None]
+    if type(adn) is not ADN or any(map(dispatch.has_hooks, (adn, *parts))):
         return adn(dispatch.out_of_order(z))
-    if type(norm) in BATCH_NORMS or not kinds:
+    norm: Any = adn._modules.get("N")
+    if type(norm) in BATCH_NORMS or not parts:
         return adn(z)
     if type(norm) not in REPEATABLE_NORMS or getattr(norm, "track_running_stats", False):
         return adn(dispatch.out_of_order(z))
-    elementwise = all(kind in ELEMENTWISE for kind in kinds[1:])  # and no dropout
+    elementwise = all(type(part) in ELEMENTWISE for part in parts[1:])  # and no dropout
     if type(norm) in INSTANCE_NORMS and elementwise and onednn.is_fast(z):
-        return cpu.norm_act(z, norm, getattr(adn, "A", None), may_overwrite)
+        return cpu.norm_act(z, norm, adn._modules.get("A"), may_overwrite)
     if not elementwise or not is_recorded(z, *adn.parameters()):
         return _norm_first(adn, z)
     return _repeated(lambda x: _norm_first(adn, x), list(adn.parameters()), z, Recipe(z.detach(), _same))
 
 
 def is_recorded(*tensors: Tensor) -> bool:
-    """Whether torch records for backward what is done with ``tensors``, in eager mode."""
-    return dispatch.is_eager() and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    """Whether torch records for backward what is done with ``tensors``."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def autocast(x: Tensor) -> Callable[[], torch.autocast]:
