@@ -32,7 +32,7 @@ IMPLICIT, DEFLATED, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99", 
 LONG = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 SHORT = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 MAX_DEPTH = 16  # sequences within sequences
-MAX_VALUE = 1024  # bytes of a value that is kept
+MAX_KEPT_BYTES = 1024  # bytes of a value that is kept
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class _Walker:
             at = start + length
             if at > end:
                 raise ValueError(f"its element {_name(tag)} is longer than the file")
-            if length <= MAX_VALUE:
+            if length <= MAX_KEPT_BYTES:
                 value = bytes(self.content[start:at])
                 if values.setdefault(tag, value) != value:
                     raise ValueError(f"its element {_name(tag)} is there twice, with different values")
