@@ -24,6 +24,7 @@ from dicom import (
 from monai_unetpp.data import list_volumes
 from monai_unetpp.readers import SimpleITKReader, is_series, read_geometry, volume_loader
 from monai_unetpp.readers.dicom.slices import read_slices
+from monai_unetpp.readers.memory import check_volume
 
 RIGHT = np.stack([hounsfield_of(n).T for n in range(SHAPE[2])], axis=-1)  # (X, Y, Z)
 AFFINE = np.array([[-0.7, 0, 0, 20], [0, -0.8, 0, 30], [0, 0, 2.5, -40], [0, 0, 0, 1]])
@@ -360,6 +361,19 @@ def test_first_slice_decides_nothing(tmp_path):
     check_plain(write_slices(tmp_path / "scan", change))
 
 
+def test_slice_that_cannot_hold_air_is_named(tmp_path):
+    """Its intercept is 0 and it has no sign: what was below 0 is lost, whoever reads it."""
+
+    def change(n):
+        stored = np.maximum(hounsfield_of(n), 0).astype("<u2").tobytes()
+        return {"t00281052": "0", "t7fe00010": stored} if n == 0 else {}
+
+    volume = volume_loader()(write_slices(tmp_path / "scan", change))
+    np.testing.assert_array_equal(volume[0, ..., 1:].numpy(), RIGHT[..., 1:])
+    np.testing.assert_array_equal(volume[0, ..., 0].numpy(), np.maximum(RIGHT[..., 0], 0))
+    assert "cannot hold air, first IM0000.dcm (unsigned, intercept 0)" in volume.meta["warnings"][0]
+
+
 def test_bits_beyond_those_stored_are_no_value(tmp_path):
     """Twelve bits, with an overlay in those above; the sign is that of the twelfth."""
 
@@ -389,6 +403,28 @@ def test_private_sequences_are_passed_over(tmp_path):
     for undefined in (True, False):
         folder = write_slices(tmp_path / str(undefined), lambda _: {"t00091001": nested}, undefined=undefined)
         check_plain(folder)
+
+
+def test_compressed_icon_is_passed_over(tmp_path):
+    fragment = b"\xfe\xff\x00\xe0\x04\x00\x00\x00\xff\xd8\xff\xe0"
+    pixels = b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff" + fragment + b"\xfe\xff\xdd\xe0\0\0\0\0"
+    icon = b"\x88\x00\x00\x02SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" + pixels
+    icon += b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0"
+    folder = write_slices(tmp_path / "scan")
+    for path in folder.iterdir():
+        data = path.read_bytes()
+        at = data.rindex(b"\xe0\x7f\x10\x00OW")
+        path.write_bytes(data[:at] + icon + data[at:])
+    check_plain(folder)
+
+
+def test_what_is_set_aside_is_logged_once_by_segment(tmp_path, caplog):
+    folder = write_slices(tmp_path / "scan")
+    add(folder, "LOC.dcm", localizer("1.2.7"))
+    [case] = list_volumes(folder)
+    check_volume(case["image"], [1.0, 1.0, 1.0])
+    volume_loader()(folder)
+    assert caplog.text.count("LOC.dcm (a localizer)") == 1
 
 
 def test_sequences_within_sequences_end_somewhere(tmp_path):

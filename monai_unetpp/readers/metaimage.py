@@ -31,6 +31,7 @@ SPACINGS = ("ElementSpacing", "ElementSize")
 ORIGINS = ("Offset", "Position", "Origin")
 MATRICES = ("TransformMatrix", "Rotation", "Orientation")
 SWITCHES = {"true": True, "false": False}
+MM_PER_DISTANCE_UNIT = {"?": 1.0, "mm": 1.0, "um": 1e-3, "cm": 10.0}
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,11 @@ def _place(path: Path, fields: Fields, axes: int) -> tuple[NDArray[np.float64], 
         for keys, found in ((ORIGINS, origin), (MATRICES, matrix))
         if found is None
     )
-    origin = np.zeros(axes) if origin is None else origin
+    unit = fields.choice("DistanceUnits", MM_PER_DISTANCE_UNIT, default="?")
+    scale = MM_PER_DISTANCE_UNIT[unit]
+    if scale != 1:
+        warnings = (*warnings, f"{path} is in {unit}, and is taken as {scale:g} mm each.")
+    spacing, origin = spacing * scale, np.zeros(axes) if origin is None else origin * scale
     directions = np.eye(axes) if matrix is None else matrix.reshape(axes, axes).T  # stated axis by axis
     space = min(axes, 3)
     return lps_to_ras((directions * spacing)[:space, :space], origin[:space]), warnings

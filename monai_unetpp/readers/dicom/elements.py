@@ -168,6 +168,9 @@ class _Walker:
                 break
             if tag == ITEM_END and depth > 0:
                 return values, start
+            if tag == PIXEL_DATA and length == UNDEFINED_LENGTH:  # of an icon
+                at = self._after_fragments(start)
+                continue
             wanted = tag in (SHARED_GROUPS, FRAME_GROUPS) if depth == 0 else keep
             if length == UNDEFINED_LENGTH or (wanted and self._is_sequence(kind, start, length)):
                 items, at = self._items(start, length, end, depth + 1, wanted, kind == b"UN")
@@ -241,13 +244,17 @@ class _Walker:
             if start + length > len(self.content):
                 raise ValueError("its pixels are longer than the file")
             return Pixels(start, length)
-        at = start
+        self._after_fragments(start)
+        return Pixels(start, None)
+
+    def _after_fragments(self, at: int) -> int:
+        """Return the offset of what follows encapsulated pixels."""
         while True:
             if at + 8 > len(self.content):
                 raise ValueError("it is truncated: its compressed pixels have no end")
             found, _, begin, size = self._head(at, len(self.content))
             if found == SEQUENCE_END:
-                return Pixels(start, None)
+                return begin
             if found != ITEM:
                 raise ValueError(f"its compressed pixels hold {_name(found)} in place of a fragment")
             at = begin + size

@@ -114,13 +114,16 @@ def choose_series(contents: Contents, modality: str | None = "CT") -> dict[str, 
     return found
 
 
-def find_series(folder: Path, series: str | None = None, modality: str | None = "CT") -> list[Slice]:
+def find_series(
+    folder: Path, series: str | None = None, modality: str | None = "CT", quiet: bool = False
+) -> list[Slice]:
     """Return the sections of the one series to read from a folder, in no order; log what is set aside.
 
     Args:
         folder: Path of the folder.
         series: UID of the series, where there are several.
         modality: Modality of the series, ``None`` for any.
+        quiet: Whether nothing is logged, and the only series there is may be of another modality.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -137,7 +140,7 @@ def find_series(folder: Path, series: str | None = None, modality: str | None = 
             raise ValueError(f"{folder} has no series {series}, only {', '.join(contents.series) or 'none'}.")
         _keep(contents, [series], "another series")
     found = choose_series(contents, modality)
-    if contents.aside:
+    if contents.aside and not quiet:
         logger.warning(f"{folder}: not part of the volume: {contents.describe_aside()}.")
     if not found:
         raise FileNotFoundError(f"{folder} holds no DICOM series.")
@@ -149,7 +152,7 @@ def find_series(folder: Path, series: str | None = None, modality: str | None = 
         )
     [sections] = found.values()
     odd = [s for s in sections if modality not in (None, s.modality)]
-    if odd:
+    if odd and not quiet:
         raise ValueError(
             f"{folder} must be {modality}, got modality {odd[0].modality or 'unknown'} in {odd[0].path.name}."
         )

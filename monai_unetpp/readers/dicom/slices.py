@@ -52,6 +52,16 @@ class PixelFormat:
     intercept: float
     rescaled: tuple[bool, bool]
 
+    @property
+    def lowest(self) -> float:
+        """The lowest value that can be stored."""
+        ends = (
+            (-(2 ** (self.stored - 1)), 2 ** (self.stored - 1) - 1)
+            if self.signed
+            else (0, 2**self.stored - 1)
+        )
+        return min(self.slope * end + self.intercept for end in ends)
+
 
 @dataclass(frozen=True)
 class Slice:
