@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """DICOM as scanners, archives and CDs write it: read rightly, or refused with the reason."""
 
+import locale
 import logging
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 from dicom import (
     BIG_ENDIAN,
     DEFLATED,
@@ -21,6 +23,8 @@ from dicom import (
 
 from monai_unetpp.data import list_volumes
 from monai_unetpp.readers import SimpleITKReader, is_series, read_geometry, volume_loader
+from monai_unetpp.readers.dicom.slices import read_slices
+from monai_unetpp.readers.memory import check_volume
 
 RIGHT = np.stack([hounsfield_of(n).T for n in range(SHAPE[2])], axis=-1)  # (X, Y, Z)
 AFFINE = np.array([[-0.7, 0, 0, 20], [0, -0.8, 0, 30], [0, 0, 2.5, -40], [0, 0, 0, 1]])
@@ -129,9 +133,10 @@ def test_what_is_no_slice_is_set_aside_and_named(tmp_path, caplog, name, data, r
         (lambda _: b"", "it is empty"),
         (lambda _: b"<html>not found</html>" * 20, "it does not begin as DICOM does"),
         (lambda data: data[:300], "is truncated or damaged"),
+        (lambda data: data[: data.index(b"\x20\x00\x13\x00")], "it states an image and holds no pixels"),
         (lambda data: data[:-5], "its pixels are longer than the file"),
     ],
-    ids=["empty", "garbage", "header-cut", "pixels-cut"],
+    ids=["empty", "garbage", "header-cut", "between-elements", "pixels-cut"],
 )
 def test_slice_that_cannot_be_read_is_named_whatever_its_suffix(tmp_path, suffix, content, reason):
     folder = write_slices(tmp_path / "scan")
@@ -356,6 +361,19 @@ def test_first_slice_decides_nothing(tmp_path):
     check_plain(write_slices(tmp_path / "scan", change))
 
 
+def test_slice_that_cannot_hold_air_is_named(tmp_path):
+    """Its intercept is 0 and it has no sign: what was below 0 is lost, whoever reads it."""
+
+    def change(n):
+        stored = np.maximum(hounsfield_of(n), 0).astype("<u2").tobytes()
+        return {"t00281052": "0", "t7fe00010": stored} if n == 0 else {}
+
+    volume = volume_loader()(write_slices(tmp_path / "scan", change))
+    np.testing.assert_array_equal(volume[0, ..., 1:].numpy(), RIGHT[..., 1:])
+    np.testing.assert_array_equal(volume[0, ..., 0].numpy(), np.maximum(RIGHT[..., 0], 0))
+    assert "cannot hold air, first IM0000.dcm (unsigned, intercept 0)" in volume.meta["warnings"][0]
+
+
 def test_bits_beyond_those_stored_are_no_value(tmp_path):
     """Twelve bits, with an overlay in those above; the sign is that of the twelfth."""
 
@@ -385,6 +403,28 @@ def test_private_sequences_are_passed_over(tmp_path):
     for undefined in (True, False):
         folder = write_slices(tmp_path / str(undefined), lambda _: {"t00091001": nested}, undefined=undefined)
         check_plain(folder)
+
+
+def test_compressed_icon_is_passed_over(tmp_path):
+    fragment = b"\xfe\xff\x00\xe0\x04\x00\x00\x00\xff\xd8\xff\xe0"
+    pixels = b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff" + fragment + b"\xfe\xff\xdd\xe0\0\0\0\0"
+    icon = b"\x88\x00\x00\x02SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" + pixels
+    icon += b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0"
+    folder = write_slices(tmp_path / "scan")
+    for path in folder.iterdir():
+        data = path.read_bytes()
+        at = data.rindex(b"\xe0\x7f\x10\x00OW")
+        path.write_bytes(data[:at] + icon + data[at:])
+    check_plain(folder)
+
+
+def test_what_is_set_aside_is_logged_once_by_segment(tmp_path, caplog):
+    folder = write_slices(tmp_path / "scan")
+    add(folder, "LOC.dcm", localizer("1.2.7"))
+    [case] = list_volumes(folder)
+    check_volume(case["image"], [1.0, 1.0, 1.0])
+    volume_loader()(folder)
+    assert caplog.text.count("LOC.dcm (a localizer)") == 1
 
 
 def test_sequences_within_sequences_end_somewhere(tmp_path):
@@ -471,3 +511,60 @@ def test_values_and_places_are_those_of_pydicom(tmp_path):
     np.testing.assert_allclose(
         volume.affine[:3].numpy() @ [0, 0, SHAPE[2] - 1, 1], [-last[0], -last[1], last[2]]
     )
+
+
+# Compressed pixels
+
+
+def compressed(folder, compressor, intercept=lambda _: -1024):
+    """A series that GDCM compresses; what is stored is the values less the intercept of each slice."""
+    before = locale.setlocale(locale.LC_ALL)
+    folder.mkdir()
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    writer.UseCompressionOn()
+    writer.SetCompressor(compressor)
+    for n in range(SHAPE[2]):
+        image = sitk.GetImageFromArray(hounsfield_of(n))
+        image.SetSpacing((SPACING[0], SPACING[1]))
+        for tag, value in slice_tags(n, t00281052=str(intercept(n))).items():
+            if isinstance(value, str):
+                image.SetMetaData(f"{tag >> 16:04x}|{tag & 0xFFFF:04x}", value)
+        writer.SetFileName(str(folder / f"IM{n:04d}.dcm"))
+        writer.Execute(image)
+    locale.setlocale(locale.LC_ALL, before)  # writing DICOM leaves that of C behind
+    return folder
+
+
+@pytest.mark.parametrize("compressor", ["JPEG2000", "JPEG"])
+def test_compressed_series_is_read_with_the_rescale_of_every_slice(tmp_path, compressor):
+    folder = compressed(tmp_path / "scan", compressor, lambda n: [-1024, -1100, 0][n % 3])
+    assert all(read_slices(path)[1][0].pixels.length is None for path in folder.iterdir())
+    check_plain(folder)
+
+
+@pytest.mark.parametrize("kept", [-4, -20, -100])
+def test_compressed_slice_that_ends_early_is_named(tmp_path, kept):
+    folder = compressed(tmp_path / "scan", "JPEG2000")
+    path = folder / "IM0002.dcm"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"IM0002\.dcm is truncated or damaged"):
+        volume_loader()(folder)
+
+
+def test_compressed_slice_whose_pixels_are_damaged_is_named(tmp_path):
+    folder = compressed(tmp_path / "scan", "JPEG2000")
+    data = bytearray((folder / "IM0002.dcm").read_bytes())
+    at = data.rindex(b"\xff\x93")  # start of the data of JPEG 2000
+    data[at - 30 : at + 2] = bytes(32)
+    (folder / "IM0002.dcm").write_bytes(data)
+    with pytest.raises(ValueError, match=r"IM0002\.dcm cannot be decompressed"):
+        volume_loader()(folder)
+
+
+def test_compressed_slices_of_other_modalities_must_have_no_rescale(tmp_path):
+    folder = compressed(tmp_path / "scan", "JPEG2000")
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"CS\x02\x00CT", b"CS\x02\x00MR"))
+    with pytest.raises(ValueError, match="which GDCM applies to CT alone"):
+        SimpleITKReader(modality=None).read(folder)

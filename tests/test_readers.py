@@ -613,6 +613,12 @@ def test_units_of_nrrd_become_millimetres(tmp_path, caplog, unit, scale):
     assert ("and is taken as" in caplog.text) == (scale != 1)
 
 
+@pytest.mark.parametrize(("unit", "scale"), [("mm", 1), ("um", 1e-3), ("cm", 10), ("?", 1)])
+def test_units_of_metaimage_become_millimetres(tmp_path, unit, scale):
+    path = spoilt(written(tmp_path, ".mha"), b"DimSize", f"DistanceUnits = {unit}\nDimSize".encode())
+    np.testing.assert_allclose(volume_loader()(path).affine[:3], PLACES["LPS"][:3] * scale, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -229,7 +229,11 @@ UNITS = {"m": 1000.0, "cm": 10.0, "um": 1e-3}  # ITK does not look at them
 
 def series() -> Iterator[Variant]:
     """Other files beside the slices, names, syntaxes, and files that are damaged."""
-    report = {t: v for t, v in slice_tags(0, "1.2.9", t00080060="SR").items() if t < 0x00280000}
+    report = {
+        t: v
+        for t, v in slice_tags(0, "1.2.9", t00080060="SR", t00080016="1.2.840.10008.5.1.4.1.1.88.67").items()
+        if t < 0x00280000
+    }
     others = {
         "report": dicom_bytes(report),
         "report in the series": dicom_bytes(report | {0x0020000E: "1.2.3"}),

@@ -91,20 +91,21 @@ def _nifti(path: Path) -> list[Volume]:
     if np.isfinite(slope) and slope != 0:
         array = array.astype(np.float64) * slope + inter
     qform, sform = struct.unpack_from(end + "2h", data, 252)
+    unit = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}[data[123] & 7]  # mm
     found = []
     if sform > 0:
         rows = np.array(struct.unpack_from(end + "12f", data, 280), dtype=np.float64).reshape(3, 4)
-        found.append(_volume(array, rows[:, :3], rows[:, 3]))
+        found.append(_volume(array, rows[:, :3] * unit, rows[:, 3] * unit))
     if found:
         return found
     if qform > 0:
         quaternion = struct.unpack_from(end + "6f", data, 256)
         turn = _rotation(*quaternion[:3]) * [1, 1, -1 if pixdim[0] < 0 else 1]
-        return [_volume(array, turn * pixdim[1:4], np.array(quaternion[3:]))]
+        return [_volume(array, turn * pixdim[1:4] * unit, np.array(quaternion[3:]) * unit)]
     middle = (
         np.array(array.shape[:3]) - 1
     ) / 2  # it does not say: by custom, centred, first axis to the left
-    matrix = np.diag(pixdim[1:4]) * [-1, 1, 1]
+    matrix = np.diag(pixdim[1:4] * unit) * [-1, 1, 1]
     return [_volume(array, matrix, -matrix @ middle)]
 
 
@@ -127,7 +128,7 @@ def _rotation(b: float, c: float, d: float) -> NDArray:
 
 def _nrrd(path: Path) -> Volume:
     head, _, body = path.read_bytes().partition(b"\n\n")
-    lines = head.decode("ascii").splitlines()
+    lines = head.decode("latin-1").splitlines()  # of comments; in fields other letters are unknown words
     if not lines[0].startswith("NRRD000"):
         raise ValueError("no NRRD")
     pairs = [line.split(":", 1) for line in lines[1:] if not line.startswith("#")]

@@ -10,13 +10,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import nibabel as nib
 import numpy as np
-from monai.data import ImageReader, MetaTensor
+import SimpleITK as sitk  # noqa: N813  its own documentation's name
+from monai.data import ImageReader, MetaTensor, NibabelReader
+from monai.data.utils import orientation_ras_lps
 from monai.utils import ensure_tuple
 from numpy.typing import NDArray
 
 from monai_unetpp.readers import dicom, metaimage, nifti, nrrd
-from monai_unetpp.readers.checks import Volume
+from monai_unetpp.readers.checks import Volume, lps_to_ras
 
 __all__ = [
     "SUFFIXES",
@@ -94,7 +97,7 @@ class VolumeLoader:
             raise ValueError(
                 f"{path} cannot be read: it must be {', '.join(VOLUME_SUFFIXES)}, or a folder of DICOM."
             )
-        volume = reader.read(path)
+        volume = reader.read_volume(Path(path))
         array, meta = _channel_first(volume), _meta(volume)
         meta["filename_or_obj"] = str(path)
         meta["original_channel_dim"] = 0
@@ -102,39 +105,7 @@ class VolumeLoader:
         return loaded
 
 
-class _Reader(ImageReader):
-    """What the readers for MONAI's ``LoadImage`` share."""
-
-    suffixes: tuple[str, ...] = ()
-    folders = False
-
-    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether every file is of a kind that this reader knows."""
-        paths = [Path(name) for name in ensure_tuple(filename)]
-        return all(
-            (self.folders and path.is_dir()) or path.name.lower().endswith(self.suffixes) for path in paths
-        )
-
-    def read(self, data: Sequence[PathLike] | PathLike, **_: Any) -> Any:
-        """Return a :class:`~monai_unetpp.readers.checks.Volume`, or a list of them for several files."""
-        volumes = [self._read(Path(name)) for name in ensure_tuple(data)]
-        for volume in volumes:
-            for text in volume.warnings:
-                logger.warning(text)
-        return volumes if len(volumes) > 1 else volumes[0]
-
-    def get_data(self, img: Any) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Return the array (X, Y, Z), channels last if there are several, and where it lies."""
-        if isinstance(img, Volume):
-            return img.array, _meta(img)
-        return np.stack([volume.array for volume in img]), {**_meta(img[0]), "original_channel_dim": 0}
-
-    def _read(self, path: Path) -> Volume:
-        found: Volume = _format(path).read(path)
-        return found
-
-
-class SimpleITKReader(_Reader):
+class SimpleITKReader(ImageReader):
     """Read one volume with spacing, origin and direction into MONAI's RAS+.
 
     ``LoadImage`` takes it for ``.mhd``, ``.mha``, ``.nrrd``, ``.nhdr`` and for folders, once it is
@@ -157,9 +128,6 @@ class SimpleITKReader(_Reader):
         >>> load.register(SimpleITKReader())
     """
 
-    suffixes = SUFFIXES
-    folders = True
-
     def __init__(
         self, series: str | None = None, modality: str | None = "CT", phase: int | None = None
     ) -> None:
@@ -167,20 +135,58 @@ class SimpleITKReader(_Reader):
         self.modality = modality
         self.phase = phase
 
-    def _read(self, path: Path) -> Volume:
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Whether every file is of a kind that this reader knows, or a folder."""
+        paths = [Path(name) for name in ensure_tuple(filename)]
+        return all(path.is_dir() or path.name.lower().endswith(SUFFIXES) for path in paths)
+
+    def read(self, data: Sequence[PathLike] | PathLike, **_: Any) -> Any:
+        """Return a SimpleITK image, or a list of them for several files."""
+        images = [_itk_image(self.read_volume(Path(name))) for name in ensure_tuple(data)]
+        return images if len(images) > 1 else images[0]
+
+    def read_volume(self, path: Path) -> Volume:
+        """Return what is read, without a copy."""
         if path.is_dir():
-            return dicom.read(path, self.series, self.modality, self.phase)
-        return super()._read(path)
+            return _said(dicom.read(path, self.series, self.modality, self.phase))
+        return _read(path)
+
+    def get_data(self, img: Any) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Return the array (X, Y, Z), channels last if there are several, and where it lies."""
+        volumes = [_volume(image) for image in ([img] if isinstance(img, sitk.Image) else img)]
+        if len(volumes) == 1:
+            return volumes[0].array, _meta(volumes[0])
+        return np.stack([v.array for v in volumes]), {**_meta(volumes[0]), "original_channel_dim": 0}
 
 
-class NiftiReader(_Reader):
+class NiftiReader(NibabelReader):
     """Read NIfTI where its sform puts it, else its qform, as the standard says.
 
     MONAI's reader believes one that agrees with ``pixdim`` to the fifth digit more: a rounded spacing is
     enough to lose where a scan lies.
     """
 
-    suffixes = (".nii", ".nii.gz")
+    def read(self, data: Sequence[PathLike] | PathLike, **_: Any) -> Any:
+        """Return a nibabel image in mm, or a list of them for several files."""
+        volumes = [self.read_volume(Path(name)) for name in ensure_tuple(data)]
+        images = [nib.Nifti1Image(v.array, v.affine, dtype=v.array.dtype) for v in volumes]
+        return images if len(images) > 1 else images[0]
+
+    def read_volume(self, path: Path) -> Volume:
+        """Return what is read, without a copy."""
+        return _read(path)
+
+
+def _read(path: Path) -> Volume:
+    """Read a single file."""
+    return _said(_format(path).read(path))
+
+
+def _said(volume: Volume) -> Volume:
+    """Log what is odd about a volume."""
+    for text in volume.warnings:
+        logger.warning(text)
+    return volume
 
 
 def _format(path: Path) -> ModuleType:
@@ -214,3 +220,25 @@ def _meta(volume: Volume) -> dict[str, Any]:
         "original_channel_dim": -1 if volume.channels else float("nan"),
     }
     return {**meta, "warnings": ["; ".join(volume.warnings)]} if volume.warnings else meta
+
+
+def _itk_image(volume: Volume) -> sitk.Image:
+    """Return a volume as an image of SimpleITK, in LPS+."""
+    axes = len(volume.affine) - 1
+    order = [*range(axes)[::-1], *([axes] if volume.channels else [])]
+    image = sitk.GetImageFromArray(volume.array.transpose(order), isVector=volume.channels)
+    affine = orientation_ras_lps(volume.affine)
+    spacing = np.linalg.norm(affine[:axes, :axes], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(affine[:axes, axes].tolist())
+    image.SetDirection((affine[:axes, :axes] / spacing).flatten().tolist())
+    return image
+
+
+def _volume(image: sitk.Image) -> Volume:
+    """Return an image of SimpleITK as a volume, in RAS+."""
+    axes, channels = image.GetDimension(), image.GetNumberOfComponentsPerPixel() > 1
+    array = sitk.GetArrayFromImage(image)  # (Z, Y, X), channels last
+    matrix = np.array(image.GetDirection()).reshape(axes, axes) * image.GetSpacing()
+    order = [*range(axes)[::-1], *([axes] if channels else [])]
+    return Volume(array.transpose(order), lps_to_ras(matrix, np.array(image.GetOrigin())), channels)

@@ -31,10 +31,11 @@ SPACINGS = ("ElementSpacing", "ElementSize")
 ORIGINS = ("Offset", "Position", "Origin")
 MATRICES = ("TransformMatrix", "Rotation", "Orientation")
 SWITCHES = {"true": True, "false": False}
+MM_PER_DISTANCE_UNIT = {"?": 1.0, "mm": 1.0, "um": 1e-3, "cm": 10.0}
 
 
 @dataclass(frozen=True)
-class _Header:
+class _MetaImageHeader:
     """What the header of a file says.
 
     Args:
@@ -62,7 +63,7 @@ class _Header:
     @property
     def listed(self) -> bool:
         """Whether each slice has a file."""
-        return self.data.upper().startswith("LIST") or bool(re.fullmatch(r"[^% ]+%\d*d.*", self.data))
+        return _is_listed(self.data)
 
 
 def read_geometry(path: Path) -> Geometry:
@@ -84,7 +85,7 @@ def read(path: Path) -> Volume:
         FileNotFoundError: if there is no file of the name that the header has for its voxels.
         ValueError: if the file is damaged, truncated, or larger than memory.
     """
-    header = _parse(path)
+    header = _parse(path, voxels=True)
     check_fits(path, voxels_of((*header.size, header.channels)))
     array = read_by_itk(path) if header.listed or header.text else _voxels(path, header)
     shape = [*header.size[:3], *(n for n in (*header.size[3:], header.channels) if n > 1)]
@@ -93,8 +94,8 @@ def read(path: Path) -> Volume:
     return Volume(array.reshape(shape), header.affine, len(shape) > len(header.size[:3]), header.warnings)
 
 
-def _parse(path: Path) -> _Header:
-    """Prove a header."""
+def _parse(path: Path, voxels: bool = False) -> _MetaImageHeader:
+    """Prove a header; ``voxels`` are looked for on request."""
     begin = begin_of(path)
     head, mark, rest = begin.partition(b"ElementDataFile")
     name, _, more = rest.partition(b"\n")
@@ -109,6 +110,8 @@ def _parse(path: Path) -> _Header:
     local = data.upper() == "LOCAL"
     if more.strip() and not local and not data.upper().startswith("LIST"):
         raise ValueError(f"{path} is damaged: after ElementDataFile, the last line, comes {more[:40]!r}.")
+    if voxels and not local and not _is_listed(data) and not (path.parent / data).is_file():
+        raise FileNotFoundError(f"{path} names its voxels {data}, which is not beside it.")
     size = fields.sizes("NDims", "DimSize")
     channels = fields.whole("ElementNumberOfChannels", default="1")
     if channels < 1:
@@ -116,7 +119,7 @@ def _parse(path: Path) -> _Header:
     big = _switch(fields, "BinaryDataByteOrderMSB") or _switch(fields, "ElementByteOrderMSB")
     kind = fields.choice("ElementType", DTYPES)
     affine, warnings = _place(path, fields, len(size))
-    header = _Header(
+    header = _MetaImageHeader(
         size=size,
         channels=channels,
         dtype=np.dtype(f"{'>' if big else '<'}{DTYPES[kind]}"),
@@ -131,6 +134,10 @@ def _parse(path: Path) -> _Header:
     if header.listed or header.text:
         fields.check_short()
     return header
+
+
+def _is_listed(data: str) -> bool:
+    return data.upper().startswith("LIST") or bool(re.fullmatch(r"[^% ]+%\d*d.*", data))
 
 
 def _switch(fields: Fields, key: str) -> bool:
@@ -151,17 +158,19 @@ def _place(path: Path, fields: Fields, axes: int) -> tuple[NDArray[np.float64], 
         for keys, found in ((ORIGINS, origin), (MATRICES, matrix))
         if found is None
     )
-    origin = np.zeros(axes) if origin is None else origin
+    unit = fields.choice("DistanceUnits", MM_PER_DISTANCE_UNIT, default="?")
+    scale = MM_PER_DISTANCE_UNIT[unit]
+    if scale != 1:
+        warnings = (*warnings, f"{path} is in {unit}, and is taken as {scale:g} mm each.")
+    spacing, origin = spacing * scale, np.zeros(axes) if origin is None else origin * scale
     directions = np.eye(axes) if matrix is None else matrix.reshape(axes, axes).T  # stated axis by axis
     space = min(axes, 3)
     return lps_to_ras((directions * spacing)[:space, :space], origin[:space]), warnings
 
 
-def _voxels(path: Path, header: _Header) -> NDArray[Any]:
+def _voxels(path: Path, header: _MetaImageHeader) -> NDArray[Any]:
     """Read voxels, (X, Y, Z), channels last."""
     file = path.parent / header.data if header.data else path
-    if not file.is_file():
-        raise FileNotFoundError(f"{path} names its voxels {header.data}, which is not beside it.")
     shape = (*header.size, header.channels)
     claimed, held = voxels_of(shape) * header.dtype.itemsize, file.stat().st_size
     start = header.end if not header.data else 0

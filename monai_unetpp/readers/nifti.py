@@ -23,13 +23,13 @@ from monai_unetpp.readers.checks import Geometry, Volume, check_claim, check_fit
 __all__ = ["read", "read_geometry"]
 
 HEADER_BYTES = {348: (nib.Nifti1Header, 352), 540: (nib.Nifti2Header, 544)}  # with the mark of extensions
-MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # not stated, metre, millimetre, micrometre
+MM_PER_XYZT_CODE = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # not stated, metre, millimetre, micrometre
 UNIT_NAMES = {1: "metres", 3: "micrometres"}
 AT_ONCE = 2**24  # bytes that are unpacked at once, or voxels that are scaled
 
 
 @dataclass(frozen=True)
-class _Header:
+class _NiftiHeader:
     """What the header of a file says."""
 
     shape: tuple[int, ...]
@@ -114,7 +114,7 @@ class _Unpacker:
         return found
 
 
-def _parse(path: Path, head: bytes) -> _Header:
+def _parse(path: Path, head: bytes) -> _NiftiHeader:
     """Prove a header."""
     size = _header_size(head)
     if size is None or len(head) < size:
@@ -134,8 +134,8 @@ def _parse(path: Path, head: bytes) -> _Header:
         raise ValueError(f"{path} must have one voxel or more along each axis, got {list(shape)}.")
     if dtype.kind not in "iuf":
         raise ValueError(f"{path} must have one real number per voxel, got {dtype}.")
-    affine[:3] *= MM_PER_UNIT[int(raw["xyzt_units"]) & 7]
-    found = _Header(
+    affine[:3] *= MM_PER_XYZT_CODE[int(raw["xyzt_units"]) & 7]
+    found = _NiftiHeader(
         shape=shape,
         dtype=dtype,
         offset=int(raw["vox_offset"]),
@@ -165,7 +165,7 @@ def _check_stated(path: Path, raw: Any, first_voxel: int) -> None:
     stated = raw["pixdim"][1 : 1 + min(max(int(raw["dim"][0]), 0), 3)]
     if raw["sform_code"] == 0 and not (stated > 0).all():
         raise ValueError(f"{path} is damaged: its pixdim must be above 0, got {stated.tolist()}.")
-    if int(raw["xyzt_units"]) & 7 not in MM_PER_UNIT:
+    if int(raw["xyzt_units"]) & 7 not in MM_PER_XYZT_CODE:
         raise ValueError(
             f"{path} must be in metres, mm or micrometres, got the code {int(raw['xyzt_units'])}."
         )
@@ -178,10 +178,10 @@ def _warnings(path: Path, raw: Any, affine: NDArray[np.float64]) -> list[str]:
     """What is odd about a header that can be used."""
     found, unit = [], int(raw["xyzt_units"]) & 7
     if unit in UNIT_NAMES:
-        found.append(f"{path} is in {UNIT_NAMES[unit]}, and is taken as {MM_PER_UNIT[unit]:g} mm each.")
+        found.append(f"{path} is in {UNIT_NAMES[unit]}, and is taken as {MM_PER_XYZT_CODE[unit]:g} mm each.")
     if raw["sform_code"] == 0 and raw["qform_code"] == 0:
         found.append(f"{path} does not say where it lies (no affine): its axes are taken for RAS.")
-    stated = np.abs(raw["pixdim"][1:4]) * MM_PER_UNIT[unit]
+    stated = np.abs(raw["pixdim"][1:4]) * MM_PER_XYZT_CODE[unit]
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if raw["sform_code"] > 0 and not np.allclose(spacing, stated, rtol=0.01, atol=1e-3):
         found.append(
@@ -191,7 +191,7 @@ def _warnings(path: Path, raw: Any, affine: NDArray[np.float64]) -> list[str]:
     return found
 
 
-def _voxels(file: Any, head: bytes, header: _Header) -> bytearray:
+def _voxels(file: Any, head: bytes, header: _NiftiHeader) -> bytearray:
     """Read the bytes of the voxels; ``head`` was read before."""
     skip = header.offset - len(head)
     while skip > 0 and (passed := len(file.read(min(skip, AT_ONCE)))):
@@ -215,7 +215,7 @@ def _scaled(array: NDArray[Any], slope: float, intercept: float) -> NDArray[np.f
     return found
 
 
-def _volume(path: Path, array: NDArray[Any], header: _Header) -> Volume:
+def _volume(path: Path, array: NDArray[Any], header: _NiftiHeader) -> Volume:
     """Leave out axes of length 1 beyond the third; the one that is left holds channels."""
     shape = [*array.shape[:3], *(n for n in array.shape[3:] if n > 1)]
     if len(shape) > 4:

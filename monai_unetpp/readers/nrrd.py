@@ -41,7 +41,7 @@ TO_RAS = {  # of each axis of space, by the side that it points to
     **dict.fromkeys(("left-anterior-superior", "las"), (-1.0, 1.0, 1.0)),
     **dict.fromkeys(("right-anterior-superior", "ras"), (1.0, 1.0, 1.0)),
 }
-MM_PER_UNIT = {
+MM_PER_UNIT_NAME = {
     **dict.fromkeys(("", "mm", "millimeter", "millimetre"), 1.0),
     **dict.fromkeys(("m", "meter", "metre"), 1000.0),
     **dict.fromkeys(("um", "µm", "\u03bcm", "micron", "micrometer", "micrometre"), 1e-3),
@@ -50,7 +50,7 @@ MM_PER_UNIT = {
 
 
 @dataclass(frozen=True)
-class _Header:
+class _NrrdHeader:
     """What the header of a file says.
 
     Args:
@@ -111,7 +111,7 @@ def read(path: Path) -> Volume:
     return Volume(array.reshape([header.size[a] for a in keep]), header.affine, bool(others), header.warnings)
 
 
-def _parse(path: Path) -> _Header:
+def _parse(path: Path) -> _NrrdHeader:
     """Prove a header."""
     begin = begin_of(path)
     end = re.search(rb"\r?\n\r?\n", begin)
@@ -133,7 +133,7 @@ def _parse(path: Path) -> _Header:
     if encoding not in ENCODINGS:
         raise ValueError(f"{path} must have an encoding such as raw or gzip, got {encoding!r}.")
     spatial, affine, warnings = _place(path, fields, size)
-    header = _Header(
+    header = _NrrdHeader(
         size=size,
         spatial=spatial,
         dtype=_dtype(fields),
@@ -161,7 +161,7 @@ def _dtype(fields: Fields) -> np.dtype[Any]:
     stated = fields.text("type")
     words = [word for word in stated.removesuffix("_t").split() if word != "signed"]
     sign = "u" if words[:1] == ["unsigned"] else "i"
-    name = "".join(words[words[:1] == ["unsigned"] :]) or "int"
+    name = "".join(words[words[:1] == ["unsigned"] :]) or ("int" if stated else "none")
     if name[0] == "u":
         sign, name = "u", name[1:]
     name = name if name in INTEGERS else name.removesuffix("int")
@@ -233,13 +233,13 @@ def _scale(path: Path, fields: Fields, axes: int) -> tuple[NDArray[np.float64], 
     raw = (fields.values.get("space units") or fields.values.get("units", b"")).decode("utf-8", "replace")
     names = [a or b for a, b in re.findall(r'"([^"]*)"|(\S+)', raw)]
     names = [name.strip().lower() for name in names]
-    names = [name for name in names if name in MM_PER_UNIT or name not in ("none", "???")]
+    names = [name for name in names if name in MM_PER_UNIT_NAME or name not in ("none", "???")]
     if not names:
         return np.ones(axes), ""
-    wrong = [name for name in names if name not in MM_PER_UNIT]
+    wrong = [name for name in names if name not in MM_PER_UNIT_NAME]
     if wrong or len(names) < axes:
         raise ValueError(f"{path} must have lengths in mm, cm, m or um as its units, got {raw[:60]!r}.")
-    scale = np.array([MM_PER_UNIT[name] for name in names[:axes]])
+    scale = np.array([MM_PER_UNIT_NAME[name] for name in names[:axes]])
     note = f"is in {names[0]}, and is taken as {scale[0]:g} mm each." if (scale != 1).any() else ""
     return scale, note
 
@@ -261,7 +261,7 @@ def _number(path: Path, text: str) -> float:
         ) from None
 
 
-def _voxels(path: Path, header: _Header) -> NDArray[Any]:
+def _voxels(path: Path, header: _NrrdHeader) -> NDArray[Any]:
     """Read values, in the order of the axes of the file."""
     file = path.parent / header.data if header.data else path
     if not file.is_file():

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from monai_unetpp.readers.checks import MAX_DISTANCE_MM
 
-__all__ = ["MAX_HEADER", "Fields", "begin_of"]
+__all__ = ["MAX_HEADER_BYTES", "Fields", "begin_of"]
 
-MAX_HEADER = 10_000_000  # bytes of text; 3D Slicer keeps what it knows of each segment there
-MAX_VALUE = 255  # characters of a field that is used
+MAX_HEADER_BYTES = 10_000_000  # bytes of text; 3D Slicer keeps what it knows of each segment there
+MAX_FIELD_CHARACTERS = 255  # characters of a field that is used
 
 
 class Fields:
@@ -47,14 +47,14 @@ class Fields:
         if key is None:
             return default
         value = self.values[key]
-        if len(value) > MAX_VALUE or not value.isascii():
+        if len(value) > MAX_FIELD_CHARACTERS or not value.isascii():
             raise ValueError(f"{self.path} is damaged: its header has {len(value)} characters as {key}.")
         return value.decode("ascii")
 
     def check_short(self) -> None:
         """Raise a ValueError for a header that MetaIO or teem may not survive: long words, other scripts."""
         for key, value in self.values.items():
-            if len(value) > MAX_VALUE or not value.isascii():
+            if len(value) > MAX_FIELD_CHARACTERS or not value.isascii():
                 raise ValueError(
                     f"{self.path} must have a header of short lines in ASCII to be read by ITK, got "
                     f"{len(value)} characters as {key}: store its voxels as raw or gzip."
@@ -113,9 +113,9 @@ def begin_of(path: Path) -> bytes:
     """
     with path.open("rb") as file:
         head = file.read(4096)
-        if b"\0" in head.split(b"\n", 1)[0][:MAX_VALUE]:
+        if b"\0" in head.split(b"\n", 1)[0][:MAX_FIELD_CHARACTERS]:
             raise ValueError(f"{path} is damaged: its header is no text.")
-        return head + file.read(MAX_HEADER - len(head))
+        return head + file.read(MAX_HEADER_BYTES - len(head))
 
 
 def _shown(line: bytes) -> str:

@@ -37,13 +37,13 @@ class LoadImageAndLabeld(MapTransform):
     ``ensure_channel_first`` gives. Every error names the file.
 
     Args:
-        keys: of the files to load: NIfTI, or what :class:`~monai_unetpp.readers.SimpleITKReader` knows.
-        image_key: the volume.
-        label_key: its label map.
-        out_channels: labels must be whole numbers below it.
+        keys: Keys of the files to load: NIfTI, or what :class:`~monai_unetpp.readers.SimpleITKReader` knows.
+        image_key: Key of the volume.
+        label_key: Key of its label map.
+        out_channels: Number of classes; labels must be whole numbers below it.
         hounsfield: Whether the volume is CT in HU, and one that does not look like it worth a warning: MR, an
             offset that was left in, 8 bits. Warnings are logged, and kept in ``meta["warnings"]``.
-        allow_missing_keys: whether a case may lack some of the keys, such as the label.
+        allow_missing_keys: Whether a case may lack some of the keys, such as the label.
         series: UID of the DICOM series to read from a folder that holds several.
         phase: Which of the images at each place to read, from 1, where a DICOM series holds several.
 

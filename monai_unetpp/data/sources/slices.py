@@ -75,7 +75,7 @@ def write_slices(
     for argument, value, known in (("rows", rows, ("x", "y")), ("mask_kind", mask_kind, MASK_KINDS)):
         if value not in known:
             raise ValueError(f"{argument} must be {' or '.join(map(repr, known))}, got {value!r}.")
-    scans = _scans(Path(images), Path(masks), _pattern(name))
+    scans = _scans(Path(images), Path(masks), _name_expression(name))
     every = [each for slices in scans.values() for each in slices]
     rule = mask_rule(((each.mask, _numbers(each.mask)) for each in every), mask_kind, Path(masks))
     affine = np.diag([pixel, pixel, spacing, 1.0])
@@ -103,7 +103,7 @@ def write_slices(
     )
 
 
-def _pattern(name: str) -> re.Pattern[str]:
+def _name_expression(name: str) -> re.Pattern[str]:
     """Return a regular expression for names, which must have its two groups."""
     try:
         pattern = re.compile(name)
@@ -120,21 +120,21 @@ def _pattern(name: str) -> re.Pattern[str]:
     return pattern
 
 
-class _Slice(NamedTuple):
+class _PictureAndMask(NamedTuple):
     image: Path
     mask: Path
     flips: tuple[int, ...]  # axes of the picture that were turned over
     number: int
 
 
-def _scans(images: Path, masks: Path, name: re.Pattern[str]) -> Mapping[str, Sequence[_Slice]]:
+def _scans(images: Path, masks: Path, name: re.Pattern[str]) -> Mapping[str, Sequence[_PictureAndMask]]:
     """Of every scan its slices in their order."""
     pictures = [path for path in sorted(images.glob("*")) if path.suffix.lower() in PICTURES]
     if not pictures:
         raise FileNotFoundError(
             f"images must be a folder of pictures ({', '.join(PICTURES)}): {images} has none."
         )
-    found: dict[str, list[_Slice]] = {}
+    found: dict[str, list[_PictureAndMask]] = {}
     for path in pictures:
         parts = name.fullmatch(path.stem)
         if parts is None or not str(parts["slice"]).isdecimal() or not parts["scan"]:
@@ -148,7 +148,7 @@ def _scans(images: Path, masks: Path, name: re.Pattern[str]) -> Mapping[str, Seq
             raise FileNotFoundError(f"{path} has no mask: there is no {masks / path.name}.")
         groups = parts.groupdict()
         flips = tuple(axis for axis, group in enumerate(("flip_rows", "flip_columns")) if groups.get(group))
-        found.setdefault(groups["scan"], []).append(_Slice(path, mask, flips, int(groups["slice"])))
+        found.setdefault(groups["scan"], []).append(_PictureAndMask(path, mask, flips, int(groups["slice"])))
     ordered = {scan: sorted(found[scan], key=lambda each: each.number) for scan in sorted(found)}
     pairs = [pair for slices in ordered.values() for pair in pairwise(slices)]
     twice = [(a, b) for a, b in pairs if a.number == b.number]

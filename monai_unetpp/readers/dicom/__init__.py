@@ -22,7 +22,7 @@ def series_in(folder: Path) -> list[str]:
 
 def read_geometry(folder: Path) -> Geometry:
     """Return size and spacing of a series from its headers; see :func:`read` for what is refused."""
-    sections = find_series(folder, modality=None)
+    sections = find_series(folder, quiet=True)
     ordered, affine, _ = prove_volume(folder, sections)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     return Geometry((*ordered[0].size, len(ordered)), tuple(spacing.tolist()))

@@ -32,7 +32,7 @@ IMPLICIT, DEFLATED, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99", 
 LONG = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 SHORT = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 MAX_DEPTH = 16  # sequences within sequences
-MAX_VALUE = 1024  # bytes of a value that is kept
+MAX_KEPT_BYTES = 1024  # bytes of a value that is kept
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,9 @@ class _Walker:
                 break
             if tag == ITEM_END and depth > 0:
                 return values, start
+            if tag == PIXEL_DATA and length == UNDEFINED_LENGTH:  # of an icon
+                at = self._after_fragments(start)
+                continue
             wanted = tag in (SHARED_GROUPS, FRAME_GROUPS) if depth == 0 else keep
             if length == UNDEFINED_LENGTH or (wanted and self._is_sequence(kind, start, length)):
                 items, at = self._items(start, length, end, depth + 1, wanted, kind == b"UN")
@@ -177,7 +180,7 @@ class _Walker:
             at = start + length
             if at > end:
                 raise ValueError(f"its element {_name(tag)} is longer than the file")
-            if length <= MAX_VALUE:
+            if length <= MAX_KEPT_BYTES:
                 value = bytes(self.content[start:at])
                 if values.setdefault(tag, value) != value:
                     raise ValueError(f"its element {_name(tag)} is there twice, with different values")
@@ -241,13 +244,17 @@ class _Walker:
             if start + length > len(self.content):
                 raise ValueError("its pixels are longer than the file")
             return Pixels(start, length)
-        at = start
+        self._after_fragments(start)
+        return Pixels(start, None)
+
+    def _after_fragments(self, at: int) -> int:
+        """Return the offset of what follows encapsulated pixels."""
         while True:
             if at + 8 > len(self.content):
                 raise ValueError("it is truncated: its compressed pixels have no end")
             found, _, begin, size = self._head(at, len(self.content))
             if found == SEQUENCE_END:
-                return Pixels(start, None)
+                return begin
             if found != ITEM:
                 raise ValueError(f"its compressed pixels hold {_name(found)} in place of a fragment")
             at = begin + size

@@ -21,6 +21,7 @@ MAX_GAP_VARIATION = 0.02  # share of the distance between slices by which it may
 MAX_GAP_VARIATION_MM = 1.0  # ... at most
 ROUNDING_MM = 0.01  # of positions, which are stated as text
 SAME_PLACE_MM = 0.05  # slices that are nearer than that lie at one place
+MAX_LOWEST_HU = -500.0  # that a slice must be able to hold, where others can
 MAX_GAP_MM = 50.0  # between slices of one volume
 MAX_SHIFT_MM = 0.5  # of slices against each other, across the stack
 
@@ -45,6 +46,7 @@ def prove_volume(
     order = np.argsort(heights, kind="stable")
     sections, heights = [sections[n] for n in order], heights[order]
     warnings = _check_heights(folder, sections, heights) if len(sections) > 1 else ()
+    warnings += _cut_off(folder, sections)
     places = np.array([s.position for s in sections])
     _check_tilt(folder, places, heights, normal)
     spacing = sections[0].spacing
@@ -172,6 +174,18 @@ def _refuse_twice(folder: Path, sections: Sequence[Slice], heights: NDArray[np.f
     raise ValueError(
         f"{folder} holds two images at one place, {_name(sections[n])} and {_name(sections[n + 1])}"
         f"{', and more such' if (counts > 1).sum() > 1 else ''}: leave one out."
+    )
+
+
+def _cut_off(folder: Path, sections: Sequence[Slice]) -> tuple[str, ...]:
+    """Warn of CT sections that cannot hold air by the way they are stored, where others can."""
+    lowest = [s.format.lowest for s in sections]
+    odd = [s for s, low in zip(sections, lowest, strict=True) if low > MAX_LOWEST_HU]
+    if not odd or len(odd) == len(sections) or sections[0].modality != "CT":
+        return ()
+    return (
+        f"{folder} has slices that cannot hold air, first {_name(odd[0])} (unsigned, intercept "
+        f"{odd[0].format.intercept:g}), where others can: were its values cut off?",
     )
 
 

@@ -18,13 +18,13 @@ from pathlib import Path
 
 from monai_unetpp.readers.dicom.elements import looks_like_dicom
 from monai_unetpp.readers.dicom.grid import continues
-from monai_unetpp.readers.dicom.slices import Slice, read_slices
+from monai_unetpp.readers.dicom.slices import NO_PIXELS, Slice, read_slices
 
 __all__ = ["Contents", "choose_series", "find_series", "is_series", "scan_folder"]
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".dcm", ".ima", ".dicom")  # of a file that is meant to be DICOM
+DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")  # of a file that is meant to be DICOM
 SHOWN = 5  # files that a message names
 
 
@@ -37,12 +37,16 @@ class Contents:
         aside: Names of files that are set aside, by the reason.
         broken: Reasons by path, of files that are meant to be slices and cannot be read.
         unknown: Files without the bytes of DICOM.
+        classes: SOP class UIDs of the sections.
+        without_pixels: SOP class UIDs by path, of files without pixels.
     """
 
     series: dict[str, list[Slice]] = field(default_factory=dict)
     aside: dict[str, list[str]] = field(default_factory=dict)
     broken: dict[Path, str] = field(default_factory=dict)
     unknown: list[Path] = field(default_factory=list)
+    classes: set[str] = field(default_factory=set)
+    without_pixels: dict[Path, str] = field(default_factory=dict)
 
     def set_aside(self, reason: str, paths: Iterable[Path]) -> None:
         """Note files that are no part of a volume."""
@@ -110,13 +114,16 @@ def choose_series(contents: Contents, modality: str | None = "CT") -> dict[str, 
     return found
 
 
-def find_series(folder: Path, series: str | None = None, modality: str | None = "CT") -> list[Slice]:
+def find_series(
+    folder: Path, series: str | None = None, modality: str | None = "CT", quiet: bool = False
+) -> list[Slice]:
     """Return the sections of the one series to read from a folder, in no order; log what is set aside.
 
     Args:
         folder: Path of the folder.
         series: UID of the series, where there are several.
         modality: Modality of the series, ``None`` for any.
+        quiet: Whether nothing is logged, and the only series there is may be of another modality.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -133,7 +140,7 @@ def find_series(folder: Path, series: str | None = None, modality: str | None = 
             raise ValueError(f"{folder} has no series {series}, only {', '.join(contents.series) or 'none'}.")
         _keep(contents, [series], "another series")
     found = choose_series(contents, modality)
-    if contents.aside:
+    if contents.aside and not quiet:
         logger.warning(f"{folder}: not part of the volume: {contents.describe_aside()}.")
     if not found:
         raise FileNotFoundError(f"{folder} holds no DICOM series.")
@@ -145,7 +152,7 @@ def find_series(folder: Path, series: str | None = None, modality: str | None = 
         )
     [sections] = found.values()
     odd = [s for s in sections if modality not in (None, s.modality)]
-    if odd:
+    if odd and not quiet:
         raise ValueError(
             f"{folder} must be {modality}, got modality {odd[0].modality or 'unknown'} in {odd[0].path.name}."
         )
@@ -179,26 +186,33 @@ def _add(contents: Contents, path: Path) -> list[Slice]:
         contents.unknown.append(path)
         return []
     try:
-        sections = read_slices(path)
+        sop_class, sections = read_slices(path)
     except ValueError as error:
         if head[128:] == b"DICM":
             contents.broken[path] = str(error)
         else:
             contents.unknown.append(path)
         return []
-    if not sections:
-        contents.set_aside("no pixels", [path])
+    if sections:
+        contents.classes.add(sop_class)
+    else:
+        contents.without_pixels[path] = sop_class
     for section in sections:
         contents.series.setdefault(section.series, []).append(section)
     return sections
 
 
 def _judge_unknown(contents: Contents) -> None:
-    """Find the files without the bytes of DICOM whose names are those of slices."""
+    """Find the files that are meant to be slices: by their names, or by a class that has pixels."""
+    for path, sop_class in contents.without_pixels.items():
+        if sop_class in (*contents.classes, ""):
+            contents.broken[path] = f"{path} is truncated or damaged: {NO_PIXELS}."
+        else:
+            contents.set_aside("no pixels", [path])
     patterns = {_pattern(s.path) for sections in contents.series.values() for s in sections}
     patterns |= {_pattern(path) for path in contents.broken}
     for path in contents.unknown:
-        if path.suffix.lower() in SUFFIXES or _pattern(path) in patterns:
+        if path.suffix.lower() in DICOM_SUFFIXES or _pattern(path) in patterns:
             what = "it is empty" if path.stat().st_size == 0 else "it does not begin as DICOM does"
             contents.broken[path] = f"{path} cannot be read as a slice, it may be damaged: {what}."
         else:

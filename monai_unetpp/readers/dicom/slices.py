@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from monai_unetpp.readers.checks import check_claim, voxels_of
 from monai_unetpp.readers.dicom.elements import FRAME_GROUPS, SHARED_GROUPS, DicomFile, Pixels, parse
 
-__all__ = ["PixelFormat", "Slice", "read_slices"]
+__all__ = ["NO_PIXELS", "PixelFormat", "Slice", "read_slices"]
 
 IMAGE_TYPE, FRAME_TYPE, MODALITY, SERIES = 0x00080008, 0x00089007, 0x00080060, 0x0020000E
 FRAME_TIME = 0x00209128
@@ -27,6 +27,8 @@ BITS = (0x00280100, 0x00280101, 0x00280102, 0x00280103)  # allocated, stored, hi
 INTERCEPT, SLOPE, LOOKUP_TABLE = 0x00281052, 0x00281053, 0x00283000
 # of a frame: its type, content, place, direction, pixel spacing, and slope and intercept
 GROUPS = (0x00189329, 0x00209111, 0x00209113, 0x00209116, 0x00289110, 0x00289145)
+SOP_CLASS = 0x00080016
+NO_PIXELS = "it states an image and holds no pixels"
 MAX_RESCALE = 1e6  # of a slope or an intercept
 
 
@@ -49,6 +51,16 @@ class PixelFormat:
     slope: float
     intercept: float
     rescaled: tuple[bool, bool]
+
+    @property
+    def lowest(self) -> float:
+        """The lowest value that can be stored."""
+        ends = (
+            (-(2 ** (self.stored - 1)), 2 ** (self.stored - 1) - 1)
+            if self.signed
+            else (0, 2**self.stored - 1)
+        )
+        return min(self.slope * end + self.intercept for end in ends)
 
 
 @dataclass(frozen=True)
@@ -107,8 +119,8 @@ class Slice:
         return self.position is not None and self.axes is not None and self.spacing is not None
 
 
-def read_slices(path: Path) -> list[Slice]:
-    """Read the header of a file: one section, or those of an enhanced file; none if it has no pixels.
+def read_slices(path: Path) -> tuple[str, list[Slice]]:
+    """Return the class of a file (SOP class UID) and its sections: one, those of an enhanced file, or none.
 
     Raises:
         ValueError: if it is truncated or damaged, or is stored in a way that is not read; it names the file.
@@ -116,11 +128,12 @@ def read_slices(path: Path) -> list[Slice]:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             dataset = parse(content)
+            sop_class = _Values(path, dataset.values, dataset.byte_order).text(SOP_CLASS)
             if dataset.pixels is None:
                 if dataset.values.keys() & {ROWS, COLUMNS}:
-                    raise ValueError("it states an image and holds no pixels")
-                return []
-            return list(_slices(path, dataset))
+                    raise ValueError(NO_PIXELS)
+                return sop_class, []
+            return sop_class, list(_slices(path, dataset))
     except ValueError as error:
         text = str(error)
         raise ValueError(text if str(path) in text else f"{path} is truncated or damaged: {text}.") from error
