@@ -322,7 +322,7 @@ def test_slices_of_a_scan_with_a_strange_name_stay_in_the_folder(tmp_path):
 
     for kind in ("images", "masks"):
         (tmp_path / kind).mkdir()
-        picture = sitk.GetImageFromArray(np.zeros((4, 4), np.uint8))
+        picture = sitk.GetImageFromArray(255 * np.eye(4, dtype=np.uint8))
         sitk.WriteImage(picture, str(tmp_path / kind / "liver_..\\..\\x_1.png"))
     with pytest.raises(ValueError, match="name of a case must be a file name"):
         write_slices(tmp_path / "images", tmp_path / "masks", tmp_path / "a" / "out")

@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
-from monai_unetpp.data.decathlon import Case, write_decathlon
+from monai_unetpp.data.decathlon import Case, check_name, write_decathlon
 from monai_unetpp.data.sources.masks import LOSSY, MASK_KINDS, label_of, mask_rule
 from monai_unetpp.files import PathLike
 from monai_unetpp.readers.itk import last_line
@@ -76,6 +76,8 @@ def write_slices(
         if value not in known:
             raise ValueError(f"{argument} must be {' or '.join(map(repr, known))}, got {value!r}.")
     scans = _scans(Path(images), Path(masks), _name_expression(name))
+    for scan in scans:
+        check_name(f"scan_{scan}")  # before all masks are read
     every = [each for slices in scans.values() for each in slices]
     rule = mask_rule(((each.mask, _numbers(each.mask)) for each in every), mask_kind, Path(masks))
     affine = np.diag([pixel, pixel, spacing, 1.0])
