@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Handlers for Ignite's engines, beyond those of MONAI.
 
-- checkpoints: training checkpoints, resuming, loading weights at a level
+- checkpoints: writing training checkpoints
+- loading: resuming from them, loading weights at a level
+- splits: held-out scans stay held out
+- validation: when a training validates
 - resuming: seeds of epochs, stopping on a signal, early stopping
 - finite: no NaN reaches the weights
 - tables: CSV files by case and class, by lesion
@@ -9,12 +12,15 @@
 - tracking: losses of heads, scores of levels and parameters, for TensorBoard and MLflow
 """
 
-from monai_unetpp.handlers.checkpoints import CheckpointLoader, CheckpointSaver, NetworkLoader
+from monai_unetpp.handlers.checkpoints import CheckpointSaver
 from monai_unetpp.handlers.figures import ContactSheetSaver, OutlineImages
 from monai_unetpp.handlers.finite import FiniteSteps
+from monai_unetpp.handlers.loading import CheckpointLoader, NetworkLoader
 from monai_unetpp.handlers.resuming import EarlyStop, EpochSeeds, StopOnSignal
+from monai_unetpp.handlers.splits import SplitRecord, held_out_cases
 from monai_unetpp.handlers.tables import LesionSaver, MetricsSaver
 from monai_unetpp.handlers.tracking import HeadLosses, sqlite_store, track_levels, track_training
+from monai_unetpp.handlers.validation import ValidationHandler
 
 __all__ = [
     "CheckpointLoader",
@@ -28,7 +34,10 @@ __all__ = [
     "MetricsSaver",
     "NetworkLoader",
     "OutlineImages",
+    "SplitRecord",
     "StopOnSignal",
+    "ValidationHandler",
+    "held_out_cases",
     "sqlite_store",
     "track_levels",
     "track_training",

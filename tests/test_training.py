@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training says how it ended: what is held out, what is validated, what would be destroyed or ignored."""
+
+import shutil
+import sys
+
+import pytest
+import torch
+from ignite.engine import Events
+
+from bundles import TINY_TRAINING, affine, ball, raises_within, run, workflow, write_cases
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _path_as_before():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", sys.path[:])  # a workflow adds its folder
+        yield
+
+
+@pytest.fixture
+def again(trained, tmp_path):
+    """A copy of the trained bundle."""
+    return shutil.copytree(trained, tmp_path / "again")
+
+
+def checkpoint(root, epoch=2):
+    return torch.load(root / "models" / f"checkpoint_epoch={epoch}.pt", weights_only=True)
+
+
+# The split
+
+
+def test_checkpoint_names_the_scans_of_both_sides(trained, balls):
+    split = checkpoint(trained)["split"]
+    assert len(split["train"]) == 3
+    assert sorted(split["train"] + split["held_out"]) == [
+        f"imagesTr/{path.name}" for path in sorted((balls / "imagesTr").iterdir())
+    ]
+
+
+def test_resuming_with_a_trained_scan_held_out_is_refused_by_its_name(again, balls):
+    trained_on = checkpoint(again)["split"]["train"]
+    with raises_within(ValueError, r"imagesTr/\w+\.nii\.gz.* trained on and would be held out now"):
+        run("liver", "train", again, dataset_dir=str(balls), resume=True, max_epochs=3, seed=2)
+    assert checkpoint(again)["split"]["train"] == trained_on
+
+
+@pytest.mark.parametrize("names", ["train evaluate", "train levels"])
+def test_scoring_a_scan_that_was_trained_on_as_held_out_is_refused_by_its_name(again, balls, names):
+    with raises_within(
+        ValueError, r"model\.pt: imagesTr/\w+\.nii\.gz.* trained on and would be held out now"
+    ):
+        run("liver", names, again, dataset_dir=str(balls), seed=2)
+
+
+def test_data_set_of_one_scan_cannot_be_trained_on(tmp_path):
+    data = write_cases(tmp_path / "data", [ball("a", affine())])
+    with raises_within(ValueError, r"val_fraction 0\.25 holds out none of 1 scans"):
+        run("liver", "train", tmp_path, dataset_dir=str(data))
+    assert not (tmp_path / "models").exists()
+
+
+# Validation
+
+
+@pytest.mark.parametrize(("epochs", "interval", "validated"), [(3, 5, [3]), (3, 2, [2, 3]), (2, 1, [1, 2])])
+def test_last_epoch_is_always_validated(balls, tmp_path, epochs, interval, validated):
+    settings = TINY_TRAINING | {"max_epochs": epochs, "val_interval": interval}
+    flow = workflow("liver", "train", tmp_path, dataset_dir=str(balls), **settings)
+    flow.initialize()
+    found = []
+    flow.evaluator.add_event_handler(Events.STARTED, lambda engine: found.append(engine.state.max_epochs))
+    flow.run()
+    assert found == validated
+    assert (tmp_path / "models" / "model.pt").is_file()
