@@ -6,9 +6,11 @@ import sys
 
 import pytest
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
+from torch import nn
 
 from bundles import TINY_TRAINING, affine, ball, raises_within, run, workflow, write_cases
+from monai_unetpp.handlers import CheckpointLoader
 
 pytestmark = pytest.mark.slow
 
@@ -76,3 +78,54 @@ def test_last_epoch_is_always_validated(balls, tmp_path, epochs, interval, valid
     flow.run()
     assert found == validated
     assert (tmp_path / "models" / "model.pt").is_file()
+
+
+# Settings of a resumed training
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "before"),
+    [
+        ("learning_rate", 1e-5, 0.02),
+        ("weight_decay", 0.1, 1e-5),
+        ("optimizer#betas", [0.5, 0.9], r"\(0\.9, 0\.999\)"),
+    ],
+)
+def test_setting_that_the_checkpoint_would_override_is_refused_by_name(again, balls, key, value, before):
+    settings = {"dataset_dir": str(balls), "resume": True, "max_epochs": 3, key: value}
+    with raises_within(ValueError, rf"{key} is .* now and {before} in .*resume with --{key} {before}, or"):
+        run("liver", "train", again, **settings)
+    assert not (again / "models" / "checkpoint_epoch=3.pt").exists()
+
+
+def test_settings_of_now_are_taken_where_that_is_asked_for(again, balls, caplog):
+    settings = {"learning_rate": 1e-5, "weight_decay": 0.1, "max_epochs": 4}
+    run("liver", "train", again, dataset_dir=str(balls), resume=True, resume_changes="take", **settings)
+    assert "learning_rate is 1e-05 from here on, it was 0.02." in caplog.text
+    [group] = checkpoint(again, 3)["optimizer"]["param_groups"]
+    assert group["lr"] == pytest.approx(1e-5 * (1 / 4) ** 0.9)
+    assert group["weight_decay"] == 0.1
+    assert checkpoint(again, 3)["lr_scheduler"]["base_lrs"] == [1e-5]
+
+
+def test_settings_of_now_are_taken_by_other_schedules(tmp_path):
+    def build(rate):
+        optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=rate)
+        return {"optimizer": optimizer, "schedule": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)}
+
+    before = build(0.8)
+    before["optimizer"].step()
+    before["schedule"].step()
+    torch.save({name: target.state_dict() for name, target in before.items()}, tmp_path / "c.pt")
+    now = build(0.4)
+    engine = Engine(lambda *_: None)
+    CheckpointLoader(str(tmp_path / "c.pt"), now, changes="take")(engine)
+    assert now["optimizer"].param_groups[0]["lr"] == pytest.approx(0.2)
+    now["optimizer"].step()
+    now["schedule"].step()
+    assert now["optimizer"].param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+def test_other_word_for_changes_is_refused():
+    with pytest.raises(ValueError, match="changes must be 'refuse' or 'take', got 'ignore'"):
+        CheckpointLoader("x.pt", {"model": nn.Linear(1, 1)}, changes="ignore")

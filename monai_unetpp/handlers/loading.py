@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from monai_unetpp.handlers.checkpoints import SCALER, checkpoints_in
+from monai_unetpp.handlers.settings import changed_settings, check_unchanged, take_settings
 from monai_unetpp.network import UNetPlusPlus
 from monai_unetpp.weights import check_fit, load_network, read_tensors
 
@@ -32,13 +33,22 @@ class CheckpointLoader(monai.handlers.CheckpointLoader):
     Args:
         load_path: Path of a checkpoint, or of a folder: then the checkpoint of its last epoch, or of the one
             before if that file is damaged.
+        changes: What to do if settings of an optimizer, such as the learning rate, are not those of the
+            checkpoint: ``"refuse"``, or ``"take"`` those of now.
         **settings: Further arguments of ``monai.handlers.CheckpointLoader``.
 
     Raises:
         FileNotFoundError: if there is no file at ``load_path``, or no checkpoint of an epoch in the folder.
         ValueError: if the file holds anything but tensors and plain types, is damaged, lacks something
-            asked for, or its weights do not fit the network.
+            asked for, or its weights do not fit the network; if ``changes`` is no known word, or settings
+            have changed and are refused.
     """
+
+    def __init__(self, load_path: str, *args: Any, changes: str = "refuse", **settings: Any) -> None:
+        super().__init__(load_path, *args, **settings)
+        if changes not in ("refuse", "take"):
+            raise ValueError(f"changes must be 'refuse' or 'take', got {changes!r} (--resume_changes).")
+        self.changes = changes
 
     def __call__(self, engine: Engine) -> None:
         """Load the checkpoint into the objects of ``load_dict``."""
@@ -57,6 +67,9 @@ class CheckpointLoader(monai.handlers.CheckpointLoader):
             target = target.module if isinstance(target, DistributedDataParallel) else target
             if isinstance(target, nn.Module):
                 check_fit(path, checkpoint if single else checkpoint[name], target)
+        changes = [] if single else changed_settings(self.load_dict, checkpoint)
+        if self.changes == "refuse":
+            check_unchanged(path, changes)
         lengths = {e: e.state.epoch_length for e in self.load_dict.values() if isinstance(e, Engine)}
         super().__call__(engine)
         for (
@@ -66,6 +79,9 @@ class CheckpointLoader(monai.handlers.CheckpointLoader):
             if loaded.state.epoch_length != length:
                 loaded.state.epoch_length = length
                 loaded.state.iteration = loaded.state.epoch * (length or 0)
+        take_settings(changes, self.load_dict)
+        for change in changes:
+            logger.warning(f"{change.key} is {change.now} from here on, it was {change.before}.")
         for target in self.load_dict.values():
             if isinstance(target, LambdaLR):
                 for group, rate, factor in zip(
