@@ -4,13 +4,14 @@
 import shutil
 import sys
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
 from bundles import TINY_TRAINING, affine, ball, raises_within, run, workflow, write_cases
-from monai_unetpp.handlers import CheckpointLoader
+from monai_unetpp.handlers import CheckpointLoader, ZeroDice
 
 pytestmark = pytest.mark.slow
 
@@ -129,3 +130,68 @@ def test_settings_of_now_are_taken_by_other_schedules(tmp_path):
 def test_other_word_for_changes_is_refused():
     with pytest.raises(ValueError, match="changes must be 'refuse' or 'take', got 'ignore'"):
         CheckpointLoader("x.pt", {"model": nn.Linear(1, 1)}, changes="ignore")
+
+
+# Classes
+
+
+def without(case, *values):
+    """The case, whose labels of these values become background."""
+    case.label[np.isin(case.label, values)] = 0
+    return case
+
+
+def warnings_of(caplog, text):
+    return [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and text in r.getMessage()]
+
+
+@pytest.mark.parametrize("cache_rate", [1.0, 0.0], ids=["in memory", "on disk"])
+def test_class_that_no_label_has_is_named_before_training(tmp_path, caplog, cache_rate):
+    data = write_cases(tmp_path / "data", [without(ball(name, affine()), 2) for name in "abcd"])
+    settings = TINY_TRAINING | {"max_epochs": 1, "cache_rate": cache_rate}
+    flow = workflow("liver", "train", tmp_path, dataset_dir=str(data), **settings)
+    flow.initialize()
+    before = []
+    flow.trainer.add_event_handler(
+        Events.EPOCH_STARTED, lambda: before.extend(warnings_of(caplog, "in none"))
+    )
+    flow.run()
+    training, validation = before
+    assert training.startswith("pip (value 2) is in none of the 3 training labels: the network cannot learn")
+    assert validation.startswith("pip (value 2) is in none of the 1 validation labels: it has no validation")
+
+
+def test_class_that_vanishes_when_labels_are_resampled_is_named(tmp_path, caplog):
+    data = write_cases(tmp_path / "data", [ball(name, affine(), radius=8.0) for name in "abcd"])
+    run("liver", "train", tmp_path, dataset_dir=str(data), max_epochs=1, pixdim=[12.0] * 3)
+    assert warnings_of(caplog, "pip (value 2) is in none of the 3 training labels")
+
+
+def test_labels_that_have_every_class_are_not_worth_a_word(balls, tmp_path, caplog):
+    run("liver", "train", tmp_path, dataset_dir=str(balls), max_epochs=1)
+    assert warnings_of(caplog, "is in none of") == []
+
+
+def test_class_with_a_dice_of_zero_is_one_warning_that_says_where_to_look(caplog):
+    engine, scores = Engine(lambda *_: None), iter([0.0, 0.0, 0.5])
+
+    def score():
+        engine.state.metrics = {
+            "val_dice_ball": 0.9,
+            "val_dice_pip": next(scores),
+            "val_dice_no": float("nan"),
+        }
+
+    engine.add_event_handler(Events.EPOCH_COMPLETED, score)
+    ZeroDice(["ball", "pip", "no"]).attach(engine)
+    engine.run([0], max_epochs=3)
+    [warning] = warnings_of(caplog, "is exactly 0")
+    assert warning.startswith("The validation Dice of pip is exactly 0")
+    assert all(key in warning for key in ("pixdim", "hu_range", "roi_size", "learning_rate"))
+
+
+@pytest.mark.parametrize("names", ["train", "train evaluate"])
+def test_bundles_warn_of_a_dice_of_zero(again, balls, tmp_path, names, caplog):
+    weights = {"ckpt_path": str(again / "models" / "model.pt")}
+    run("liver", names, tmp_path / "new", dataset_dir=str(balls), **weights)
+    assert len(warnings_of(caplog, "The validation Dice of pip is exactly 0")) == 1

@@ -2,6 +2,7 @@
 """Handlers for Ignite's engines, beyond those of MONAI.
 
 - checkpoints: writing training checkpoints
+- classes: classes that are absent, or of which nothing was found
 - loading: resuming from them, loading weights at a level
 - splits: held-out scans stay held out
 - validation: when a training validates
@@ -13,6 +14,7 @@
 """
 
 from monai_unetpp.handlers.checkpoints import CheckpointSaver
+from monai_unetpp.handlers.classes import AbsentClasses, ZeroDice
 from monai_unetpp.handlers.figures import ContactSheetSaver, OutlineImages
 from monai_unetpp.handlers.finite import FiniteSteps
 from monai_unetpp.handlers.loading import CheckpointLoader, NetworkLoader
@@ -23,6 +25,7 @@ from monai_unetpp.handlers.tracking import HeadLosses, sqlite_store, track_level
 from monai_unetpp.handlers.validation import ValidationHandler
 
 __all__ = [
+    "AbsentClasses",
     "CheckpointLoader",
     "CheckpointSaver",
     "ContactSheetSaver",
@@ -37,6 +40,7 @@ __all__ = [
     "SplitRecord",
     "StopOnSignal",
     "ValidationHandler",
+    "ZeroDice",
     "held_out_cases",
     "sqlite_store",
     "track_levels",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of an optimizer, which a training checkpoint stores: those of now beside those of the checkpoint."""
+"""Settings of an optimizer: those of now beside those in a training checkpoint."""
 
 from __future__ import annotations
 
