@@ -11,7 +11,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from bundles import TINY_TRAINING, affine, ball, raises_within, run, workflow, write_cases
-from monai_unetpp.handlers import CheckpointLoader, ZeroDice
+from monai_unetpp.handlers import CheckpointLoader, ZeroDice, check_training_folder
 
 pytestmark = pytest.mark.slow
 
@@ -195,3 +195,43 @@ def test_bundles_warn_of_a_dice_of_zero(again, balls, tmp_path, names, caplog):
     weights = {"ckpt_path": str(again / "models" / "model.pt")}
     run("liver", names, tmp_path / "new", dataset_dir=str(balls), **weights)
     assert len(warnings_of(caplog, "The validation Dice of pip is exactly 0")) == 1
+
+
+# One training per folder
+
+
+def test_second_training_is_refused_and_the_first_stays(again, balls):
+    files = {path: path.read_bytes() for path in again.rglob("*") if path.is_file()}
+    message = r"ckpt_dir holds a training: .*checkpoint_epoch=2\.pt.*--resume True .*--ckpt_dir .*models_2 "
+    with raises_within(FileExistsError, message):
+        run("liver", "train", again, dataset_dir=str(balls))
+    assert {path: path.read_bytes() for path in again.rglob("*") if path.is_file()} == files
+
+
+def test_weights_alone_are_a_training_as_well(again, balls):
+    for path in (again / "models").glob("checkpoint*"):
+        path.unlink()
+    with raises_within(FileExistsError, r"ckpt_dir holds a training: .*model\.pt"):
+        run("liver", "train", again, dataset_dir=str(balls))
+
+
+def test_curves_of_two_trainings_are_not_mixed(again, balls, caplog):
+    before = {path.name for path in (again / "runs").glob("events*")}
+    (again / "models").rename(again / "models_2")
+    run("liver", "train", again, dataset_dir=str(balls), max_epochs=1)
+    assert {path.name for path in (again / "runs" / "1").iterdir()} == before
+    assert before.isdisjoint(path.name for path in (again / "runs").glob("events*"))
+    assert "had the curves of another training" in caplog.text
+
+
+def test_resumed_training_continues_its_curves(again, balls):
+    before = {path.name for path in (again / "runs").glob("events*")}
+    run("liver", "train", again, dataset_dir=str(balls), resume=True, max_epochs=3)
+    assert before < {path.name for path in (again / "runs").glob("events*")}
+
+
+def test_training_that_failed_before_its_first_epoch_left_nothing_in_the_way(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "events.out.tfevents.1").write_bytes(bytes(88))
+    check_training_folder(tmp_path / "models", tmp_path / "runs")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["events.out.tfevents.1"]

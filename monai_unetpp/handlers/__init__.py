@@ -3,6 +3,7 @@
 
 - checkpoints: writing training checkpoints
 - classes: classes that are absent, or of which nothing was found
+- folders: one training per folder
 - loading: resuming from them, loading weights at a level
 - splits: held-out scans stay held out
 - validation: when a training validates
@@ -17,6 +18,7 @@ from monai_unetpp.handlers.checkpoints import CheckpointSaver
 from monai_unetpp.handlers.classes import AbsentClasses, ZeroDice
 from monai_unetpp.handlers.figures import ContactSheetSaver, OutlineImages
 from monai_unetpp.handlers.finite import FiniteSteps
+from monai_unetpp.handlers.folders import check_training_folder
 from monai_unetpp.handlers.loading import CheckpointLoader, NetworkLoader
 from monai_unetpp.handlers.resuming import EarlyStop, EpochSeeds, StopOnSignal
 from monai_unetpp.handlers.splits import SplitRecord, held_out_cases
@@ -41,6 +43,7 @@ __all__ = [
     "StopOnSignal",
     "ValidationHandler",
     "ZeroDice",
+    "check_training_folder",
     "held_out_cases",
     "sqlite_store",
     "track_levels",

@@ -23,10 +23,10 @@ __all__ = ["AbsentClasses", "ZeroDice"]
 logger = logging.getLogger(__name__)
 
 ADVICE = {
-    "training": "the network cannot learn it. Look at the values of the labels, at pixdim (small structures vanish "
-    "when labels are resampled), and at the split: another --seed holds out other scans.",
-    "validation": "it has no validation Dice, and the best epoch is chosen without it. Another --seed or a larger "
-    "--val_fraction holds out scans that have it.",
+    "training": "the network cannot learn it. Look at the values of the labels, at pixdim (small structures "
+    "vanish when labels are resampled), and at the split: another --seed holds out other scans.",
+    "validation": "it has no validation Dice, and the best epoch is chosen without it. Another --seed or a "
+    "larger --val_fraction holds out scans that have it.",
 }
 
 
@@ -88,10 +88,10 @@ class ZeroDice:
         if new := [name for name in zero if name not in self.warned]:
             self.warned.update(new)
             logger.warning(
-                f"The validation Dice of {' and '.join(new)} is exactly 0: not one voxel is right. In the first "
-                "epochs this is common. If it stays, look at pixdim (is the structure a few voxels wide?), "
-                "hu_range (are its intensities clipped?), roi_size and patches_per_case (is it in the patches?), "
-                "learning_rate and max_epochs."
+                f"The validation Dice of {' and '.join(new)} is exactly 0: not one voxel is right. In the "
+                "first epochs this is common. If it stays, look at pixdim (is the structure some voxels "
+                "wide?), hu_range (are its intensities clipped?), roi_size and patches_per_case (do patches "
+                "contain it?), learning_rate and max_epochs."
             )
 
 
