@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training says how it ended: what is held out, what is validated, what would be destroyed or ignored."""
 
+import io
+import logging
+import re
 import shutil
 import sys
 
@@ -11,7 +14,14 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from bundles import TINY_TRAINING, affine, ball, raises_within, run, workflow, write_cases
-from monai_unetpp.handlers import CheckpointLoader, ZeroDice, check_training_folder
+from monai_unetpp.handlers import (
+    CheckpointLoader,
+    CheckpointSaver,
+    ProgressBar,
+    ZeroDice,
+    check_training_folder,
+    console,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -235,3 +245,65 @@ def test_training_that_failed_before_its_first_epoch_left_nothing_in_the_way(tmp
     (tmp_path / "runs" / "events.out.tfevents.1").write_bytes(bytes(88))
     check_training_folder(tmp_path / "models", tmp_path / "runs")
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["events.out.tfevents.1"]
+
+
+# The end
+
+
+def report(caplog):
+    """The last five lines of a training."""
+    return [record.getMessage() for record in caplog.records if record.levelname == "INFO"][-5:]
+
+
+def test_last_lines_are_scores_weights_duration_and_commands(balls, tmp_path, caplog):
+    caplog.set_level("INFO")
+    flow = run("liver", "train", tmp_path, dataset_dir=str(balls), max_epochs=3, val_interval=2)
+    state = flow.parser.get_parsed_content("train#report").state_dict()
+    assert state["epoch"] in (2, 3)
+    assert state["score"] == flow.evaluator.state.best_metric
+    took, dice, weights, score, segment = report(caplog)
+    assert re.fullmatch(r"Trained 3 epochs in \d+ s\.", took)
+    ball, pip = state["dice"].values()
+    assert dice == f"Validation Dice of the best epoch, {state['epoch']}: ball {ball:.3f}, pip {pip:.3f}."
+    assert weights == f"Weights: {tmp_path / 'models' / 'model.pt'}"
+    assert score == f"Score:   monai-unetpp evaluate {tmp_path} --dataset_dir {balls}"
+    assert segment == f"Segment: monai-unetpp segment -i SCANS -o MASKS --bundle {tmp_path}"
+
+
+def test_best_epoch_of_a_resumed_training_may_be_an_earlier_one(again, balls, caplog):
+    caplog.set_level("INFO")
+    best = checkpoint(again)["report"]
+    settings = {"learning_rate": 0.0, "resume": True, "resume_changes": "take", "max_epochs": 3}
+    run("liver", "train", again, dataset_dir=str(balls), **settings)
+    assert report(caplog)[0].startswith("Trained 1 epochs in ")
+    assert report(caplog)[1].startswith(f"Validation Dice of the best epoch, {best['epoch']}: ")
+
+
+def test_training_without_weights_is_an_error(balls, tmp_path, monkeypatch):
+    monkeypatch.setattr(CheckpointSaver, "metrics_completed", lambda *_: None)  # as if each score were NaN
+    with raises_within(ValueError, r"no weights, .*model\.pt: no validation score was a number"):
+        run("liver", "train", tmp_path, dataset_dir=str(balls), max_epochs=1)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(3.4, "3 s"), (200, "3 min 20 s"), (18720, "5 h 12 min")])
+def test_duration_is_written_as_one_reads_it(seconds, text):
+    assert console._duration(seconds) == text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_log_lines_are_not_glued_to_the_bar(terminal, monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    handler = logging.StreamHandler(stream)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    engine = Engine(lambda *_: None)
+    ProgressBar(file=stream, mininterval=0).attach(engine)
+    engine.add_event_handler(
+        Events.ITERATION_COMPLETED,
+        lambda engine: logging.getLogger().error("line %d", engine.state.iteration),
+    )
+    engine.run(range(3))
+    assert ("%|" in stream.getvalue()) == terminal
+    assert not handler.filters
+    shown = re.split(r"[\r\n]", stream.getvalue())
+    assert [text for text in shown if "line" in text] == ["line 1", "line 2", "line 3"]

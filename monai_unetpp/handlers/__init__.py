@@ -3,6 +3,7 @@
 
 - checkpoints: writing training checkpoints
 - classes: classes that are absent, or of which nothing was found
+- console: progress, and how a training ended
 - folders: one training per folder
 - loading: resuming from them, loading weights at a level
 - splits: held-out scans stay held out
@@ -16,6 +17,7 @@
 
 from monai_unetpp.handlers.checkpoints import CheckpointSaver
 from monai_unetpp.handlers.classes import AbsentClasses, ZeroDice
+from monai_unetpp.handlers.console import ProgressBar, TrainingReport
 from monai_unetpp.handlers.figures import ContactSheetSaver, OutlineImages
 from monai_unetpp.handlers.finite import FiniteSteps
 from monai_unetpp.handlers.folders import check_training_folder
@@ -39,8 +41,10 @@ __all__ = [
     "MetricsSaver",
     "NetworkLoader",
     "OutlineImages",
+    "ProgressBar",
     "SplitRecord",
     "StopOnSignal",
+    "TrainingReport",
     "ValidationHandler",
     "ZeroDice",
     "check_training_folder",

@@ -98,6 +98,15 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
         if all(_is_readable(Path(self.save_dir) / (fixed or name)) for _, name in state_dict["_saved"]):
             super().load_state_dict(state_dict)
 
+    def best_score(self) -> float | None:
+        """Return the score of the best weights that are saved."""
+        saved = self._key_metric_checkpoint._saved
+        return float(saved[-1].priority) if saved else None
+
+    def best_path(self) -> Path:
+        """Return the path of the best weights."""
+        return Path(self.save_dir) / self._key_metric_checkpoint.save_handler.filename
+
     def _count_earlier(self, epochs: int) -> None:
         """Count checkpoints of the first ``epochs``; warn of later ones, which are of another training.
 
