@@ -117,11 +117,16 @@ def test_options_that_several_commands_share_are_declared_once():
     ("arguments", "message"),
     [
         ([], "required: COMMAND"),
-        (["train"], "invalid choice: 'train'"),
+        (["trane"], "invalid choice: 'trane'"),
+        (["train"], "required: BUNDLE"),
+        (
+            ["prune", "--checkpoint", "x", "--level", "1", "--out", "y", "--levl", "2"],
+            "unrecognized arguments",
+        ),
         (["phantom"], "required: --out"),
         (["phantom", "--out", "x", "--cases", "many"], "invalid int value: 'many'"),
     ],
-    ids=["no-command", "unknown-command", "no-directory", "not-a-number"],
+    ids=["no-command", "unknown-command", "no-bundle", "unknown-option", "no-directory", "not-a-number"],
 )
 def test_wrong_arguments_exit_with_2(capsys, arguments, message):
     with pytest.raises(SystemExit) as end:
