@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_unetpp._version import __version__
+from monai_unetpp.errors import quiet_libraries
 
 Run = Callable[[argparse.Namespace], object]
 Declare = Callable[[argparse.ArgumentParser], Run]
@@ -185,6 +186,38 @@ def pack(parser: argparse.ArgumentParser) -> Run:
 
 
 @command
+def train(parser: argparse.ArgumentParser) -> Run:
+    """Train a bundle, by its train.json; --KEY VALUE sets any of its keys."""
+    return _workflow(parser, "train")
+
+
+@command
+def evaluate(parser: argparse.ArgumentParser) -> Run:
+    """Score the held-out cases of a trained bundle, by its evaluate.json; --KEY VALUE sets any key."""
+    return _workflow(parser, "evaluate")
+
+
+@command
+def levels(parser: argparse.ArgumentParser) -> Run:
+    """Score every level of a trained bundle, by its levels.json; --KEY VALUE sets any key."""
+    return _workflow(parser, "levels")
+
+
+def _workflow(parser: argparse.ArgumentParser, name: str) -> Run:
+    parser.usage = "%(prog)s BUNDLE [--overlay NAME] [--KEY VALUE ...]"
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    share(parser, "--overlay")
+    parser.set_defaults(words=[])
+
+    def run(args: argparse.Namespace) -> str:
+        from monai_unetpp.workflows import run_words
+
+        return run_words(name, args.bundle, args.overlay, args.words)
+
+    return run
+
+
+@command
 def segment(parser: argparse.ArgumentParser) -> Run:
     """Segment scans, each into a NIfTI mask on its own grid, by a bundle's inference configuration."""
     scans = "NIfTI, NRRD or MetaImage file, folder with a DICOM series, or folder of such"
@@ -223,7 +256,7 @@ def _segment(args: argparse.Namespace) -> object:
 
 
 def _value(text: str) -> object:
-    """Return a value of a configuration, parsed as JSON if it is valid JSON."""
+    """Return a value of a configuration, parsed as JSON where it is."""
     try:
         return json.loads(text)
     except ValueError:
@@ -246,16 +279,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"monai-unetpp {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, declare in COMMANDS.items():
-        child = commands.add_parser(name, help=declare.__doc__, description=declare.__doc__)
+        child = commands.add_parser(
+            name, help=declare.__doc__, description=declare.__doc__, allow_abbrev=False
+        )
         child.set_defaults(run=declare(child))
-    args = parser.parse_args(arguments)
+    args, words = parser.parse_known_args(arguments)
+    if words and not hasattr(args, "words"):
+        parser.error(f"unrecognized arguments: {' '.join(words)}")
+    quiet_libraries()
+    args.words = words
     try:
         result = args.run(args)
     except (ImportError, OSError, ValueError) as error:
         parser.exit(2, f"error: {error}\n")
     if getattr(result, "failed", None):
         parser.exit(2, f"error: {result}\n")
-    sys.stdout.write(f"{result}\n")
+    sys.stdout.write(f"{result}\n" if result != "" else "")
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def test_last_two_epochs_are_kept_with_all_that_a_resumed_training_needs(balls, 
     names = sorted(path.name for path in (tmp_path / "models").iterdir())
     assert names == ["checkpoint_epoch=2.pt", "checkpoint_epoch=3.pt", "model.pt"]
     state = weights(tmp_path / "models" / "checkpoint_epoch=3.pt")
-    engines, counts = {"trainer", "evaluator"}, {"best", "early_stop", "seeds"}
+    engines, counts = {"trainer", "evaluator"}, {"best", "early_stop", "seeds", "split", "report"}
     assert {"model", "optimizer", "lr_scheduler"} | engines | counts == state.keys()
     assert state["trainer"]["iteration"] == 3 * state["trainer"]["epoch_length"]
 

@@ -9,7 +9,7 @@ import pytest
 from dicom import write_series
 
 from bundles import AFFINES, write_balls
-from monai_unetpp.data import list_volumes, read_dataset, split_cases
+from monai_unetpp.data import list_volumes, read_dataset, scan_names, split_cases
 from monai_unetpp.readers import memory
 
 
@@ -51,10 +51,76 @@ def test_cubes_of_one_scan_stay_together():
     cases = [{"image": f"{scan}_{n}", "label": "", "scan": scan} for scan in "abcdefgh" for n in range(3)]
     for seed in range(5):
         train, held_out = split_cases(cases, 0.25, seed)
-        assert len(train) == 18
         assert not {case["scan"] for case in train} & {case["scan"] for case in held_out}
         assert sorted(case["image"] for case in train + held_out) == [case["image"] for case in cases]
     assert split_cases(cases, 0.25, 1) == split_cases(cases, 0.25, 1) != split_cases(cases, 0.25, 2)
+
+
+def scans(names, folder="/data/ct"):
+    return [{"image": f"{folder}/imagesTr/{name}.nii.gz", "label": name} for name in names]
+
+
+def sides(cases, seed=0, fraction=0.25):
+    return [{case["label"] for case in side} for side in split_cases(cases, fraction, seed)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_scan_more_or_another_order_moves_no_scan(seed):
+    names = [f"scan-{n}" for n in range(40)]
+    train, held_out = sides(scans(names), seed)
+    assert sides(scans(names[::-1]), seed) == [train, held_out]
+    for count in range(20, 40):
+        before_train, before_held_out = sides(scans(names[-count:]), seed)
+        assert before_train <= train
+        assert before_held_out <= held_out
+
+
+def test_a_scan_more_never_holds_out_one_that_was_trained_on_however_few_there_are():
+    for seed in range(50):
+        names = [f"scan-{n}" for n in range(12)]
+        for count in range(3, 12):
+            train, _ = sides(scans(names[:count]), seed)
+            assert train.isdisjoint(sides(scans(names[: count + 1]), seed)[1])
+
+
+def test_data_set_that_was_moved_is_split_as_before():
+    names = [f"scan-{n}" for n in range(12)]
+    assert sides(scans(names)) == sides(scans(names, "/mnt/other/place"))
+
+
+def test_images_of_one_name_in_folders_of_their_patients_are_told_apart():
+    cases = [{"image": f"/data/{patient}/ct/image.nii.gz", "label": patient} for patient in "abcdefgh"]
+    assert scan_names(cases) == [f"{patient}/ct/image.nii.gz" for patient in "abcdefgh"]
+    train, held_out = sides(cases)
+    assert train
+    assert held_out
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
+def test_share_that_is_held_out_is_near_the_one_asked_for(fraction):
+    for seed in range(5):
+        _, held_out = sides(scans(range(1000)), seed, fraction)
+        assert abs(len(held_out) / 1000 - fraction) < 0.05
+
+
+@pytest.mark.parametrize("count", range(2, 9))
+def test_few_scans_have_one_on_each_side(count):
+    for seed in range(20):
+        assert all(sides(scans(range(count)), seed, 0.4))
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "message"),
+    [
+        (1, 0.25, "val_fraction 0.25 holds out none of 1 scans: at least 2 scans are required"),
+        (0, 0.25, "val_fraction 0.25 holds out none of 0 scans"),
+        (4, 0.001, "val_fraction 0.001 holds out none of 4 scans: --val_fraction 0.25 would work"),
+        (4, 0.999, "val_fraction 0.999 leaves none to train on of 4 scans: --val_fraction 0.75 would work"),
+    ],
+)
+def test_empty_side_is_refused_with_the_number_of_scans(count, fraction, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        split_cases(scans(range(count)), fraction, 0)
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.5])

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 import argparse
 import json
+import pickle
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from pydoc import locate
 
 import pytest
 
@@ -41,11 +43,36 @@ def test_phantom_passes_its_arguments_on(tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+@pytest.mark.parametrize("argument", ["--version", "--help"])
+def test_version_and_help_load_neither_torch_nor_monai(argument):
+    code = f"""
+import sys
+sys.modules |= dict.fromkeys(["torch", "monai", "numpy"])  # None: importing one fails
+sys.argv = ["monai-unetpp", {argument!r}]
+from monai_unetpp.__main__ import main
+main()
+"""
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "monai-unetpp" in done.stdout
+
+
+def test_public_names_are_there_on_first_use_and_stay_the_same():
+    assert {*monai_unetpp.__all__} <= {*dir(monai_unetpp)}
+    for name in monai_unetpp.__all__:
+        assert getattr(monai_unetpp, name) is getattr(monai_unetpp, name)
+    assert locate("monai_unetpp.UNetPlusPlus") is monai_unetpp.network.UNetPlusPlus
+    assert pickle.loads(pickle.dumps(monai_unetpp.UNetPlusPlus)) is monai_unetpp.UNetPlusPlus
+    with pytest.raises(AttributeError, match="has no attribute 'UNetPlusPlusPlus'"):
+        monai_unetpp.UNetPlusPlusPlus  # noqa: B018
+
+
 def test_importing_the_package_needs_no_more_than_torch_and_monai():
     code = """
 import sys
 sys.modules |= dict.fromkeys(["nibabel", "SimpleITK", "tqdm", "ignite"])  # None: importing one fails
 import monai_unetpp
+[getattr(monai_unetpp, name) for name in monai_unetpp.__all__]
 """
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
@@ -90,11 +117,16 @@ def test_options_that_several_commands_share_are_declared_once():
     ("arguments", "message"),
     [
         ([], "required: COMMAND"),
-        (["train"], "invalid choice: 'train'"),
+        (["trane"], "invalid choice: 'trane'"),
+        (["train"], "required: BUNDLE"),
+        (
+            ["prune", "--checkpoint", "x", "--level", "1", "--out", "y", "--levl", "2"],
+            "unrecognized arguments",
+        ),
         (["phantom"], "required: --out"),
         (["phantom", "--out", "x", "--cases", "many"], "invalid int value: 'many'"),
     ],
-    ids=["no-command", "unknown-command", "no-directory", "not-a-number"],
+    ids=["no-command", "unknown-command", "no-bundle", "unknown-option", "no-directory", "not-a-number"],
 )
 def test_wrong_arguments_exit_with_2(capsys, arguments, message):
     with pytest.raises(SystemExit) as end:

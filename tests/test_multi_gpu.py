@@ -13,7 +13,7 @@ import torch
 
 from bundles import BUNDLES, TINY_TRAINING, affine, ball, run, write_cases
 
-SETTINGS = {**TINY_TRAINING, "out_channels": 3, "max_epochs": 2, "val_fraction": 0.6, "batch_size": 1}
+SETTINGS = {**TINY_TRAINING, "out_channels": 3, "max_epochs": 2, "val_fraction": 0.7, "batch_size": 1}
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +80,7 @@ def test_uneven_validation_is_that_of_one_process(trained, five, tmp_path):
     """What two processes say of the best weights is what one finds on the same cases."""
     root, output = trained
     found = [float(v) for v in re.findall(r"val_mean_dice: ([0-9.]+)", output)]
-    settings = {"dataset_dir": str(five), "ckpt_path": str(root / "models" / "model.pt"), "val_fraction": 0.6}
+    settings = {"dataset_dir": str(five), "ckpt_path": str(root / "models" / "model.pt"), "val_fraction": 0.7}
     flow = run("liver", "train evaluate", tmp_path, resampled=["image", "label"], **settings)
     alone = flow.parser.get_parsed_content("validate#evaluator").state.metrics["val_mean_dice"]
     assert alone == pytest.approx(max(found), abs=1e-4)

@@ -70,9 +70,9 @@ def room(name):
     return max(found, key=len, default=None)
 
 
-def loaded_with_the_package():
-    """Modules that ``import monai_unetpp`` loads, others by their top name."""
-    loaded, waiting = set(), ["monai_unetpp"]
+def loaded_with_the_package(*names):
+    """Modules that ``import monai_unetpp`` and those of ``names`` load, others by their top name."""
+    loaded, waiting = set(), ["monai_unetpp", *names]
     while waiting:
         name = waiting.pop()
         loaded.add(name)
@@ -84,7 +84,7 @@ def loaded_with_the_package():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples_are_true(name):
-    known = {"torch": torch, **vars(monai_unetpp)}
+    known = {"torch": torch, **{name: getattr(monai_unetpp, name) for name in monai_unetpp.__all__}}
     assert doctest.testmod(importlib.import_module(name), extraglobs=known).failed == 0
 
 
@@ -175,7 +175,14 @@ def test_importing_the_package_loads_the_rooms_that_the_page_names():
 
 
 def test_importing_the_package_requires_torch_and_monai_only():
-    loaded = {name.split(".")[0] for name in loaded_with_the_package()}
+    assert {name.split(".")[0] for name in loaded_with_the_package()} == {
+        "monai_unetpp",
+        "importlib",
+        "typing",
+    }
+    public = {getattr(monai_unetpp, name).__module__ for name in monai_unetpp.__all__ if name[0] != "_"}
+    loaded = {name.split(".")[0] for name in loaded_with_the_package(*public)}
+    assert {"torch", "monai"} < loaded
     assert not loaded & {"ignite", "nibabel", "SimpleITK", "matplotlib", "onnxruntime", "openvino"}
 
 

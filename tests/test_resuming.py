@@ -210,7 +210,7 @@ def test_patience_of_the_bundle_ends_the_training(balls, tmp_path):
     flow = train(tmp_path, balls, patience=1, learning_rate=0.0, max_epochs=9)
     assert flow.trainer.state.epoch == 2
     with raises_within(ValueError, "patience must be None or a number of validations from 1 on, got 0"):
-        train(tmp_path, balls, patience=0)
+        train(tmp_path / "other", balls, patience=0)
 
 
 # Saving

@@ -4,10 +4,10 @@
 from typing import TYPE_CHECKING
 
 from monai_unetpp.data.cases import DataSet, list_volumes, read_dataset
-from monai_unetpp.data.splits import split_cases
+from monai_unetpp.data.splits import scan_names, split_cases
 from monai_unetpp.extras import renamed
 
-__all__ = ["DataSet", "list_volumes", "read_dataset", "split_cases"]
+__all__ = ["DataSet", "list_volumes", "read_dataset", "scan_names", "split_cases"]
 
 if not TYPE_CHECKING:  # lazily: a patient's scan must not import the painter of synthetic ones
     moved = ("Phantom", "chest_phantom", "liver_phantom", "write_liver_phantoms", "write_phantoms")

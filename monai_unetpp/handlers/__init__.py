@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Handlers for Ignite's engines, beyond those of MONAI.
 
-- checkpoints: training checkpoints, resuming, loading weights at a level
+- checkpoints: writing training checkpoints
+- classes: classes that are absent, or of which nothing was found
+- console: progress, and how a training ended
+- folders: one training per folder
+- loading: resuming from them, loading weights at a level
+- splits: held-out scans stay held out
+- validation: when a training validates
 - resuming: seeds of epochs, stopping on a signal, early stopping
 - finite: no NaN reaches the weights
 - tables: CSV files by case and class, by lesion
@@ -9,14 +15,21 @@
 - tracking: losses of heads, scores of levels and parameters, for TensorBoard and MLflow
 """
 
-from monai_unetpp.handlers.checkpoints import CheckpointLoader, CheckpointSaver, NetworkLoader
+from monai_unetpp.handlers.checkpoints import CheckpointSaver
+from monai_unetpp.handlers.classes import AbsentClasses, ZeroDice
+from monai_unetpp.handlers.console import ProgressBar, TrainingReport
 from monai_unetpp.handlers.figures import ContactSheetSaver, OutlineImages
 from monai_unetpp.handlers.finite import FiniteSteps
+from monai_unetpp.handlers.folders import check_training_folder
+from monai_unetpp.handlers.loading import CheckpointLoader, NetworkLoader
 from monai_unetpp.handlers.resuming import EarlyStop, EpochSeeds, StopOnSignal
+from monai_unetpp.handlers.splits import SplitRecord, held_out_cases
 from monai_unetpp.handlers.tables import LesionSaver, MetricsSaver
 from monai_unetpp.handlers.tracking import HeadLosses, sqlite_store, track_levels, track_training
+from monai_unetpp.handlers.validation import ValidationHandler
 
 __all__ = [
+    "AbsentClasses",
     "CheckpointLoader",
     "CheckpointSaver",
     "ContactSheetSaver",
@@ -28,7 +41,14 @@ __all__ = [
     "MetricsSaver",
     "NetworkLoader",
     "OutlineImages",
+    "ProgressBar",
+    "SplitRecord",
     "StopOnSignal",
+    "TrainingReport",
+    "ValidationHandler",
+    "ZeroDice",
+    "check_training_folder",
+    "held_out_cases",
     "sqlite_store",
     "track_levels",
     "track_training",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training checkpoints: saving, resuming, and loading weights for an evaluation."""
+"""Writing training checkpoints: atomic, tried again, and never with weights that are not finite."""
 
 from __future__ import annotations
 
@@ -16,19 +16,15 @@ from typing import Any
 import ignite.distributed as idist
 import monai.handlers
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from ignite.handlers import Checkpoint
 from ignite.handlers.checkpoint import BaseSaveHandler
-from monai.engines import SupervisedEvaluator
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LambdaLR
 
 from monai_unetpp.files import atomic_write, save_by_memory, stale_parts
-from monai_unetpp.network import UNetPlusPlus
-from monai_unetpp.weights import check_fit, load_network, read_tensors
+from monai_unetpp.weights import read_tensors
 
-__all__ = ["CheckpointLoader", "CheckpointSaver", "NetworkLoader"]
+__all__ = ["CheckpointSaver", "checkpoints_in"]
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +98,15 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
         if all(_is_readable(Path(self.save_dir) / (fixed or name)) for _, name in state_dict["_saved"]):
             super().load_state_dict(state_dict)
 
+    def best_score(self) -> float | None:
+        """Return the score of the best weights that are saved."""
+        saved = self._key_metric_checkpoint._saved
+        return float(saved[-1].priority) if saved else None
+
+    def best_path(self) -> Path:
+        """Return the path of the best weights."""
+        return Path(self.save_dir) / self._key_metric_checkpoint.save_handler.filename
+
     def _count_earlier(self, epochs: int) -> None:
         """Count checkpoints of the first ``epochs``; warn of later ones, which are of another training.
 
@@ -113,7 +118,7 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
         if idist.get_rank() == 0:
             for part in chain.from_iterable(stale_parts(self.save_dir).values()):
                 shutil.rmtree(part, ignore_errors=True)
-        found = _epochs(Path(self.save_dir))
+        found = checkpoints_in(Path(self.save_dir))
         self._interval_checkpoint._saved = [
             Checkpoint.Item(epoch, found[epoch].name) for epoch in sorted(found) if epoch <= epochs
         ]
@@ -176,104 +181,11 @@ class _AtomicSaver(BaseSaveHandler):
                 )
 
     def _last_good(self) -> str:
-        found = _epochs(self.folder)
+        found = checkpoints_in(self.folder)
         return f"--resume True continues from {found[max(found)]}." if found else "No epoch was saved yet."
 
 
-class CheckpointLoader(monai.handlers.CheckpointLoader):
-    """MONAI's handler, which accepts a folder as well, and has clear errors for files that do not fit.
-
-    A ``LambdaLR`` continues with its current function, which may be for more epochs than before.
-
-    Args:
-        load_path: Path of a checkpoint, or of a folder: then the checkpoint of its last epoch, or of the one
-            before if that file is damaged.
-        **settings: Further arguments of ``monai.handlers.CheckpointLoader``.
-
-    Raises:
-        FileNotFoundError: if there is no file at ``load_path``, or no checkpoint of an epoch in the folder.
-        ValueError: if the file holds anything but tensors and plain types, is damaged, lacks something
-            asked for, or its weights do not fit the network.
-    """
-
-    def __call__(self, engine: Engine) -> None:
-        """Load the checkpoint into the objects of ``load_dict``."""
-        path = Path(self.load_path)
-        if path.is_dir():
-            path, checkpoint = _latest(path)
-            self.load_path = str(path)
-        else:
-            checkpoint = read_tensors(path)
-        single = len(self.load_dict) == 1 and next(iter(self.load_dict)) not in checkpoint
-        if (scaler := getattr(engine, "scaler", None)) is not None and SCALER in checkpoint:
-            self.load_dict = {**self.load_dict, SCALER: scaler}
-        for name, target in self.load_dict.items():
-            if not single and name not in checkpoint:
-                raise ValueError(f"{path} has no {name!r}, only {', '.join(map(repr, checkpoint))}.")
-            target = target.module if isinstance(target, DistributedDataParallel) else target
-            if isinstance(target, nn.Module):
-                check_fit(path, checkpoint if single else checkpoint[name], target)
-        lengths = {e: e.state.epoch_length for e in self.load_dict.values() if isinstance(e, Engine)}
-        super().__call__(engine)
-        for (
-            loaded,
-            length,
-        ) in lengths.items():  # of the current data: batch size and number of processes may have changed
-            if loaded.state.epoch_length != length:
-                loaded.state.epoch_length = length
-                loaded.state.iteration = loaded.state.epoch * (length or 0)
-        for target in self.load_dict.values():
-            if isinstance(target, LambdaLR):
-                for group, rate, factor in zip(
-                    target.optimizer.param_groups, target.base_lrs, target.lr_lambdas, strict=True
-                ):
-                    group["lr"] = rate * factor(target.last_epoch)
-
-
-class NetworkLoader:
-    """Load the network of an evaluator when it starts; see :func:`~monai_unetpp.load_network`.
-
-    Args:
-        path: Path of the weights, or of an ``.onnx`` file.
-        network: Network as it was trained.
-        level: Level that evaluation computes; by default the deepest one of the weights.
-        runtime: Runtime of an ``.onnx`` file.
-    """
-
-    def __init__(
-        self, path: str, network: UNetPlusPlus, level: int | None = None, runtime: str | None = None
-    ) -> None:
-        self.path = path
-        self.network = network
-        self.level = level
-        self.runtime = runtime
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to a MONAI evaluator."""
-        engine.add_event_handler(Events.STARTED, self)
-
-    def __call__(self, engine: SupervisedEvaluator) -> None:
-        """Replace the evaluator's network; errors are those of ``load_network``."""
-        engine.network = load_network(self.network, self.path, self.level, engine.state.device, self.runtime)
-        logger.info(f"Loaded {self.path}{_level_of(engine.network)}.")
-
-
-def _latest(directory: Path) -> tuple[Path, Mapping[str, Any]]:
-    """Return the last checkpoint of an epoch, ``checkpoint_epoch=N.pt``, that is not damaged."""
-    found = _epochs(directory)
-    if not found:
-        raise FileNotFoundError(f"nothing to resume: {directory.absolute()} holds no checkpoint_epoch=*.pt.")
-    for epoch in sorted(found, reverse=True):
-        try:
-            return found[epoch], read_tensors(found[epoch])
-        except ValueError as error:
-            if epoch == min(found):
-                raise
-            logger.warning(f"{error} Trying the previous one.")
-    raise AssertionError("one is read, or raises")
-
-
-def _epochs(directory: Path) -> dict[int, Path]:
+def checkpoints_in(directory: Path) -> dict[int, Path]:
     """Return the checkpoints in a folder by epoch."""
     return {int(path.stem.split("=")[1]): path for path in directory.glob(EPOCH.format("*"))}
 
@@ -284,7 +196,3 @@ def _is_readable(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def _level_of(network: nn.Module) -> str:
-    return f", L{network.level}" if isinstance(network, UNetPlusPlus) else ""

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training per folder: a second one neither replaces the weights of the first nor mixes its curves."""
+
+from __future__ import annotations
+
+import logging
+from itertools import count
+from pathlib import Path
+
+from monai_unetpp.files import PathLike
+from monai_unetpp.handlers.checkpoints import checkpoints_in
+
+__all__ = ["check_training_folder"]
+
+logger = logging.getLogger(__name__)
+
+EVENTS = "events.out.tfevents.*"
+EMPTY_EVENTS_BYTES = 128  # TensorBoard writes 88 when it opens a file
+
+
+def check_training_folder(
+    ckpt_dir: PathLike, log_dir: PathLike, resume: bool = False, rank: int = 0, weights: str = "model.pt"
+) -> None:
+    """Refuse a folder that holds a training, and give the curves of a new training a folder of their own.
+
+    Curves in ``log_dir`` whose training is not in ``ckpt_dir`` are moved to ``log_dir/1``, or the next free
+    number, where TensorBoard shows them as another run.
+
+    Args:
+        ckpt_dir: Folder of weights and training checkpoints.
+        log_dir: Folder of TensorBoard's files.
+        resume: Whether the training in ``ckpt_dir`` is to be resumed: then nothing is checked.
+        rank: Rank of this process; only the first moves files.
+        weights: File name of the best weights.
+
+    Raises:
+        FileExistsError: if ``ckpt_dir`` holds a training, with what resumes it and what leaves it alone.
+    """
+    if resume:
+        return
+    ckpt_dir, log_dir = Path(ckpt_dir), Path(log_dir)
+    found = checkpoints_in(ckpt_dir)
+    path = found[max(found)] if found else ckpt_dir / weights
+    if path.exists():
+        raise FileExistsError(
+            f"ckpt_dir holds a training: {path}. --resume True resumes it. To keep it and train anew, name "
+            f"another folder, --ckpt_dir {_free(ckpt_dir)} --log_dir {_free(log_dir)}, or move it: "
+            f"mv {ckpt_dir} {_free(ckpt_dir)}"
+        )
+    curves = [path for path in sorted(log_dir.glob(EVENTS)) if path.stat().st_size > EMPTY_EVENTS_BYTES]
+    if curves and rank == 0:
+        folder = next(log_dir / str(n) for n in count(1) if not (log_dir / str(n)).exists())
+        folder.mkdir()
+        for path in curves:
+            path.rename(folder / path.name)
+        logger.warning(f"{log_dir} had the curves of another training: they are in {folder} now.")
+
+
+def _free(folder: Path) -> Path:
+    """Return a path beside a folder that does not exist: its name and a number."""
+    numbered = (folder.with_name(f"{folder.name}_{n}") for n in count(2))
+    return next(path for path in numbered if not path.exists())

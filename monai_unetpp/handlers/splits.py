@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which scans a training was trained on: part of its checkpoint, compared later.
+
+- SplitRecord: compared when a training is resumed
+- held_out_cases: compared when held-out cases are scored
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_unetpp.data import scan_names
+from monai_unetpp.files import PathLike
+from monai_unetpp.handlers.loading import latest_checkpoint
+from monai_unetpp.weights import read_tensors
+
+__all__ = ["SplitRecord", "held_out_cases"]
+
+logger = logging.getLogger(__name__)
+
+SPLIT = "split"  # its key in a training checkpoint
+Cases = Sequence[dict[str, str]]
+
+
+class SplitRecord:
+    """Names of the training and the held-out scans, to be part of a training checkpoint.
+
+    Args:
+        split: Training cases and held-out cases, as :func:`~monai_unetpp.data.split_cases` returns them.
+    """
+
+    def __init__(self, split: tuple[Cases, Cases]) -> None:
+        self.train, self.held_out = _sides(split)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the names of both sides, for ``load_state_dict``."""
+        return {"train": self.train, "held_out": self.held_out}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Compare with the split of a checkpoint.
+
+        Raises:
+            ValueError: if a scan that was trained on is held out now.
+        """
+        if moved := _moved(state_dict, self.held_out):
+            raise ValueError(
+                f"{moved} Resume with the seed, the val_fraction and the data set of that training, "
+                f"or start another one: --ckpt_dir FOLDER."
+            )
+        if added := len({*self.train, *self.held_out} - {*state_dict["train"], *state_dict["held_out"]}):
+            logger.warning(f"The data set has {added} scans more than when this training was last saved.")
+
+
+def held_out_cases(split: tuple[Cases, Cases], ckpt_path: PathLike) -> Cases:
+    """Return the held-out cases, once it is clear that the weights were not trained on them.
+
+    Compared is the split in the training checkpoint, which is the file itself, or the latest one in its
+    folder; without one there is nothing to compare.
+
+    Args:
+        split: Training cases and held-out cases, as :func:`~monai_unetpp.data.split_cases` returns them.
+        ckpt_path: Path of the weights.
+
+    Raises:
+        ValueError: if a scan that was trained on is held out now.
+    """
+    path = Path(ckpt_path)
+    record = read_tensors(path).get(SPLIT) if path.suffix == ".pt" and path.is_file() else None
+    if record is None and path.is_file():
+        try:
+            record = latest_checkpoint(path.parent)[1].get(SPLIT)
+        except (FileNotFoundError, ValueError):
+            record = None  # weights without their training
+    if record is not None and (moved := _moved(record, _sides(split)[1])):
+        raise ValueError(
+            f"{path}: {moved} Score with the seed, the val_fraction and the data set of that training. If "
+            "these are other scans with the same names: --eval_cases '$@dataset.cases'."
+        )
+    return split[1]
+
+
+def _sides(split: tuple[Cases, Cases]) -> tuple[list[str], list[str]]:
+    train, held_out = split
+    names = scan_names([*train, *held_out])
+    return sorted({*names[: len(train)]}), sorted({*names[len(train) :]})
+
+
+def _moved(record: Mapping[str, Any], held_out: Sequence[str]) -> str:
+    """Return what is wrong with the held-out scans of now, or nothing."""
+    moved = sorted({*record["train"]} & {*held_out})
+    if not moved:
+        return ""
+    more = f" and {len(moved) - 1} more" if len(moved) > 1 else ""
+    verb = "were" if more else "was"
+    return f"{moved[0]}{more} {verb} trained on and would be held out now, so that scores would be too good."

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training, evaluation and levels of a bundle: the same configurations that ``monai.bundle run`` runs.
+
+Keys are checked before anything runs, and errors are the user's mistake in one line.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import logging
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from monai_unetpp.errors import find_cause
+from monai_unetpp.files import PathLike
+
+__all__ = ["check_keys", "next_arguments", "run_words", "run_workflow", "settings_of"]
+
+TRACKING = {"experiment_name", "save_execute_config"}  # what monai.bundle takes beside --tracking
+SECTIONS = ("train", "validate")  # of train.json: they hold no arguments of a component
+OF_THIS_RUN = {"resume", "resume_changes"}  # not passed on to the next commands
+NEAREST = 3
+
+
+def run_workflow(
+    name: str, bundle: PathLike, overlays: Sequence[str] = (), settings: Mapping[str, Any] | None = None
+) -> None:
+    """Run a workflow of a bundle to its end.
+
+    Args:
+        name: Name of the workflow: ``"train"``, or ``"evaluate"`` or ``"levels"``, which are merged over it.
+        bundle: Folder of the bundle.
+        overlays: Names of further JSON files of the bundle, merged over train.json.
+        settings: Key of the configuration -> value. ``bundle_root`` is the folder by default; ``tracking``
+            is that of ``monai.bundle run``.
+
+    Raises:
+        ValueError: on a user's mistake, whose cause is found in MONAI's chain of exceptions.
+        FileNotFoundError: if the folder holds no such bundle or overlay.
+    """
+    folder, settings = Path(bundle), dict(settings or {})
+    files = [_json(folder, part) for part in ["train", *overlays, *([name] if name != "train" else [])]]
+    tracking = settings.pop("tracking", None)
+    check_keys(files, [key for key in settings if not (tracking and key in TRACKING)])
+    settings.setdefault("bundle_root", str(folder))
+    logging_file = folder / "logging.conf"
+    try:
+        flow = ConfigWorkflow(
+            [str(file) for file in files],
+            logging_file=str(logging_file) if logging_file.is_file() else False,
+            workflow_type="train",
+            tracking=tracking,
+            **settings,
+        )
+        logging.getLogger("ignite").setLevel(logging.CRITICAL)  # what it says of an error is said below
+        flow.initialize()
+        flow.run()
+        flow.finalize()
+    except Exception as error:
+        if (cause := find_cause(error)) is None:
+            raise
+        raise ValueError(cause) from error
+
+
+def run_words(name: str, bundle: PathLike, overlays: Sequence[str], words: Sequence[str]) -> str:
+    """Run a workflow with settings as one types them; errors are those of :func:`run_workflow`."""
+    settings = settings_of(words)
+    if name == "train":
+        settings = {"arguments": next_arguments(overlays, settings), **settings}
+    run_workflow(name, bundle, overlays, settings)
+    return ""
+
+
+def check_keys(files: Sequence[Path], keys: Sequence[str]) -> None:
+    """Refuse keys that configurations do not have.
+
+    Arguments of a component need not be in the configuration: ``network_def#dropout``.
+
+    Raises:
+        ValueError: with each unknown key and the nearest ones.
+    """
+    parser = ConfigParser()
+    parser.read_config([str(file) for file in files])
+    known = [str(key) for key in parser.get()]
+    unknown = []
+    for key in keys:
+        parent, _, last = key.rpartition("#")
+        if key in parser or (parent and parent in parser and parent not in SECTIONS):
+            continue
+        inside = [str(name) for name in parser.get(parent)] if parent in SECTIONS else known
+        wanted = last if parent in SECTIONS else key.split("#")[0]
+        near = difflib.get_close_matches(wanted, inside, NEAREST)
+        hint = f" (did you mean {', '.join(near)}?)" if near else ""
+        unknown.append(f"{key}{hint}")
+    if unknown:
+        names = ", ".join(str(file) for file in files)
+        raise ValueError(f"no such key in {names}: {'; '.join(unknown)}.")
+
+
+def settings_of(words: Sequence[str]) -> dict[str, Any]:
+    """Return the settings in ``--KEY VALUE``, ``--KEY=VALUE`` and ``--KEY``, which is true.
+
+    A value is a JSON or Python literal, or else text.
+
+    Raises:
+        ValueError: if a word is neither a key nor its value.
+    """
+    settings: dict[str, Any] = {}
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        if not word.startswith("--") or not word.strip("-"):
+            raise ValueError(
+                f"{word!r} is no --KEY VALUE: the bundle comes first, then keys with their values."
+            )
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            value = waiting.pop(0) if waiting and not waiting[0].startswith("--") else "True"
+        settings[key.replace("-", "_")] = _value(value)
+    return settings
+
+
+def next_arguments(overlays: Sequence[str], settings: Mapping[str, Any]) -> str:
+    """Return overlays and settings of a training as one types them for the next command."""
+    words = [word for overlay in overlays for word in ("--overlay", overlay)]
+    for key, value in settings.items():
+        if key not in OF_THIS_RUN:
+            words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+    return shlex.join(words)
+
+
+def _json(folder: Path, name: str) -> Path:
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        there = sorted(p.stem for p in folder.glob("*.json"))
+        has = f"it has {', '.join(there)}" if there else "monai-unetpp bundle NAME writes one"
+        raise FileNotFoundError(f"{folder} has no {path.name}; {has}.")
+    return path
+
+
+def _value(text: str) -> Any:
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text)
+        except (ValueError, SyntaxError):
+            continue
+        return list(value) if isinstance(value, tuple) else value
+    return text
