@@ -270,8 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Arguments without the program's name; by default those of the process.
 
     Raises:
-        SystemExit: with status 2 on a user's mistake or if scans failed, 0 after ``--help`` and
-            ``--version``.
+        SystemExit: with status 2 on a mistake or if scans failed, 0 after ``--help`` and ``--version``.
     """
     as_module = Path(sys.argv[0]).name == "__main__.py"
     program = "python -m monai_unetpp" if as_module else "monai-unetpp"

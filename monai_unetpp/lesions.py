@@ -21,11 +21,36 @@ from numpy.typing import NDArray
 from scipy import ndimage  # type: ignore[import-untyped]
 from torch import Tensor
 
-__all__ = ["SIZES", "CaseLesions", "Lesion", "froc", "score_lesions", "summarise_lesions"]
+__all__ = ["SIZES", "CaseLesions", "Lesion", "froc", "lesion_labels", "score_lesions", "summarise_lesions"]
 
 SIZES: Mapping[str, tuple[float, float]] = {"< 6 mm": (0, 6), "6-10 mm": (6, 10), "> 10 mm": (10, math.inf)}
 FALSE_POSITIVES_PER_CASE = (0.125, 0.25, 0.5, 1, 2, 4, 8)  # as in the LUNA16 challenge
 CANDIDATE_PROBABILITY = 0.1  # threshold of the components that are candidates of the FROC curve
+LESION_WORDS = (
+    "tumour",
+    "tumor",
+    "lesion",
+    "nodule",
+    "metasta",
+    "cancer",
+    "carcinoma",
+    "cyst",
+    "mass",
+    "polyp",
+)
+
+
+def lesion_labels(labels: Sequence[str]) -> list[str]:
+    """Return the classes whose names say that they are lesions, of which a case may have any number.
+
+    Args:
+        labels: Names of the classes, the background first.
+
+    Example:
+        >>> lesion_labels(["background", "liver", "liver tumour"])
+        ['liver tumour']
+    """
+    return [name for name in labels[1:] if any(word in name.lower() for word in LESION_WORDS)]
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,10 @@ class DeepSupervisionDiceLoss(nn.Module):
     Args:
         weights: Weights of the heads: ``"equal"`` (the paper), ``"halving"`` (1, 1/2, 1/4, ... from the
             deepest head, as in nnU-Net), or one number per head, deepest first. Only their ratios matter.
-        to_onehot_y: Whether the target is a label map (B, 1, *spatial), to be one-hot encoded.
-        softmax: Whether to apply a softmax to the heads; for one class use ``sigmoid=True``,
-            ``softmax=False``, ``to_onehot_y=False``.
+        to_onehot_y: Whether the target is a label map (B, 1, *spatial), to be one-hot encoded; by default
+            it is, unless ``sigmoid`` is true.
+        softmax: Whether to apply a softmax to the heads; by default it is, unless ``sigmoid`` is true.
+        sigmoid: Whether to apply a sigmoid to the heads, as for one class.
         **dice_ce: Further arguments of ``monai.losses.DiceCELoss``, such as ``include_background``,
             ``lambda_dice``, ``lambda_ce``, ``batch``.
 
@@ -46,8 +47,9 @@ class DeepSupervisionDiceLoss(nn.Module):
     def __init__(
         self,
         weights: str | Sequence[float] = "equal",
-        to_onehot_y: bool = True,
-        softmax: bool = True,
+        to_onehot_y: bool | None = None,
+        softmax: bool | None = None,
+        sigmoid: bool = False,
         **dice_ce: Any,
     ) -> None:
         super().__init__()
@@ -59,7 +61,9 @@ class DeepSupervisionDiceLoss(nn.Module):
         elif any(weight < 0 for weight in weights) or not any(weights):
             raise ValueError(f"weights must not be negative and not all zero, got {list(weights)}.")
         self.weights = weights
-        self.loss = DiceCELoss(to_onehot_y=to_onehot_y, softmax=softmax, **dice_ce)
+        self.softmax = not sigmoid if softmax is None else softmax
+        onehot = not sigmoid if to_onehot_y is None else to_onehot_y
+        self.loss = DiceCELoss(to_onehot_y=onehot, softmax=self.softmax, sigmoid=sigmoid, **dice_ce)
 
     def head_weights(self, heads: int) -> list[float]:
         """Return the weight of each of ``heads`` heads, deepest first; they sum to one.
@@ -91,12 +95,18 @@ class DeepSupervisionDiceLoss(nn.Module):
             The loss, a scalar.
 
         Raises:
-            ValueError: If ``heads`` is empty, or there is another number of explicit ``weights``.
+            ValueError: If ``heads`` is empty, has one class and gets a softmax, or there is another number of
+                explicit ``weights``.
         """
+        if not isinstance(heads, Tensor) and not heads:
+            raise ValueError("heads must hold at least one tensor, got an empty list.")
+        if self.softmax and (heads if isinstance(heads, Tensor) else heads[0]).shape[1] == 1:
+            raise ValueError(
+                "softmax requires two classes or more, got heads of one, whose softmax is 1 everywhere: "
+                "sigmoid=True for one class, or out_channels 2 for background and class."
+            )
         if isinstance(heads, Tensor):
             return self.loss(heads, target)
-        if not heads:
-            raise ValueError("heads must hold at least one tensor, got an empty list.")
         weights = self.head_weights(len(heads))
         terms = [weight * self.loss(head, target) for weight, head in zip(weights, heads, strict=True)]
         return sum(terms[1:], terms[0])

@@ -85,8 +85,8 @@ def test_nodule_of_a_cube_lies_anywhere_in_the_patches(cubes, tmp_path):
 
 
 def test_half_of_the_patches_have_a_nodule_and_others_what_looks_like_one(tmp_path):
-    wide = chest("wide", [(150, 40, 40)], shape=(160, 60, 60), rod=20)
-    transform, cases = sampler(tmp_path, write_cases(tmp_path / "data", [wide] * 2, LABELS), val_fraction=0.5)
+    wide = [chest(name, [(150, 40, 40)], shape=(160, 60, 60), rod=20) for name in ("a", "b")]
+    transform, cases = sampler(tmp_path, write_cases(tmp_path / "data", wide, LABELS), val_fraction=0.5)
     patches = [patch for _ in range(25) for patch in transform(cases[0])]
     with_nodule = np.mean([bool(patch["label"].any()) for patch in patches])
     assert 0.35 < with_nodule < 0.75

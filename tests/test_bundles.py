@@ -145,7 +145,8 @@ def test_overlay_changes_only_what_there_is_to_change(bundle, name):
     parser = ConfigParser(config(bundle, "train"))
     scored = {"ckpt_path", "eval_cases", "level"}
     new = {
-        "evaluate": {*scored, "validate#additional_metrics#val_mean_iou", "finalize"},
+        "evaluate": {*scored, "finalize", "surface_tolerance", "lesion_labels"}
+        | {f"validate#additional_metrics#val_{name}" for name in ("mean_iou", "hausdorff95", "surface_dice")},
         "multi_gpu_train": {"backend", "finalize", "train#sampler", "validate#sampler"}
         | {"train#dataloader#sampler", "validate#dataloader#sampler"},
         "levels": {*scored, "levels_dir", "tolerance", "surface_tolerance", "formats", "overwrite"}

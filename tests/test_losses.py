@@ -166,3 +166,24 @@ def test_deep_supervision_loss_of_monai_weights_the_shallowest_head_of_basic_une
     net(torch.rand(1, 1, 32, 32))[0].sum().backward()
     assert net.final_conv_0_1.weight.grad is not None
     assert net.conv_2_0.convs.conv_0.conv.weight.grad is None
+
+
+def test_one_class_with_a_sigmoid_is_dice_and_binary_cross_entropy():
+    generator = torch.Generator().manual_seed(0)
+    heads = [torch.randn(2, 1, 6, 5, generator=generator, dtype=torch.float64) for _ in range(2)]
+    target = torch.randint(0, 2, (2, 1, 6, 5), generator=generator).double()
+
+    def by_hand(logits):
+        p = logits.sigmoid()
+        binary = -(target * p.log() + (1 - target) * (1 - p).log()).mean()
+        return dice(p.numpy(), target.numpy()) + binary.item()
+
+    found = DeepSupervisionDiceLoss(sigmoid=True)(heads, target).item()
+    torch.testing.assert_close(found, np.mean([by_hand(head) for head in heads]), **FLOAT64)
+
+
+@pytest.mark.parametrize("form", [list, lambda heads: heads[0]], ids=["list", "tensor"])
+def test_one_class_with_a_softmax_is_refused(form):
+    heads = [torch.zeros(1, 1, 4, 4)]
+    with pytest.raises(ValueError, match=r"softmax requires two classes or more.*sigmoid=True for one class"):
+        DeepSupervisionDiceLoss()(form(heads), torch.zeros(1, 1, 4, 4))

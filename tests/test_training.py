@@ -221,7 +221,7 @@ def test_second_training_is_refused_and_the_first_stays(again, balls):
 def test_weights_alone_are_a_training_as_well(again, balls):
     for path in (again / "models").glob("checkpoint*"):
         path.unlink()
-    with raises_within(FileExistsError, r"ckpt_dir holds a training: .*model\.pt"):
+    with raises_within(FileExistsError, r"ckpt_dir holds a training: .*model\.pt\. To keep it"):
         run("liver", "train", again, dataset_dir=str(balls))
 
 

@@ -212,8 +212,8 @@ run("train", "organs", "evaluate")
 print((bundle / "eval" / "val_mean_dice_summary.csv").read_text().expandtabs(12))
 
 # %% [markdown]
-# The last class is also scored by connected component, as if its components were lesions: were both kidneys
-# of each case found? The picture shows that class as well.
+# Classes that are named as lesions, such as a tumour, are also scored lesion by lesion. The picture shows the
+# last class.
 
 # %%
 Image.open(bundle / "eval" / "cases.png").convert("RGB")

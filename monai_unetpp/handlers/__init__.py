@@ -11,6 +11,7 @@
 - resuming: seeds of epochs, stopping on a signal, early stopping
 - finite: no NaN reaches the weights
 - tables: CSV files by case and class, by lesion
+- surfaces: distances of surfaces, mm
 - figures: the best, the median and the worst cases; cases at every validation
 - tracking: losses of heads, scores of levels and parameters, for TensorBoard and MLflow
 """
@@ -24,6 +25,7 @@ from monai_unetpp.handlers.folders import check_training_folder
 from monai_unetpp.handlers.loading import CheckpointLoader, NetworkLoader
 from monai_unetpp.handlers.resuming import EarlyStop, EpochSeeds, StopOnSignal
 from monai_unetpp.handlers.splits import SplitRecord, held_out_cases
+from monai_unetpp.handlers.surfaces import HausdorffDistance95, SurfaceDice
 from monai_unetpp.handlers.tables import LesionSaver, MetricsSaver
 from monai_unetpp.handlers.tracking import HeadLosses, sqlite_store, track_levels, track_training
 from monai_unetpp.handlers.validation import ValidationHandler
@@ -36,6 +38,7 @@ __all__ = [
     "EarlyStop",
     "EpochSeeds",
     "FiniteSteps",
+    "HausdorffDistance95",
     "HeadLosses",
     "LesionSaver",
     "MetricsSaver",
@@ -44,6 +47,7 @@ __all__ = [
     "ProgressBar",
     "SplitRecord",
     "StopOnSignal",
+    "SurfaceDice",
     "TrainingReport",
     "ValidationHandler",
     "ZeroDice",

@@ -42,9 +42,10 @@ def check_training_folder(
     found = checkpoints_in(ckpt_dir)
     path = found[max(found)] if found else ckpt_dir / weights
     if path.exists():
+        resumes = "--resume True resumes it. " if found else ""
         raise FileExistsError(
-            f"ckpt_dir holds a training: {path}. --resume True resumes it. To keep it and train anew, name "
-            f"another folder, --ckpt_dir {_free(ckpt_dir)} --log_dir {_free(log_dir)}, or move it: "
+            f"ckpt_dir holds a training: {path}. {resumes}To keep it and train anew, name another folder, "
+            f"--ckpt_dir {_free(ckpt_dir)} --log_dir {_free(log_dir)}, or move it: "
             f"mv {ckpt_dir} {_free(ckpt_dir)}"
         )
     curves = [path for path in sorted(log_dir.glob(EVENTS)) if path.stat().st_size > EMPTY_EVENTS_BYTES]

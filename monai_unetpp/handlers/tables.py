@@ -69,14 +69,22 @@ class LesionSaver:
 
     Args:
         save_dir: Folder to write to, made if it does not exist.
-        label: Name of the last class, that of the lesions.
+        label: Name of the class of the lesions.
         probability_key: Key of the probabilities (C, *spatial) on the grid of the label.
+        channel: Value of the class of the lesions, by default the last one.
     """
 
-    def __init__(self, save_dir: str, label: str = "lesion", probability_key: str = "probability") -> None:
+    def __init__(
+        self,
+        save_dir: str,
+        label: str = "lesion",
+        probability_key: str = "probability",
+        channel: int = -1,
+    ) -> None:
         self.save_dir = Path(save_dir)
         self.label = label
         self.probability_key = probability_key
+        self.channel = channel
         self.cases: list[CaseLesions] = []
 
     def attach(self, engine: Engine) -> None:
@@ -92,11 +100,11 @@ class LesionSaver:
             probability = item.get(self.probability_key)
             self.cases.append(
                 score_lesions(
-                    item["pred"][-1],
-                    item["label"][-1],
+                    item["pred"][self.channel],
+                    item["label"][self.channel],
                     item["label"].pixdim.tolist(),
                     name,
-                    None if probability is None else probability[-1],
+                    None if probability is None else probability[self.channel],
                 )
             )
 
