@@ -39,8 +39,7 @@ def command(declare: Declare) -> Declare:
     """Register a sub-command under its function's name, with its docstring as help.
 
     The function adds its arguments to the parser that it is given, and returns a function from the parsed
-    arguments to a result, which is printed. Commands import what they use when they run, so that ``--help``
-    is quick.
+    arguments to a result, which is printed. Commands import what they use when they run: ``--help`` is quick.
     """
     COMMANDS[declare.__name__] = declare
     return declare
@@ -204,15 +203,16 @@ def levels(parser: argparse.ArgumentParser) -> Run:
 
 
 def _workflow(parser: argparse.ArgumentParser, name: str) -> Run:
-    parser.usage = "%(prog)s BUNDLE [--overlay NAME] [--KEY VALUE ...]"
+    parser.usage = "%(prog)s BUNDLE [--dataset_dir FOLDER] [--overlay NAME] [--KEY VALUE ...]"
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("--dataset_dir", metavar="FOLDER", help="data set in the layout of the Decathlon")
     share(parser, "--overlay")
     parser.set_defaults(words=[])
 
     def run(args: argparse.Namespace) -> str:
         from monai_unetpp.workflows import run_words
 
-        return run_words(name, args.bundle, args.overlay, args.words)
+        return run_words(name, args.bundle, args.overlay, args.words, args.dataset_dir)
 
     return run
 

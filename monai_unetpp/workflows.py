@@ -68,9 +68,11 @@ def run_workflow(
         raise ValueError(cause) from error
 
 
-def run_words(name: str, bundle: PathLike, overlays: Sequence[str], words: Sequence[str]) -> str:
+def run_words(
+    name: str, bundle: PathLike, overlays: Sequence[str], words: Sequence[str], dataset_dir: str | None = None
+) -> str:
     """Run a workflow with settings as one types them; errors are those of :func:`run_workflow`."""
-    settings = settings_of(words)
+    settings = {**({} if dataset_dir is None else {"dataset_dir": dataset_dir}), **settings_of(words)}
     if name == "train":
         settings = {"arguments": next_arguments(overlays, settings), **settings}
     run_workflow(name, bundle, overlays, settings)

@@ -56,7 +56,9 @@ def test_overlay_is_merged_and_named_in_the_next_command(kidney, balls, capfd):
     flat = ["--roi_size", "[16, 16, 1]", "--pixdim", "[4, 4, -1]"]
     main(["train", str(kidney), "--overlay", "slices", *settings, *flat])
     assert (kidney / "models" / "slices" / "model.pt").is_file()
-    assert f"monai-unetpp evaluate {kidney} --overlay slices --device" in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert f"monai-unetpp evaluate {kidney} --overlay slices --dataset_dir {balls} --device" in out
+    assert out.rstrip().endswith(f"monai-unetpp segment -i SCANS -o MASKS --bundle {kidney} --overlay slices")
 
 
 @pytest.mark.parametrize(

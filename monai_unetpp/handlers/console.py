@@ -12,6 +12,7 @@ import math
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +121,15 @@ class TrainingReport:
         dice = ", ".join(f"{name} {value:.3f}" for name, value in self.state["dice"].items())
         arguments = f" {self.arguments}" if self.arguments else ""
         bundle = shlex.quote(str(self.bundle_root))
+        words = shlex.split(self.arguments)
+        pairs = pairwise(words)
+        overlays = "".join(f" {flag} {shlex.quote(name)}" for flag, name in pairs if flag == "--overlay")
         return [
             f"Trained {epochs} epochs in {_duration(time.monotonic() - began)}.",
             f"Validation Dice of the best epoch, {self.state['epoch']}: {dice}.",
             f"Weights: {self.best.best_path()}",
             f"Score:   monai-unetpp evaluate {bundle}{arguments}",
-            f"Segment: monai-unetpp segment -i SCANS -o MASKS --bundle {bundle}",
+            f"Segment: monai-unetpp segment -i SCANS -o MASKS --bundle {bundle}{overlays}",
         ]
 
     def write(self) -> None:
