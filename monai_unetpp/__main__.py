@@ -208,11 +208,11 @@ def segment(parser: argparse.ArgumentParser) -> Run:
 
 
 def _segment(args: argparse.Namespace) -> object:
-    from monai_unetpp.segment import as_text, segment_distributed
+    from monai_unetpp.segment import segment_distributed
 
     settings = {key: _value(value) for key, value in args.set}
     if args.checkpoint is not None:
-        settings["ckpt_path"] = as_text(args.checkpoint)
+        settings["ckpt_path"] = args.checkpoint
     if args.device is not None:
         settings["device"] = f"$torch.device({args.device!r})"
     settings |= {key: getattr(args, key) for key in ("probability", "uncertainty", "sheets", "overwrite")}

@@ -7,7 +7,7 @@
 """
 
 from monai_unetpp.segment.distributed import Report, segment_distributed
-from monai_unetpp.segment.pipeline import Pipeline, as_text, load_pipeline
+from monai_unetpp.segment.pipeline import Pipeline, load_pipeline
 from monai_unetpp.segment.run import Outcome, segment
 
-__all__ = ["Outcome", "Pipeline", "Report", "as_text", "load_pipeline", "segment", "segment_distributed"]
+__all__ = ["Outcome", "Pipeline", "Report", "load_pipeline", "segment", "segment_distributed"]

@@ -4,24 +4,22 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from monai_unetpp.bundle import config_files
+from monai_unetpp.bundle import config_files, set_values
 from monai_unetpp.files import PathLike
 from monai_unetpp.inferers import VolumeInferer
 from monai_unetpp.levels import read_calibration
 from monai_unetpp.weights import load_network
 
-__all__ = ["Pipeline", "as_text", "load_pipeline"]
+__all__ = ["Pipeline", "load_pipeline"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +69,9 @@ def load_pipeline(
     """
     parser = ConfigParser()
     parser.read_config(config_files(bundle, "inference", *overlays))
-    places = {"bundle_root": bundle, "dataset_dir": input_dir, "output_dir": output_dir}
-    paths = {key: as_text(path) for key, path in places.items()}
+    paths = {"bundle_root": bundle, "dataset_dir": input_dir, "output_dir": output_dir}
     # one dial: in a packed bundle the inferer may name an option of MONAI Label instead
-    parser.update({**paths, "inferer#level": "@level", **settings})
+    set_values(parser, {**paths, "inferer#level": "@level", **settings})
     get = parser.get_parsed_content
     get("imports")
     weights = get("ckpt_path")
@@ -93,11 +90,6 @@ def load_pipeline(
         window=tuple(get("hu_range")),
         pixdim=tuple(get("pixdim")),
     )
-
-
-def as_text(path: PathLike) -> str:
-    """Return a path as a configuration's value; one that begins with ``$`` would be run as code."""
-    return str(path) if Path(path).is_absolute() else os.path.join(os.curdir, path)  # noqa: PTH118  keeps ./
 
 
 def _calibrated_level(weights: PathLike) -> int | None:

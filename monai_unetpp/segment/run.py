@@ -29,7 +29,7 @@ from monai_unetpp.inferers import EarlyExitInferer, Segmentation
 from monai_unetpp.pictures import draw_volume
 from monai_unetpp.readers.memory import check_volume
 from monai_unetpp.segment.pipeline import Pipeline, load_pipeline
-from monai_unetpp.transforms.saving import write_nifti
+from monai_unetpp.transforms.saving import RESULT_PATH, write_nifti
 
 __all__ = ["Outcome", "segment"]
 
@@ -239,7 +239,13 @@ class _Run:
             with FileLock(self.locks / f"{RANKING}.lock"):
                 self._clear(self.output_dir / RANKING)
                 _add_to_ranking(self.output_dir / RANKING, image, found.case_uncertainty)
-        pipeline.postprocessing({**scan, "pred": found.labels[0]})
+        labels = MetaTensor(found.labels[0], meta={**found.labels.meta, RESULT_PATH: paths["seg"]})
+        pipeline.postprocessing({**scan, "pred": labels})
+        if not paths["seg"].exists():
+            raise FileNotFoundError(
+                f"{paths['seg']} was not written: the postprocessing of inference.json must end in "
+                "monai_unetpp.transforms.SaveImageAtomicd."
+            )
         return found
 
     def _clear(self, path: Path) -> None:

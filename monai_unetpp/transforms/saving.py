@@ -15,8 +15,9 @@ from torch import Tensor
 
 from monai_unetpp.files import PathLike, atomic_write, result_path
 
-__all__ = ["SaveImageAtomicd", "write_nifti"]
+__all__ = ["RESULT_PATH", "SaveImageAtomicd", "write_nifti"]
 
+RESULT_PATH = "result_path"  # key of meta
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ class SaveImageAtomicd(SaveImaged):
     MONAI's ``SaveImaged`` does not write atomically, and takes the part after a dot in the name of a DICOM
     folder for a suffix. This is a subclass, so that a host that saves results itself, such as MONAI Label or
     MONAI Deploy, recognises and removes it.
+
+    A caller that has named the file already puts its path into the volume's ``meta`` as ``"result_path"``.
 
     Args:
         keys: Keys of the volumes to write, ``MetaTensor`` (1, *spatial) with ``affine``.
@@ -54,8 +57,10 @@ class SaveImageAtomicd(SaveImaged):
         """Write the volumes, and return the data unchanged."""
         for key in self.key_iterator(dict(data)):
             volume = data[key]
-            image = volume.meta["filename_or_obj"]
-            path = result_path(image, self.output_dir, self.input_dir, self.what)
+            path = volume.meta.get(RESULT_PATH)
+            if path is None:
+                image = volume.meta["filename_or_obj"]
+                path = result_path(image, self.output_dir, self.input_dir, self.what)
             write_nifti(path, volume[0], volume.affine, self.dtype)
             logger.info(f"Wrote {path}.")
         return dict(data)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copying the bundles of this package, and packing them in the layout of MONAI's model zoo."""
+"""Packing a bundle in the layout of MONAI's model zoo."""
 
 from __future__ import annotations
 
@@ -17,65 +17,19 @@ import monai.bundle
 import torch
 from monai.bundle import ConfigParser
 
-from monai_unetpp.files import PathLike, atomic_directory, atomic_write, refuse_existing, save_by_memory
+from monai_unetpp.bundle.places import config_files
+from monai_unetpp.files import PathLike, atomic_directory, atomic_write, save_by_memory
 from monai_unetpp.levels import read_calibration, write_calibration
 from monai_unetpp.network import UNetPlusPlus, prune
 from monai_unetpp.weights import load_network
 
-__all__ = ["config_files", "copy_bundle", "pack_bundle"]
+__all__ = ["pack_bundle"]
 
 Json = dict[str, Any]
 
 SELF_CONTAINED = ("train", "inference")
 FOR_ALL_LEVELS = ("levels", "early_exit")  # useless for a single level
 CARD = "model_card.md"
-PARTS = ("*.json", "*.conf", "*.md", "*.txt", "LICENSE", "weights/*")  # files that a bundle ships
-
-
-def config_files(bundle: PathLike, *names: str) -> list[str]:
-    """Return the paths of a bundle's JSONs, in its folder or in ``configs`` inside of it.
-
-    Args:
-        bundle: Folder of the bundle.
-        names: Names of the JSONs, without suffix.
-
-    Raises:
-        FileNotFoundError: if one of them does not exist.
-    """
-    root = Path(bundle)
-    folder = root / "configs" if (root / "configs").is_dir() else root
-    paths = [folder / f"{name}.json" for name in names]
-    for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(f"bundle must be the folder of a bundle, with {path.name}: no {path}.")
-    return [str(path) for path in paths]
-
-
-def copy_bundle(name: str, out: PathLike = "bundles", overwrite: bool = False) -> Path:
-    """Write a bundle that comes with this package into ``out/name``, where its commands expect it.
-
-    Args:
-        name: Name of the bundle, ``"liver"`` or ``"lung_nodule"``.
-        out: Folder of bundles; its parent is where the commands of the documentation are run.
-        overwrite: Whether the bundle's own files may be replaced; results of a training are kept.
-
-    Raises:
-        FileExistsError: if the folder exists and ``overwrite`` is false.
-        ValueError: if there is no such bundle.
-    """
-    package = Path(__file__).parent
-    shipped = next(path for path in (package / "bundles", package.parent / "bundles") if path.is_dir())
-    names = sorted(path.parent.name for path in shipped.glob("*/train.json"))
-    if name not in names:
-        raise ValueError(f"bundle must be one of {', '.join(names)}, got {name}.")
-    target = Path(out) / name
-    if not overwrite:
-        refuse_existing(target)
-    for pattern in PARTS:
-        for path in (shipped / name).glob(pattern):
-            with atomic_write(target / path.relative_to(shipped / name)) as part:
-                shutil.copyfile(path, part)
-    return target
 
 
 def pack_bundle(
@@ -135,7 +89,7 @@ def pack_bundle(
         _write_models(part, network, Path(checkpoint))
         _write_json(part / "configs" / "inference.json", _with_options(configs["inference"], network))
         if standalone:
-            package = Path(__file__).parent
+            package = Path(__file__).parents[1]
             shutil.copytree(package, part / package.name, ignore=shutil.ignore_patterns("__pycache__"))
     return out
 
@@ -290,7 +244,6 @@ def _write_models(part: Path, network: UNetPlusPlus, checkpoint: Path) -> None:
         ckpt_file=str(weights),
         meta_file=str(part / "configs" / "metadata.json"),
         config_file=str(part / "configs" / "inference.json"),
-        bundle_root=str(part),
     )
 
 

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bundles: where they lie, what their configurations are given, and the layout of MONAI's model zoo.
+
+- places: files of a bundle, bundles that come with this package
+- settings: paths and other values that a configuration is given
+- packing: the layout of the model zoo
+"""
+
+from monai_unetpp.bundle.packing import pack_bundle
+from monai_unetpp.bundle.places import PARTS, config_files, copy_bundle
+from monai_unetpp.bundle.settings import set_values
+
+__all__ = ["PARTS", "config_files", "copy_bundle", "pack_bundle", "set_values"]

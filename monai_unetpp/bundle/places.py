@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where bundles lie: the files of a bundle, and the bundles that come with this package."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from monai_unetpp.files import PathLike, atomic_write, refuse_existing
+
+__all__ = ["PARTS", "config_files", "copy_bundle"]
+
+PARTS = ("*.json", "*.conf", "*.md", "*.txt", "LICENSE", "weights/*")  # files that a bundle ships
+
+
+def config_files(bundle: PathLike, *names: str) -> list[str]:
+    """Return the paths of a bundle's JSONs, in its folder or in ``configs`` inside of it.
+
+    Args:
+        bundle: Folder of the bundle.
+        names: Names of the JSONs, without suffix.
+
+    Raises:
+        FileNotFoundError: if one of them does not exist.
+    """
+    root = Path(bundle)
+    folder = root / "configs" if (root / "configs").is_dir() else root
+    paths = [folder / f"{name}.json" for name in names]
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"bundle must be the folder of a bundle, with {path.name}: no {path}.")
+    return [str(path) for path in paths]
+
+
+def copy_bundle(name: str, out: PathLike = "bundles", overwrite: bool = False) -> Path:
+    """Write a bundle that comes with this package into ``out/name``, where its commands expect it.
+
+    Args:
+        name: Name of the bundle, ``"liver"`` or ``"lung_nodule"``.
+        out: Folder of bundles; its parent is where the commands of the documentation are run.
+        overwrite: Whether the bundle's own files may be replaced; results of a training are kept.
+
+    Raises:
+        FileExistsError: if the folder exists and ``overwrite`` is false.
+        ValueError: if there is no such bundle.
+    """
+    shipped = _shipped()
+    names = sorted(path.parent.name for path in shipped.glob("*/train.json"))
+    if name not in names:
+        raise ValueError(f"bundle must be one of {', '.join(names)}, got {name}.")
+    target = Path(out) / name
+    if not overwrite:
+        refuse_existing(target)
+    for pattern in PARTS:
+        for path in (shipped / name).glob(pattern):
+            with atomic_write(target / path.relative_to(shipped / name)) as part:
+                shutil.copyfile(path, part)
+    return target
+
+
+def _shipped() -> Path:
+    """Return the folder of the bundles that come with this package, installed or in a clone."""
+    package = Path(__file__).parents[1]
+    return next(path for path in (package / "bundles", package.parent / "bundles") if path.is_dir())
