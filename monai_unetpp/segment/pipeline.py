@@ -13,7 +13,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from monai_unetpp.bundle import config_files, set_values
+from monai_unetpp.bundle import check_keys, config_files, set_values
 from monai_unetpp.files import PathLike
 from monai_unetpp.inferers import VolumeInferer
 from monai_unetpp.levels import read_calibration
@@ -69,6 +69,7 @@ def load_pipeline(
     """
     parser = ConfigParser()
     parser.read_config(config_files(bundle, "inference", *overlays))
+    check_keys(parser.get(), settings, "inference.json")
     paths = {"bundle_root": bundle, "dataset_dir": input_dir, "output_dir": output_dir}
     # one dial: in a packed bundle the inferer may name an option of MONAI Label instead
     set_values(parser, {**paths, "inferer#level": "@level", **settings})

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a bundle that ``monai.bundle`` runs checks first.
+
+MONAI merges what the command line says into the configuration before anything of ours runs, and gives an
+expression no access to the configuration that it stands in. The running workflow is therefore looked up among
+the callers, and its configuration is compared with the JSONs as they lie on the disk.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
+from monai.utils import ensure_tuple
+
+from monai_unetpp.bundle.settings import MONAIS_OWN, check_keys
+
+__all__ = ["Running", "check_run", "running"]
+
+
+@dataclass(frozen=True)
+class Running:
+    """Workflow of ``monai.bundle`` that is being initialized.
+
+    Args:
+        parser: Its parser.
+        folder: Folder of its first JSON.
+        files: Paths of its JSONs in the order of merging; empty where a workflow was made from Python, which
+            does not keep them.
+    """
+
+    parser: ConfigParser
+    folder: Path
+    files: tuple[Path, ...] = ()
+
+    @cached_property
+    def names(self) -> str:
+        """Names of the JSONs, for messages."""
+        return " + ".join(path.name for path in self.files) or str(self.folder)
+
+    @cached_property
+    def on_disk(self) -> Mapping[str, Any]:
+        """Configuration without the values of the command line; of all JSONs if ``files`` is empty."""
+        if self.files:
+            return ConfigParser.load_config_files([str(path) for path in self.files])
+        merged: dict[str, Any] = {}
+        for path in sorted(p for p in self.folder.glob("*.json") if p.stem != "metadata"):
+            for key, value in ConfigParser.load_config_file(path).items():
+                merged.setdefault(key.lstrip("+").replace("::", "#").split("#")[0], value)
+        return merged
+
+    def given(self) -> Iterator[str]:
+        """Yield the keys that the configuration has and the JSONs do not."""
+        settings: Any = DEFAULT_EXP_MGMT_SETTINGS  # of --tracking, which MONAI adds
+        tracking = {key for each in settings.values() for key in each["configs"]}
+        here = {key: value for key, value in self.parser.get().items() if key not in tracking}
+        yield from _new_keys(here, self.on_disk, deep=bool(self.files))
+
+
+def check_run() -> None:
+    """Refuse keys that the JSONs of the running bundle do not have; a no-op outside of ``monai.bundle``.
+
+    Raises:
+        ValueError: if there is such a key, such as ``--max_epoch`` beside ``max_epochs``; the message has the
+            nearest ones.
+    """
+    run = running()
+    if run is not None:
+        check_keys(run.on_disk, run.given(), run.names)
+
+
+def running() -> Running | None:
+    """Return the workflow of ``monai.bundle`` among the callers of the calling function, if there is one."""
+    workflow: ConfigWorkflow | None = None
+    files: tuple[Path, ...] = ()
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if workflow is None and isinstance(caller, ConfigWorkflow):
+            workflow = caller
+        if workflow is not None and frame.f_code.co_name == "create_workflow":
+            files = tuple(Path(path) for path in ensure_tuple(frame.f_locals.get("config_file") or ()))
+            break
+        frame = frame.f_back
+    return None if workflow is None else Running(workflow.parser, Path(workflow.config_root_path), files)
+
+
+def _new_keys(here: Any, there: Any, above: Sequence[str] = (), deep: bool = True) -> Iterator[str]:
+    """Yield the keys of ``here`` that ``there`` lacks, those inside of others only where both have these."""
+    if not isinstance(here, Mapping) or not isinstance(there, Mapping):
+        return
+    if above and here.get("_target_") != there.get("_target_"):
+        return  # a part that was replaced
+    for key, value in here.items():
+        if key in MONAIS_OWN:
+            continue
+        if key not in there:
+            yield "#".join([*above, key])
+        elif deep:
+            yield from _new_keys(value, there[key], [*above, key])
