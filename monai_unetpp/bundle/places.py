@@ -8,7 +8,7 @@ from pathlib import Path
 
 from monai_unetpp.files import PathLike, atomic_write, refuse_existing
 
-__all__ = ["PARTS", "config_files", "copy_bundle"]
+__all__ = ["PARTS", "config_files", "copy_bundle", "find_bundle"]
 
 PARTS = ("*.json", "*.conf", "*.md", "*.txt", "LICENSE", "weights/*")  # files that a bundle ships
 
@@ -30,6 +30,31 @@ def config_files(bundle: PathLike, *names: str) -> list[str]:
         if not path.is_file():
             raise FileNotFoundError(f"bundle must be the folder of a bundle, with {path.name}: no {path}.")
     return [str(path) for path in paths]
+
+
+def find_bundle(bundle: PathLike) -> Path:
+    """Return the folder of a bundle that is given by its folder or, without a clone, by its name.
+
+    A folder of that name comes first, then ``bundles/NAME``, where :func:`copy_bundle` writes it, then the
+    bundle that comes with this package.
+
+    Args:
+        bundle: Folder or name.
+
+    Raises:
+        FileNotFoundError: if there is no such bundle; the message lists the names.
+    """
+    given = Path(bundle)
+    places = [given]
+    if given == Path(given.name):
+        places += [Path("bundles") / given, _shipped() / given]
+    for place in places:
+        if any((place / part).is_file() for part in ("inference.json", "configs/inference.json")):
+            return place
+    names = ", ".join(sorted(path.parent.name for path in _shipped().glob("*/train.json")))
+    raise FileNotFoundError(
+        f"bundle must be the folder of a bundle, with inference.json, or one of {names}: no {given}."
+    )
 
 
 def copy_bundle(name: str, out: PathLike = "bundles", overwrite: bool = False) -> Path:

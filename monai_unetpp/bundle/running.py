@@ -9,6 +9,7 @@ the callers, and its configuration is compared with the JSONs as they lie on the
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +20,13 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai.utils import ensure_tuple
 
-from monai_unetpp.bundle.settings import MONAIS_OWN, check_keys
+from monai_unetpp.bundle.settings import MONAIS_OWN, apply_record, check_keys
+from monai_unetpp.files import PathLike
+from monai_unetpp.record import plain, read_record
 
-__all__ = ["Running", "check_run", "running"]
+__all__ = ["Running", "check_run", "running", "use_record"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,18 @@ class Running:
                 merged.setdefault(key.lstrip("+").replace("::", "#").split("#")[0], value)
         return merged
 
+    @cached_property
+    def explicit(self) -> set[str]:
+        """Keys whose values differ from the first JSON, or, if it is not known, from all of the folder."""
+        first = self.files[:1] or [p for p in self.folder.glob("*.json") if p.stem != "metadata"]
+        configs = [ConfigParser(ConfigParser.load_config_file(path)) for path in first]
+        network = {f"network_def#{name}" for name in self.parser.get("network_def", {})}
+        return {
+            key
+            for key in (*self.parser.get(), *network)
+            if key not in MONAIS_OWN and all(plain(self.parser[key]) != _at(each, key) for each in configs)
+        }
+
     def given(self) -> Iterator[str]:
         """Yield the keys that the configuration has and the JSONs do not."""
         settings: Any = DEFAULT_EXP_MGMT_SETTINGS  # of --tracking, which MONAI adds
@@ -73,6 +90,33 @@ def check_run() -> None:
     run = running()
     if run is not None:
         check_keys(run.on_disk, run.given(), run.names)
+
+
+def use_record(weights: PathLike, override: bool = False) -> None:
+    """Give the running bundle the settings of its weights, by their record; without one nothing changes.
+
+    Args:
+        weights: Path of the weights.
+        override: Whether values of the command line and of overlays win where the record disagrees.
+
+    Raises:
+        ValueError: if a value that was given disagrees with the record and ``override`` is false.
+    """
+    run, record = running(), read_record(weights)
+    if run is None or record is None:
+        logger.info(f"{weights} has no record: the values of the configuration are used.")
+        return
+    apply_record(run.parser, record, run.explicit, weights, override)
+    run.parser.parse(reset=True)  # what is resolved from here on has the new values
+
+
+def _at(config: ConfigParser, key: str) -> Any:
+    """Return a value of a JSON as a parsed configuration has it, in which ``#`` is ``::``."""
+    try:
+        value = plain(config[key])
+    except (KeyError, ValueError):
+        return None
+    return value.replace("#", "::") if isinstance(value, str) else value
 
 
 def running() -> Running | None:

@@ -3,19 +3,24 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import os
 import pydoc
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from monai.bundle import ConfigParser
 
-__all__ = ["PATHS", "check_keys", "set_values"]
+from monai_unetpp.files import PathLike
+from monai_unetpp.record import Record, plain
+
+__all__ = ["PATHS", "apply_record", "check_keys", "set_values"]
 
 PATHS = ("bundle_root", "input", "dataset_dir", "output_dir", "ckpt_dir", "ckpt_path")
 DATA = "_data"  # name by which expressions find values that are not parsed
+OF_TRAINING = ("use_checkpoint", "pretrained")  # arguments of a network that weights do not depend on
 MONAIS_OWN = ("_target_", "_disabled_", "_requires_", "_desc_", "_mode_", "_meta_")
 
 
@@ -37,6 +42,69 @@ def set_values(parser: ConfigParser, values: Mapping[str, Any]) -> None:
             parser[key] = f"${DATA}[{key!r}]"
         else:
             parser[key] = value
+
+
+def apply_record(
+    parser: ConfigParser,
+    record: Record,
+    explicit: Collection[str],
+    weights: PathLike,
+    override: bool = False,
+) -> None:
+    """Set what the record of weights says: network, spacing, window and intensities.
+
+    Args:
+        parser: Parser of the configuration.
+        record: Record of the weights.
+        explicit: Keys whose values were given by a user, not by default.
+        weights: Path of the weights, for the message.
+        override: Whether values that were given win where they disagree.
+
+    Raises:
+        ValueError: if a value that was given disagrees and ``override`` is false; it names both.
+    """
+    config = parser.get()
+    values = record.settings
+    target = str(config.get("network_def", {}).get("_target_", ""))
+    if target.rpartition(".")[2] == "UNetPlusPlus" and "network_def" not in explicit:
+        values |= _network_values(config, record.network)
+    given = {key.replace("::", "#") for key in explicit}
+    for key, value in values.items():
+        if key not in given:
+            continue
+        here = plain(ConfigParser(copy.deepcopy(config), globals=parser.globals).get_parsed_content(key))
+        if here != value and not override and not _same_network(key, here, value, record):
+            raise ValueError(
+                f"{key} must be {value}, with which {weights} was trained, got {here}: leave it out, or pass "
+                "override_record=True (--override-record; with monai.bundle --override_record True)."
+            )
+    set_values(parser, {key: value for key, value in values.items() if key not in given})
+
+
+def _network_values(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a network by the keys of the configuration that hold them."""
+    definition, values = config["network_def"], {}
+    for name, value in arguments.items():
+        if name in OF_TRAINING:
+            continue
+        held = definition.get(name)
+        is_key = isinstance(held, str) and held.startswith("@") and held[1:] in config
+        values[held[1:] if is_key else f"network_def#{name}"] = value
+    return values
+
+
+def _same_network(key: str, here: Any, recorded: Any, record: Record) -> bool:
+    """Whether two spellings of an argument make the same network, such as ``strides`` 2 and [[2, 2], ...]."""
+    from monai_unetpp.network import UNetPlusPlus
+
+    name = key.removeprefix("network_def#")
+    if name not in record.network or isinstance(here, list) == isinstance(recorded, list):
+        return False
+    try:
+        network = UNetPlusPlus(**{**record.network, name: here})
+    except (TypeError, ValueError):
+        return False
+    return bool(plain(network.spec.arguments())[name] == recorded)
 
 
 def check_keys(config: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
