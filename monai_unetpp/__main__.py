@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -223,9 +225,24 @@ def _segment(args: argparse.Namespace) -> object:
         settings["device"] = f"$torch.device({args.device!r})"
     settings |= {key: getattr(args, key) for key in (*FLAGS, "override_record")}
     level = int(args.level) if args.level.isdecimal() else args.level
-    return segment_distributed(
-        args.input, args.output, args.bundle, level, args.overlay, progress=True, **settings
-    )
+    with _shown("monai_unetpp.bundle.chosen"):
+        return segment_distributed(
+            args.input, args.output, args.bundle, level, args.overlay, progress=True, **settings
+        )
+
+
+@contextmanager
+def _shown(name: str) -> Iterator[None]:
+    """Show the messages of a logger on stderr, such as which weights are used and why."""
+    logger, handler = logging.getLogger(name), logging.StreamHandler()
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def _value(text: str) -> object:

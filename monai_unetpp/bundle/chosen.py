@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,14 +92,13 @@ def configure(
 def _parse(
     root: Path, overlays: Sequence[str], values: Mapping[str, Any], recorded: Sequence[str] = ()
 ) -> ConfigParser:
-    """Return the configuration with values; of ``recorded`` overlays the keys that inference.json has."""
+    """Return the configuration with values; ``recorded`` overlays without what only a training has."""
     parser = ConfigParser()
     parser.read_config(config_files(root, "inference"))
-    own = set(parser.get())
     for name in (*recorded, *overlays):
         [path] = config_files(root, name)
         for key, value in ConfigParser.load_config_file(path).items():
-            if name in overlays or key in own:
+            with nullcontext() if name in overlays else suppress(KeyError, ValueError):
                 merge_kv(parser, key, value)
     check_keys(parser.get(), values, " + ".join(f"{name}.json" for name in ("inference", *overlays)))
     # one dial: in a packed bundle the inferer may name an option of MONAI Label instead

@@ -62,7 +62,8 @@ def copy_bundle(name: str, out: PathLike = "bundles", overwrite: bool = False) -
 
     Args:
         name: Name of the bundle, ``"liver"`` or ``"lung_nodule"``.
-        out: Folder of bundles; its parent is where the commands of the documentation are run.
+        out: Folder of bundles; its parent is where the commands of the documentation are run. The bundle's
+            ``bundle_root`` names the folder ``out/name`` as it is given here.
         overwrite: Whether the bundle's own files may be replaced; results of a training are kept.
 
     Raises:
@@ -80,7 +81,16 @@ def copy_bundle(name: str, out: PathLike = "bundles", overwrite: bool = False) -
         for path in (shipped / name).glob(pattern):
             with atomic_write(target / path.relative_to(shipped / name)) as part:
                 shutil.copyfile(path, part)
+                _set_root(part, target, f"bundles/{name}")
     return target
+
+
+def _set_root(path: Path, target: Path, root: str) -> None:
+    """Let a JSON of a bundle name the folder that it is written to as ``bundle_root``."""
+    folder = target.as_posix()
+    if path.suffix == ".json" and folder != root and not set('#@%$"\\') & set(folder):  # not MONAI's language
+        text, line = path.read_text(encoding="utf-8"), '    "bundle_root": "{}",'
+        path.write_text(text.replace(line.format(root), line.format(folder)), encoding="utf-8")
 
 
 def _shipped() -> Path:

@@ -81,15 +81,28 @@ class Running:
 
 
 def check_run() -> None:
-    """Refuse keys that the JSONs of the running bundle do not have; a no-op outside of ``monai.bundle``.
+    """Refuse keys that the JSONs of the running bundle do not have, and a copy that would write elsewhere.
+
+    Outside of ``monai.bundle`` this does nothing.
 
     Raises:
         ValueError: if there is such a key, such as ``--max_epoch`` beside ``max_epochs``; the message has the
-            nearest ones.
+            nearest ones. If ``bundle_root`` is by default another folder than that of the JSONs, as in a
+            bundle that was copied.
     """
     run = running()
-    if run is not None:
-        check_keys(run.on_disk, run.given(), run.names)
+    if run is None:
+        return
+    check_keys(run.on_disk, run.given(), run.names)
+    root, folder = run.on_disk.get("bundle_root"), run.folder
+    folder = folder.parent if folder.name == "configs" else folder
+    given = run.parser.get().get("bundle_root")
+    if root == given and isinstance(root, str) and root != "." and Path(root).resolve() != folder.resolve():
+        raise ValueError(
+            f"bundle_root must be {folder}, the folder of {run.names}, got {root}, to which this "
+            f'would write: set "bundle_root": "{folder.as_posix()}" in train.json and inference.json, or run '
+            f"it in the folder that has {root}; --bundle_root FOLDER names any other."
+        )
 
 
 def use_record(weights: PathLike, override: bool = False) -> None:
