@@ -135,6 +135,14 @@ def test_monais_command_refuses_what_disagrees_as_well(balls, tmp_path, model):
         run("liver", "train evaluate", tmp_path, **settings, **{k: OWN[k] for k in ("roi_size", "hu_range")})
 
 
+def test_arguments_stay_as_the_configuration_spells_them(tmp_path, model):
+    out = pack_bundle(LIVER, LIVER / "weights" / "slices.pt", tmp_path / "packed")
+    assert json.loads((out / "configs" / "train.json").read_text())["network_def"]["strides"] == 2
+    other = {"channels": [4, 6], "override_record": True, **CPU}
+    with pytest.raises(ValueError, match="does not fit the network"):  # the network of the new channels
+        load_pipeline(LIVER, "scans", tmp_path, ckpt_path=model, **other)
+
+
 def test_record_is_overridden_on_request_only(balls, tmp_path, model):
     pipeline = load_pipeline(
         LIVER, "scans", tmp_path, ckpt_path=model, override_record=True, **CPU, pixdim=[4.0, 4.0, 4.0]

@@ -14,6 +14,8 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from monai_unetpp.files import PathLike
+from monai_unetpp.network import UNetPlusPlus
+from monai_unetpp.network.spec import Spec
 from monai_unetpp.record import Record, plain
 
 __all__ = ["PATHS", "apply_record", "check_keys", "set_values"]
@@ -82,29 +84,38 @@ def apply_record(
 
 
 def _network_values(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a network by the keys of the configuration that hold them."""
-    definition, values = config["network_def"], {}
+    """Return the arguments of a network by the keys of the configuration that hold them.
+
+    Arguments that the configuration leads to already are left as it spells them, so that ``strides`` 2 stays
+    right for other ``channels``.
+    """
+    definition, values = dict(config["network_def"]), {}
+    rest = {}
     for name, value in arguments.items():
-        if name in OF_TRAINING:
-            continue
         held = definition.get(name)
-        is_key = isinstance(held, str) and held.startswith("@") and held[1:] in config
-        values[held[1:] if is_key else f"network_def#{name}"] = value
-    return values
+        if isinstance(held, str) and held.startswith("@") and held[1:] in config:
+            values[held[1:]] = definition[name] = value
+        elif name not in OF_TRAINING:
+            rest[name] = value
+    already = _spelled_out(definition)
+    differ = [name for name in rest if name not in already or already[name] != rest[name]]
+    return values | {f"network_def#{name}": rest[name] for name in differ}
+
+
+def _spelled_out(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all arguments of a network as plain JSON; none if some of them do not fit."""
+    defaults = {name: each.default for name, each in inspect.signature(UNetPlusPlus).parameters.items()}
+    given = {name: value for name, value in definition.items() if name not in MONAIS_OWN}
+    try:
+        return dict(plain(Spec(**{**defaults, **given}).arguments()))
+    except (AttributeError, TypeError, ValueError):
+        return {}
 
 
 def _same_network(key: str, here: Any, recorded: Any, record: Record) -> bool:
     """Whether two spellings of an argument make the same network, such as ``strides`` 2 and [[2, 2], ...]."""
-    from monai_unetpp.network import UNetPlusPlus
-
     name = key.removeprefix("network_def#")
-    if name not in record.network or isinstance(here, list) == isinstance(recorded, list):
-        return False
-    try:
-        network = UNetPlusPlus(**{**record.network, name: here})
-    except (TypeError, ValueError):
-        return False
-    return bool(plain(network.spec.arguments())[name] == recorded)
+    return name in record.network and _spelled_out({**record.network, name: here}).get(name) == recorded
 
 
 def check_keys(config: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
