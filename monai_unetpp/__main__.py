@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from monai_unetpp.errors import quiet_libraries
 Run = Callable[[argparse.Namespace], object]
 Declare = Callable[[argparse.ArgumentParser], Run]
 
+FLAGS = ("probability", "uncertainty", "sheets", "overwrite")  # of segment
 COMMANDS: dict[str, Declare] = {}
 SHARED: dict[str, dict[str, Any]] = {  # options of several commands
     "--checkpoint": {"type": Path, "help": "file of weights, or a training checkpoint"},
@@ -173,11 +176,14 @@ def pack(parser: argparse.ArgumentParser) -> Run:
     card = "text on data, split, scores and limits; default the README.md beside the weights"
     parser.add_argument("--card", type=Path, help=card)
     share(parser, "--overwrite", help="replace an existing packed bundle")
+    wins = "use overlays and metadata.json where the record of the weights disagrees, instead of stopping"
+    parser.add_argument("--override-record", action="store_true", help=wins)
 
     def run(args: argparse.Namespace) -> str:
         from monai_unetpp.bundle import pack_bundle
 
-        options = {key: getattr(args, key) for key in ("level", "standalone", "card", "overwrite")}
+        names = ("level", "standalone", "card", "overwrite", "override_record")
+        options = {key: getattr(args, key) for key in names}
         out = pack_bundle(args.bundle, args.checkpoint, args.out, overlays=args.overlay, **options)
         return f"packed in {out.resolve()}"
 
@@ -210,7 +216,7 @@ def _workflow(parser: argparse.ArgumentParser, name: str) -> Run:
     parser.set_defaults(words=[])
 
     def run(args: argparse.Namespace) -> str:
-        from monai_unetpp.workflows import run_words
+        from monai_unetpp.bundle.workflows import run_words
 
         return run_words(name, args.bundle, args.overlay, args.words, args.dataset_dir)
 
@@ -223,7 +229,7 @@ def segment(parser: argparse.ArgumentParser) -> Run:
     scans = "NIfTI, NRRD or MetaImage file, folder with a DICOM series, or folder of such"
     parser.add_argument("-i", "--input", type=Path, required=True, help=scans)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the masks")
-    folder = "folder of the bundle, such as bundles/lung_nodule"
+    folder = "folder of the bundle, such as bundles/lung_nodule, or liver or lung_nodule alone"
     parser.add_argument("--bundle", type=Path, required=True, help=folder)
     share(parser, "--checkpoint", help="file of weights; default that of the bundle")
     levels = "level k of L^k; auto: the calibrated one, or the deepest; early-exit: as deep as a window needs"
@@ -237,6 +243,8 @@ def segment(parser: argparse.ArgumentParser) -> Run:
     share(parser, "--overlay")
     pair, value = ("KEY", "VALUE"), "another value for a key of inference.json"
     parser.add_argument("--set", nargs=2, action="append", default=[], metavar=pair, help=value)
+    wins = "use --set and --overlay where the record of the weights disagrees, instead of stopping"
+    parser.add_argument("--override-record", action="store_true", help=wins)
     return _segment
 
 
@@ -248,11 +256,26 @@ def _segment(args: argparse.Namespace) -> object:
         settings["ckpt_path"] = args.checkpoint
     if args.device is not None:
         settings["device"] = f"$torch.device({args.device!r})"
-    settings |= {key: getattr(args, key) for key in ("probability", "uncertainty", "sheets", "overwrite")}
+    settings |= {key: getattr(args, key) for key in (*FLAGS, "override_record")}
     level = int(args.level) if args.level.isdecimal() else args.level
-    return segment_distributed(
-        args.input, args.output, args.bundle, level, args.overlay, progress=True, **settings
-    )
+    with _shown("monai_unetpp.bundle.chosen"):
+        return segment_distributed(
+            args.input, args.output, args.bundle, level, args.overlay, progress=True, **settings
+        )
+
+
+@contextmanager
+def _shown(name: str) -> Iterator[None]:
+    """Show the messages of a logger on stderr, such as which weights are used and why."""
+    logger, handler = logging.getLogger(name), logging.StreamHandler()
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def _value(text: str) -> object:

@@ -18,6 +18,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from torch import Tensor
 from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike, atomic_write, refuse_existing, save_by_memory
 from monai_unetpp.network import UNetPlusPlus, prune
+from monai_unetpp.record import read_record, sha256, without_levels, write_record
 from monai_unetpp.weights import RUNTIMES, OnnxNetwork
 
 __all__ = ["FORMATS", "RUNTIMES", "OnnxNetwork", "check_formats", "example_window", "export_level"]
@@ -46,6 +48,7 @@ def export_level(
     example: Tensor,
     formats: Sequence[str] = FORMATS,
     overwrite: bool = False,
+    source: PathLike | None = None,
 ) -> dict[str, Path]:
     """Write L^level as ``model.pt``, ``model.ts``, ``model.pt2``, ``model.onnx``: all of them, or none.
 
@@ -60,6 +63,8 @@ def export_level(
         example: Window of a real case after preprocessing, (B, C, *spatial); see :func:`example_window`.
         formats: Formats to write, some of ``"pt"``, ``"ts"``, ``"pt2"``, ``"onnx"``.
         overwrite: Whether existing files may be replaced.
+        source: Path of the weights of ``network``; their record, if they have one, is written as
+            ``model.json``.
 
     Returns:
         The path of each format.
@@ -87,9 +92,18 @@ def export_level(
             reread = _READ[suffix](pruned, part)
             for x in (example, smaller):
                 _check(suffix, reread(x), network(x))
+    _write_record(paths, source)
     sizes = ", ".join(f"{path.name} ({path.stat().st_size / 1024:.0f} KiB)" for path in paths.values())
     logger.info(f"Wrote L{level} to {directory}, each gives the full network's head: {sizes}.")
     return paths
+
+
+def _write_record(paths: Mapping[str, Path], source: PathLike | None) -> None:
+    """Write the record of the weights that were exported, with the checksum of each form."""
+    record = read_record(source) if source is not None else None
+    if record is not None:
+        files = {path.name: sha256(path) for path in paths.values()}
+        write_record(next(iter(paths.values())), replace(without_levels(record), files=files))
 
 
 def check_formats(formats: Iterable[str]) -> None:

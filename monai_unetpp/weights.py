@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike, atomic_write, refuse_existing, save_by_memory
 from monai_unetpp.network import UNetPlusPlus, levels_in, prune, prune_state_dict
+from monai_unetpp.record import read_record, without_levels, write_record
 
 __all__ = ["RUNTIMES", "OnnxNetwork", "check_fit", "load_network", "prune_weights", "read_tensors"]
 
@@ -79,7 +80,7 @@ def load_network(
 def prune_weights(
     path: PathLike, level: int, out: PathLike, skips: str = "dense", overwrite: bool = False
 ) -> tuple[int, int]:
-    """Write the weights of L^level, taken from those of the whole network.
+    """Write the weights of L^level, taken from those of the whole network; their record follows them.
 
     Args:
         path: Path of weights, or of a training checkpoint that has them as ``"model"``.
@@ -105,6 +106,9 @@ def prune_weights(
         raise ValueError(f"{path}: {error}") from error
     with atomic_write(out) as part:
         save_by_memory(part, partial(torch.save, kept))
+    record = read_record(path)
+    if record is not None:
+        write_record(out, without_levels(record))
     return sum(w.numel() for w in kept.values()), sum(w.numel() for w in weights.values())
 
 

@@ -117,7 +117,7 @@ def test_model_file_holds_nothing_but_weights(trained):
 def test_last_two_epochs_are_kept_with_all_that_a_resumed_training_needs(balls, tmp_path):
     liver("train", tmp_path, dataset_dir=str(balls), max_epochs=3)
     names = sorted(path.name for path in (tmp_path / "models").iterdir())
-    assert names == ["checkpoint_epoch=2.pt", "checkpoint_epoch=3.pt", "model.pt"]
+    assert names == ["checkpoint_epoch=2.pt", "checkpoint_epoch=3.pt", "model.json", "model.pt"]
     state = weights(tmp_path / "models" / "checkpoint_epoch=3.pt")
     engines, counts = {"trainer", "evaluator"}, {"best", "early_stop", "seeds", "split", "report"}
     assert {"model", "optimizer", "lr_scheduler"} | engines | counts == state.keys()
@@ -300,7 +300,7 @@ def test_finished_training_that_is_resumed_does_nothing(again, balls):
     after = weights(again / "models" / "model.pt")
     assert flow.trainer.state.epoch == 2
     assert all(torch.equal(before[key], after[key]) for key in before)
-    assert len(list((again / "models").iterdir())) == 3
+    assert len(list((again / "models").iterdir())) == 4  # with the record of the weights
 
 
 # Inference
@@ -491,7 +491,7 @@ def test_level_is_written_in_a_folder_of_its_own_with_table_and_figure(measured)
         "L1", "levels.csv", "levels.md", "levels.png",
     ]  # fmt: skip
     assert sorted(path.name for path in (measured / "levels" / "L1").iterdir()) == [
-        "model.onnx", "model.pt", "model.pt2", "model.ts",
+        "model.json", "model.onnx", "model.pt", "model.pt2", "model.ts",
     ]  # fmt: skip
     assert not list((measured / "models").glob("*L1*"))
 

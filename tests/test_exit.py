@@ -136,9 +136,7 @@ def test_what_was_found_for_other_weights_is_refused(tmp_path):
     weights.write_bytes(b"weights")
     write_calibration(weights, 2, FOUND)
     weights.write_bytes(b"trained on")
-    with pytest.raises(
-        ValueError, match=r"model\.json is the calibration of other weights than those in .*model\.pt"
-    ):
+    with pytest.raises(ValueError, match=r"model\.json is the record of other weights than .*model\.pt"):
         read_calibration(weights)
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(ValueError, match=r"model\.json is damaged"):

@@ -24,7 +24,7 @@ from monai_unetpp.handlers import (
     EpochSeeds,
     FiniteSteps,
     StopOnSignal,
-    checkpoints,
+    atomic,
 )
 
 SETTINGS = TINY_TRAINING | {"batch_size": 1, "max_epochs": 3, "network_def#dropout": 0.2}  # 3 steps an epoch
@@ -242,8 +242,8 @@ def failing(monkeypatch):
             raise OSError(28, "No space left on device")
         return atomic_write(path)
 
-    monkeypatch.setattr(checkpoints, "atomic_write", part)
-    monkeypatch.setattr(checkpoints, "RETRY_SECONDS", (0, 0))
+    monkeypatch.setattr(atomic, "atomic_write", part)
+    monkeypatch.setattr(atomic, "RETRY_SECONDS", (0, 0))
     return tries
 
 

@@ -314,7 +314,7 @@ def test_patient_whose_name_leads_out_of_the_folder_does_not(trained, tmp_path):
     [outcome] = segment(tmp_path / "scans", tmp_path / "a" / "out", LIVER, ckpt_path=weights, **SETTINGS)
     assert outcome.reason == ""
     new = {path for path in below(tmp_path) - before if (tmp_path / path).is_file()}
-    assert new == {"a/out/x.._seg.nii.gz", "a/out/.locks/x.._seg.nii.gz.lock"}
+    assert new == {"a/out/x.._seg.nii.gz", "a/out/x.._seg.json", "a/out/.locks/x.._seg.nii.gz.lock"}
 
 
 def test_slices_of_a_scan_with_a_strange_name_stay_in_the_folder(tmp_path):

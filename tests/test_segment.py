@@ -40,7 +40,9 @@ def segment_here(source, out, weights, **more):
 
 
 def names(folder):
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not hidden(p, folder))
+    """What lies in a folder, without what says how the masks were made."""
+    found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if not hidden(p, folder))
+    return sorted(name for name in found if not name.endswith("_seg.json"))
 
 
 def hidden(path, folder):

@@ -40,11 +40,11 @@ def arguments(source, out, weights):
 
 
 def files(folder):
-    """What lies in a folder, hidden files included, locks not."""
+    """What lies in a folder, hidden files included, locks and what says how the masks were made not."""
     return sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.is_file() and ".locks" not in path.parts
+        if path.is_file() and ".locks" not in path.parts and not path.name.endswith("_seg.json")
     )
 
 

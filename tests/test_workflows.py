@@ -11,7 +11,7 @@ import pytest
 from bundles import BUNDLES, TINY_TRAINING
 from monai_unetpp.__main__ import main
 from monai_unetpp.errors import find_cause
-from monai_unetpp.workflows import next_arguments, settings_of
+from monai_unetpp.bundle.workflows import next_arguments, settings_of
 
 pytestmark = pytest.mark.slow
 

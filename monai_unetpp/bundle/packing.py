@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,10 +18,12 @@ import monai.bundle
 import torch
 from monai.bundle import ConfigParser
 
+from monai_unetpp.bundle.documents import find_card, write_docs
 from monai_unetpp.bundle.places import config_files
+from monai_unetpp.bundle.settings import apply_record
 from monai_unetpp.files import PathLike, atomic_directory, atomic_write, save_by_memory
-from monai_unetpp.levels import read_calibration, write_calibration
 from monai_unetpp.network import UNetPlusPlus, prune
+from monai_unetpp.record import Record, plain, read_record, without_levels, write_record
 from monai_unetpp.weights import load_network
 
 __all__ = ["pack_bundle"]
@@ -29,7 +32,6 @@ Json = dict[str, Any]
 
 SELF_CONTAINED = ("train", "inference")
 FOR_ALL_LEVELS = ("levels", "early_exit")  # useless for a single level
-CARD = "model_card.md"
 
 
 def pack_bundle(
@@ -41,6 +43,7 @@ def pack_bundle(
     standalone: bool = False,
     card: PathLike | None = None,
     overwrite: bool = False,
+    override_record: bool = False,
 ) -> Path:
     """Build the layout of MONAI's model zoo from a bundle and weights, atomically.
 
@@ -59,17 +62,23 @@ def pack_bundle(
         standalone: Whether to include the code of this package, so that it need not be installed.
         card: Path of a text on data, split and scores; by default the ``README.md`` beside ``checkpoint``.
         overwrite: Whether ``out``, a packed bundle, may be replaced.
+        override_record: Whether ``overlays`` and the names of the classes in metadata.json win where the
+            record of the weights disagrees.
 
     Raises:
         FileNotFoundError: if a file of the bundle, the checkpoint, or ``card`` does not exist.
         FileExistsError: if ``out`` exists and ``overwrite`` is false, or it is not a packed bundle.
-        ValueError: if the weights do not fit the bundle's network, or have no head at ``level``.
+        ValueError: if the weights do not fit the bundle's network, have no head at ``level``, or their record
+            disagrees.
     """
     source, out = Path(bundle), Path(out)
     if overwrite and out.exists() and not (out / "configs" / "metadata.json").is_file():
         raise FileExistsError(f"out must be a packed bundle to be replaced, {out} is not.")
-    card = _find_card(card, Path(checkpoint))
-    configs = _read_configs(source, overlays)
+    card = find_card(card, Path(checkpoint))
+    record = read_record(checkpoint)
+    recorded = [] if record is None else [name for name in record.overlays if _merges(source, name)]
+    configs = _follow(record, source, recorded, overlays, checkpoint, override_record)
+    overlays = list(dict.fromkeys([*recorded, *overlays]))
     network = _network(configs["inference"], checkpoint, level)
     for name in SELF_CONTAINED:
         _fit(configs[name], network)
@@ -85,8 +94,8 @@ def pack_bundle(
             _write_json(part / "configs" / f"{name}.json", config)
         shutil.copy(source / "logging.conf", part / "configs")
         shutil.copy(source / "LICENSE", part)
-        _write_docs(source, part, metadata, card, overlays)
-        _write_models(part, network, Path(checkpoint))
+        write_docs(source, part, metadata, card, overlays)
+        _write_models(part, network, record)
         _write_json(part / "configs" / "inference.json", _with_options(configs["inference"], network))
         if standalone:
             package = Path(__file__).parents[1]
@@ -113,6 +122,52 @@ def _read_configs(source: Path, overlays: Sequence[str]) -> dict[str, Json]:
     return configs
 
 
+def _follow(
+    record: Record | None,
+    source: Path,
+    recorded: Sequence[str],
+    overlays: Sequence[str],
+    checkpoint: PathLike,
+    override: bool,
+) -> dict[str, Json]:
+    """Return all JSONs of a bundle by name, with what the record of the weights says."""
+    configs = _read_configs(source, list(dict.fromkeys([*recorded, *overlays])))
+    if record is None:
+        return configs
+    explicit = {k for n in overlays for k in ConfigParser.load_config_file(config_files(source, n)[0])}
+    for name in SELF_CONTAINED:
+        parser = ConfigParser(configs[name])
+        apply_record(parser, record, explicit, checkpoint, override)
+        configs[name] = {key: value for key, value in parser.get().items() if key != "_meta_"}
+    if not override:
+        _check_labels(source, record, configs)
+    return configs
+
+
+def _merges(source: Path, name: str) -> bool:
+    """Whether an overlay of a training belongs over inference.json as well."""
+    try:
+        ConfigParser.load_config_files(config_files(source, "inference", name))
+    except (FileNotFoundError, KeyError, ValueError):
+        return False
+    return True
+
+
+def _check_labels(source: Path, record: Record, configs: Mapping[str, Json]) -> None:
+    """Raise if metadata.json names other classes than those that the weights were trained with."""
+    formats = configs["metadata"]["network_data_format"]
+    named = list(formats["outputs"]["pred"]["channel_def"].values())[: configs["inference"]["out_channels"]]
+    if record.labels and named != record.labels:
+        path = config_files(source, "metadata")[0]
+        wanted = json.dumps({str(n): name for n, name in enumerate(record.labels)})
+        raise ValueError(
+            f"{path} must name the classes of the weights, {', '.join(record.labels)}, "
+            f"got {', '.join(named)}: give channel_def {wanted} there, and "
+            "have name, task, description, label_classes, pred_classes and data_source say the same; "
+            "override_record=True (--override-record) packs it as it is."
+        )
+
+
 def _network(config: Json, checkpoint: PathLike, level: int | None) -> UNetPlusPlus:
     """Return the bundle's network with the weights, pruned to ``level`` if that is given."""
     network = load_network(ConfigParser(config).get_parsed_content("network_def"), checkpoint)
@@ -128,6 +183,8 @@ def _fit(config: Json, network: UNetPlusPlus) -> None:
     for key in ("strides", "kernel_size", "up_channels"):
         if isinstance(definition.get(key), list):
             definition[key] = definition[key][: len(network.arguments[key])]
+    if "last_channels" in definition:
+        definition["last_channels"] = network.arguments["last_channels"]
     if not network.deep_supervision:
         definition["deep_supervision"] = False
 
@@ -169,70 +226,14 @@ def _installed(package: str) -> str:
     return version(package).partition("+")[0]  # 2.13.0+cpu is not on a package index
 
 
-def _find_card(card: PathLike | None, checkpoint: Path) -> Path | None:
-    """Return the path of the model card, if there is one."""
-    if card is None:
-        beside = checkpoint.parent / "README.md"
-        return beside if beside.is_file() else None
-    if not Path(card).is_file():
-        raise FileNotFoundError(f"card must be a text file, no {card}.")
-    return Path(card)
-
-
-def _write_docs(source: Path, part: Path, metadata: Json, card: Path | None, overlays: Sequence[str]) -> None:
-    """Write README, data licence and model card, with the paths of the packed layout."""
-    docs = part / "docs"
-    docs.mkdir()
-    shutil.copy(source / "data_license.txt", docs)
-    readme = _relocated((source / "README.md").read_text(), source.name)
-    (docs / "README.md").write_text(_without_overlays(readme, overlays))
-    text = _relocated(card.read_text(), source.name) if card else _card_without_scores(metadata)
-    (docs / CARD).write_text(text)
-
-
-def _card_without_scores(metadata: Json) -> str:
-    said = {key: metadata[key] for key in ("name", "description", "data_source", "intended_use")}
-    lines = [f"| {key.replace('_', ' ')} | {value} |" for key, value in said.items()]
-    stated = "Data, split and scores of these weights were not stated by whoever packed them."
-    return "\n".join(["# Model card", "", "| | |", "| --- | --- |", *lines, "", stated, ""])
-
-
-def _relocated(text: str, name: str) -> str:
-    """Return a text of a flat bundle for a packed one, whose commands run in the bundle's folder."""
-    text = text.replace("the root of the repository", "this bundle's folder")
-    text = re.sub(rf"bundles/{name}/(\w+\.json)", r"configs/\1", text)
-    text = re.sub(rf"bundles/{name}/weights/", "models/", text)
-    text = re.sub(rf"bundles/{name}/", "", text)
-    text = re.sub(rf"bundles/{name}\b", ".", text)
-    text = text.replace("(weights/README.md)", f"({CARD})")
-
-    def link(found: re.Match[str]) -> str:
-        kept = found[2].startswith("http") or found[2] in ("data_license.txt", CARD)
-        return found[0] if kept else found[1]
-
-    return re.sub(r"\[([^\]]*)\]\(([^)]+)\)", link, text)
-
-
-def _without_overlays(readme: str, overlays: Sequence[str]) -> str:
-    """Return a text whose commands do not name the overlays, which are merged in a packed bundle."""
-    if not overlays:
-        return readme
-    for name in overlays:
-        readme = readme.replace(f",'configs/{name}.json'", "").replace(f" --overlay {name}", "")
-    readme = re.sub(r"\"\['([^',]+)'\]\"", r"\1", readme)  # a list of one
-    title, _, rest = readme.partition("\n")
-    names = " and ".join(f"`{name}.json`" for name in overlays)
-    return f"{title}\n\n**In this folder {names} is in `train.json` and `inference.json` already.**\n{rest}"
-
-
-def _write_models(part: Path, network: UNetPlusPlus, checkpoint: Path) -> None:
+def _write_models(part: Path, network: UNetPlusPlus, record: Record | None) -> None:
     """Write the weights as tensors, as TorchScript with the configs, and as safetensors if installed."""
     weights = part / "models" / "model.pt"
     with atomic_write(weights) as file:
         save_by_memory(file, partial(torch.save, network.state_dict()))
-    if network.deep_supervision and checkpoint.with_suffix(".json").is_file():
-        found = read_calibration(checkpoint)
-        write_calibration(weights, found.level, found.exit)
+    if record is not None:
+        record = record if network.deep_supervision else without_levels(record)
+        write_record(weights, replace(record, network=plain(network.spec.arguments()), files={}))
     if find_spec("safetensors"):
         from safetensors.torch import save
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from monai_unetpp.files import PathLike, atomic_write, refuse_existing
 
-__all__ = ["PARTS", "config_files", "copy_bundle"]
+__all__ = ["PARTS", "config_files", "copy_bundle", "find_bundle"]
 
 PARTS = ("*.json", "*.conf", "*.md", "*.txt", "LICENSE", "weights/*")  # files that a bundle ships
 
@@ -32,12 +32,38 @@ def config_files(bundle: PathLike, *names: str) -> list[str]:
     return [str(path) for path in paths]
 
 
+def find_bundle(bundle: PathLike) -> Path:
+    """Return the folder of a bundle that is given by its folder or, without a clone, by its name.
+
+    A folder of that name comes first, then ``bundles/NAME``, where :func:`copy_bundle` writes it, then the
+    bundle that comes with this package.
+
+    Args:
+        bundle: Folder or name.
+
+    Raises:
+        FileNotFoundError: if there is no such bundle; the message lists the names.
+    """
+    given = Path(bundle)
+    places = [given]
+    if given == Path(given.name):
+        places += [Path("bundles") / given, _shipped() / given]
+    for place in places:
+        if any((place / part).is_file() for part in ("inference.json", "configs/inference.json")):
+            return place
+    names = ", ".join(sorted(path.parent.name for path in _shipped().glob("*/train.json")))
+    raise FileNotFoundError(
+        f"bundle must be the folder of a bundle, with inference.json, or one of {names}: no {given}."
+    )
+
+
 def copy_bundle(name: str, out: PathLike = "bundles", overwrite: bool = False) -> Path:
     """Write a bundle that comes with this package into ``out/name``, where its commands expect it.
 
     Args:
         name: Name of the bundle, ``"liver"`` or ``"lung_nodule"``.
-        out: Folder of bundles; its parent is where the commands of the documentation are run.
+        out: Folder of bundles; its parent is where the commands of the documentation are run. The bundle's
+            ``bundle_root`` names the folder ``out/name`` as it is given here.
         overwrite: Whether the bundle's own files may be replaced; results of a training are kept.
 
     Raises:
@@ -55,7 +81,16 @@ def copy_bundle(name: str, out: PathLike = "bundles", overwrite: bool = False) -
         for path in (shipped / name).glob(pattern):
             with atomic_write(target / path.relative_to(shipped / name)) as part:
                 shutil.copyfile(path, part)
+                _set_root(part, target, f"bundles/{name}")
     return target
+
+
+def _set_root(path: Path, target: Path, root: str) -> None:
+    """Let a JSON of a bundle name the folder that it is written to as ``bundle_root``."""
+    folder = target.as_posix()
+    if path.suffix == ".json" and folder != root and not set('#@%$"\\') & set(folder):  # not MONAI's language
+        text, line = path.read_text(encoding="utf-8"), '    "bundle_root": "{}",'
+        path.write_text(text.replace(line.format(root), line.format(folder)), encoding="utf-8")
 
 
 def _shipped() -> Path:

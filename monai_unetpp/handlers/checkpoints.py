@@ -6,31 +6,27 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import time
 from collections.abc import Mapping
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 import monai.handlers
-import torch
 from ignite.engine import Engine
 from ignite.handlers import Checkpoint
-from ignite.handlers.checkpoint import BaseSaveHandler
-from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from monai_unetpp.files import atomic_write, save_by_memory, stale_parts
+from monai_unetpp.files import stale_parts
+from monai_unetpp.handlers.atomic import EPOCH, AtomicSaver, checkpoints_in
+from monai_unetpp.record import make_record, write_record
 from monai_unetpp.weights import read_tensors
 
-__all__ = ["CheckpointSaver", "checkpoints_in"]
+__all__ = ["CheckpointSaver"]
 
 logger = logging.getLogger(__name__)
 
-EPOCH = "checkpoint_epoch={}.pt"
 SCALER = "scaler"
-RETRY_SECONDS = (1, 5)  # before the next attempts to write a checkpoint
 
 
 class CheckpointSaver(monai.handlers.CheckpointSaver):
@@ -42,13 +38,22 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
     - In a resumed training, checkpoints of earlier epochs count towards ``n_saved``.
     - Weights that are not finite are never saved, and a score that is not finite is never the best.
     - The gradient scaler of a trainer with ``amp`` is saved as well.
+    - The best weights get a record beside them.
+
+    Args:
+        *args: Arguments of ``monai.handlers.CheckpointSaver``.
+        record: Fields of :class:`~monai_unetpp.record.Record` that the best weights are recorded with; by
+            default there is no record.
+        **settings: Further arguments of ``monai.handlers.CheckpointSaver``.
     """
 
     _key_metric_checkpoint: Any  # ignite's, or None
     _interval_checkpoint: Any
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
+    def __init__(self, *args: Any, record: Mapping[str, Any] | None = None, **settings: Any) -> None:
         super().__init__(*args, **settings)
+        self._record = record
+        self._scores: tuple[int, dict[str, float]] = (0, {})
         checkpoints: list[Any] = [
             self._final_checkpoint,
             self._key_metric_checkpoint,
@@ -56,7 +61,9 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
         ]
         for checkpoint in filter(None, checkpoints):
             name = checkpoint.save_handler.filename
-            checkpoint.save_handler = _AtomicSaver(Path(self.save_dir), name, self.save_dict)
+            checkpoint.save_handler = AtomicSaver(Path(self.save_dir), name, self.save_dict)
+        if record is not None and self._key_metric_checkpoint is not None:
+            self._key_metric_checkpoint.save_handler.saved_as = self._write_record
         self._knows_earlier = False
 
     def attach(self, engine: Engine) -> None:
@@ -74,6 +81,8 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
         if not math.isfinite(state.metrics[name]):
             logger.warning(f"{name} is {state.metrics[name]}: these weights are not the best ones.")
             return
+        metrics = {key: float(value) for key, value in state.metrics.items() if _is_number(value)}
+        self._scores = state.epoch, metrics
         super().metrics_completed(engine)
 
     def interval_completed(self, engine: Engine) -> None:
@@ -107,6 +116,12 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
         """Return the path of the best weights."""
         return Path(self.save_dir) / self._key_metric_checkpoint.save_handler.filename
 
+    def _write_record(self, path: Path) -> None:
+        [network] = self.save_dict.values()
+        network = network.module if isinstance(network, DistributedDataParallel) else network
+        epoch, scores = self._scores
+        write_record(path, make_record(path, network, self._record or {}, epoch, scores))
+
     def _count_earlier(self, epochs: int) -> None:
         """Count checkpoints of the first ``epochs``; warn of later ones, which are of another training.
 
@@ -129,70 +144,16 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
             )
 
 
-class _AtomicSaver(BaseSaveHandler):
-    """Write checkpoints atomically, in the first process.
-
-    Args:
-        folder: Folder to write to.
-        filename: Name of the only file, which is replaced; by default every checkpoint has its own.
-        saved: Name -> object that is saved.
-    """
-
-    def __init__(self, folder: Path, filename: str | None, saved: Mapping[str, Any]) -> None:
-        self.folder = folder
-        self.filename = filename
-        self.saved = saved
-
-    @idist.one_rank_only()
-    def __call__(self, checkpoint: Any, filename: str, metadata: Any = None) -> None:  # noqa: ARG002
-        path = self.folder / (self.filename or filename)
-        self._check_finite(path)
-        for wait in (*RETRY_SECONDS, None):
-            try:
-                with atomic_write(path) as part:
-                    save_by_memory(part, partial(torch.save, checkpoint))
-                return
-            except OSError as error:
-                if wait is None:
-                    raise OSError(
-                        f"{path} could not be saved: {error.strerror or error}. --ckpt_dir names another "
-                        f"folder. {self._last_good()}"
-                    ) from error
-                logger.warning(f"{path} could not be saved: {error}. Retrying in {wait} s.")
-                time.sleep(wait)
-
-    @idist.one_rank_only()
-    def remove(self, filename: str) -> None:
-        """Remove a file, unless the next one replaces it."""
-        if self.filename is None:
-            (self.folder / filename).unlink(missing_ok=True)
-
-    def _check_finite(self, path: Path) -> None:
-        for name, target in self.saved.items():
-            wrong = [
-                key
-                for key, value in (target.state_dict() if isinstance(target, nn.Module) else {}).items()
-                if not torch.isfinite(value).all()
-            ]
-            if wrong:
-                raise ValueError(
-                    f"{path} is not saved: {name} is not finite in {wrong[0]} and {len(wrong) - 1} more. "
-                    f"{self._last_good()}"
-                )
-
-    def _last_good(self) -> str:
-        found = checkpoints_in(self.folder)
-        return f"--resume True continues from {found[max(found)]}." if found else "No epoch was saved yet."
-
-
-def checkpoints_in(directory: Path) -> dict[int, Path]:
-    """Return the checkpoints in a folder by epoch."""
-    return {int(path.stem.split("=")[1]): path for path in directory.glob(EPOCH.format("*"))}
-
-
 def _is_readable(path: Path) -> bool:
     try:
         read_tensors(path)
     except (OSError, ValueError):
         return False
     return True
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False

@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from monai_unetpp.files import PathLike
-from monai_unetpp.handlers.checkpoints import checkpoints_in
+from monai_unetpp.handlers.atomic import checkpoints_in
 
 __all__ = ["check_training_folder"]
 

@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from monai_unetpp.handlers.checkpoints import SCALER, checkpoints_in
+from monai_unetpp.handlers.atomic import checkpoints_in
+from monai_unetpp.handlers.checkpoints import SCALER
 from monai_unetpp.handlers.settings import changed_settings, check_unchanged, take_settings
 from monai_unetpp.network import UNetPlusPlus
 from monai_unetpp.weights import check_fit, load_network, read_tensors

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,11 @@ from monai.inferers import SlidingWindowInferer
 from monai.metrics import compute_dice
 from torch import Tensor
 
-from monai_unetpp.files import PathLike, atomic_write
+from monai_unetpp.files import PathLike
 from monai_unetpp.inferers import early_exit_like
 from monai_unetpp.levels.score import default_postprocessing, evaluating
 from monai_unetpp.network import UNetPlusPlus
+from monai_unetpp.record import Record, read_record, record_path, sha256, write_record
 
 __all__ = [
     "THRESHOLDS",
@@ -140,40 +139,37 @@ def calibrate_exit(
 
 
 def write_calibration(weights: PathLike, level: int, exit: ExitScore) -> Path:
-    """Write the calibration beside the file of weights, its suffix replaced by ``.json``; return the path."""
-    path = Path(weights).with_suffix(".json")
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(asdict(Calibration(_hash(weights), level, exit)), indent=4) + "\n")
-    return path
+    """Write the calibration into the record beside the file of weights; return the path of the record."""
+    try:
+        record = read_record(weights) or Record(sha256(weights))
+    except ValueError as error:  # of weights that were replaced
+        logger.warning(f"{error} A new record is written, with the calibration alone.")
+        record = Record(sha256(weights))
+    return write_record(weights, replace(record, level=level, exit=asdict(exit)))
 
 
 def read_calibration(weights: PathLike) -> Calibration:
-    """Read the calibration of a file of weights.
+    """Read the calibration of a file of weights from their record.
 
     Raises:
         FileNotFoundError: if the weights were not calibrated.
-        ValueError: if the calibration is of other weights, or its file is damaged.
+        ValueError: if the record is of other weights, or damaged.
     """
-    path = Path(weights).with_suffix(".json")
     how = "to calibrate, run levels.json merged over train.json."
-    if not path.is_file():
-        raise FileNotFoundError(f"{weights} was not calibrated, there is no {path}; {how}")
+    path = record_path(weights)
     try:
-        found = json.loads(path.read_text())
-        exit_score = ExitScore(**{**found["exit"], "exits": tuple(found["exit"]["exits"])})
-        calibration = Calibration(found["weights"], found["level"], exit_score)
+        record = read_record(weights)
+        if record is None or record.level is None or record.exit is None:
+            missing = f"{path} has no level" if path.is_file() else f"there is no {path}"
+            raise FileNotFoundError(f"{weights} was not calibrated, {missing}; {how}")
+        found = ExitScore(**{**record.exit, "exits": tuple(record.exit["exits"])})
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}; {how}") from error
-    if calibration.weights != _hash(weights):
-        raise ValueError(f"{path} is the calibration of other weights than those in {weights}; {how}")
-    return calibration
+        reason = str(error) if type(error) is ValueError else f"{path} is damaged: {error!r}"
+        raise ValueError(f"{reason.rstrip('.')}; {how}") from error
+    return Calibration(record.weights, record.level, found)
 
 
 def case_dice(item: Mapping[str, Any]) -> Tensor:
     """Return the mean Dice over the classes of one case; NaN if its label is background only."""
     y_pred, y = (torch.as_tensor(item[key])[None].float().cpu() for key in ("pred", "label"))
     return compute_dice(y_pred, y, include_background=y.shape[1] == 1).nanmean()
-
-
-def _hash(path: PathLike) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -10,13 +10,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 from torch import nn
 
-from monai_unetpp.bundle import config_files, set_values
+from monai_unetpp.bundle import configure
 from monai_unetpp.files import PathLike
-from monai_unetpp.inferers import VolumeInferer
+from monai_unetpp.inferers import EarlyExitInferer, VolumeInferer
 from monai_unetpp.levels import read_calibration
+from monai_unetpp.network import UNetPlusPlus
+from monai_unetpp.segment.provenance import precision_of, provenance
 from monai_unetpp.weights import load_network
 
 __all__ = ["Pipeline", "load_pipeline"]
@@ -37,6 +38,7 @@ class Pipeline:
         autocast: Function that returns a ``torch.autocast`` context.
         window: Intensities drawn black and white in sheets, HU.
         pixdim: Spacing that scans are resampled to, mm.
+        made_by: What makes the masks: weights, level, precision, settings; see ``<name>_seg.json``.
     """
 
     preprocessing: Any
@@ -47,49 +49,65 @@ class Pipeline:
     autocast: Any
     window: tuple[float, float]
     pixdim: tuple[float, ...]
+    made_by: dict[str, Any]
 
 
 def load_pipeline(
-    bundle: PathLike, input_dir: PathLike, output_dir: PathLike, overlays: Sequence[str] = (), **settings: Any
+    bundle: PathLike,
+    input_dir: PathLike,
+    output_dir: PathLike,
+    overlays: Sequence[str] = (),
+    override_record: bool = False,
+    **settings: Any,
 ) -> Pipeline:
     """Build the parts of a bundle's ``inference.json``.
 
     Args:
-        bundle: Folder of the bundle.
+        bundle: Folder of the bundle, or the name of one that comes with this package.
         input_dir: Scan or folder of scans, see :func:`~monai_unetpp.data.list_volumes`.
         output_dir: Folder of the masks.
         overlays: Names of further JSONs of the bundle that are merged over it.
+        override_record: Whether ``settings`` and ``overlays`` win where the record of the weights disagrees.
         **settings: Keys of the configuration with other values, such as ``ckpt_path``. A ``level`` of
             ``"auto"`` is the calibrated one, or the deepest if the weights were not calibrated.
 
     Raises:
         FileNotFoundError: if the folder has no ``inference.json``, or the bundle has no weights; or if they
             were not calibrated and ``early_exit`` is one of the overlays.
-        ValueError: if the weights do not fit; see :func:`~monai_unetpp.load_network`.
+        ValueError: if a key is unknown, a value disagrees with the record of the weights, or the weights do
+            not fit; see :func:`~monai_unetpp.load_network`.
     """
-    parser = ConfigParser()
-    parser.read_config(config_files(bundle, "inference", *overlays))
-    paths = {"bundle_root": bundle, "dataset_dir": input_dir, "output_dir": output_dir}
-    # one dial: in a packed bundle the inferer may name an option of MONAI Label instead
-    set_values(parser, {**paths, "inferer#level": "@level", **settings})
+    paths = {"dataset_dir": input_dir, "output_dir": output_dir}
+    chosen = configure(bundle, paths, overlays, override_record, settings)
+    parser, weights = chosen.parser, chosen.weights
     get = parser.get_parsed_content
     get("imports")
-    weights = get("ckpt_path")
     if get("level") == "auto":
         parser["level"] = _calibrated_level(weights)
     if "early_exit" in overlays:
         read_calibration(weights)  # raises a clear error, which the parser would wrap
-    device = get("device")
+    device, inferer = get("device"), get("inferer")
+    network = load_network(get("network"), weights, get("level"), device, get("runtime"))
+    precision = precision_of(device, get("amp"), get("amp_kwargs"))
     return Pipeline(
         preprocessing=get("preprocessing"),
-        network=load_network(get("network"), weights, get("level"), device, get("runtime")),
-        inferer=get("inferer"),
+        network=network,
+        inferer=inferer,
         postprocessing=get("postprocessing"),
         device=device,
         autocast=partial(torch.autocast, device.type, enabled=get("amp"), **get("amp_kwargs")),
         window=tuple(get("hu_range")),
         pixdim=tuple(get("pixdim")),
+        made_by=provenance(chosen, _level_name(network, inferer), precision),
     )
+
+
+def _level_name(network: nn.Module, inferer: VolumeInferer) -> str:
+    windows = inferer.inferer
+    if isinstance(windows, EarlyExitInferer):
+        return f"exit {windows.threshold:g}"
+    level = inferer.level or (network.level if isinstance(network, UNetPlusPlus) else None)
+    return f"L{level}" if level else "exported"
 
 
 def _calibrated_level(weights: PathLike) -> int | None:

@@ -29,7 +29,8 @@ from monai_unetpp.inferers import EarlyExitInferer, Segmentation
 from monai_unetpp.pictures import draw_volume
 from monai_unetpp.readers.memory import check_volume
 from monai_unetpp.segment.pipeline import Pipeline, load_pipeline
-from monai_unetpp.transforms.saving import RESULT_PATH, write_nifti
+from monai_unetpp.segment.provenance import check_provenance, describe, side_file, write_provenance
+from monai_unetpp.transforms.saving import DESCRIPTION, RESULT_PATH, write_nifti
 
 __all__ = ["Outcome", "segment"]
 
@@ -75,6 +76,7 @@ def segment(
     progress: bool = False,
     share: tuple[int, int] = (0, 1),
     overlays: Sequence[str] = (),
+    override_record: bool = False,
     **settings: Any,
 ) -> list[Outcome]:
     """Segment scans, each into ``<name>_seg.nii.gz`` on its own grid.
@@ -82,7 +84,7 @@ def segment(
     Args:
         input_dir: Scan or folder of scans, see :func:`~monai_unetpp.data.list_volumes`.
         output_dir: Folder of the masks, outside of ``input_dir``.
-        bundle: Folder of the bundle.
+        bundle: Folder of the bundle, or the name of one that comes with this package.
         probability: Class whose probability is written as ``<name>_probability.nii.gz``.
         uncertainty: Whether to write the disagreement of the heads as ``<name>_uncertainty.nii.gz``, and to
             rank the cases by expected error in ``uncertainty.csv``, the most uncertain first.
@@ -92,6 +94,7 @@ def segment(
         share: Rank of this process and number of processes that the scans are divided among. Processes that
             were not started together can share a folder as well: locks keep them apart.
         overlays: Names of further JSONs of the bundle that are merged over its ``inference.json``.
+        override_record: Whether ``settings`` and ``overlays`` win where the record of the weights disagrees.
         **settings: Keys of the configuration with other values, see :func:`load_pipeline`.
 
     Returns:
@@ -113,7 +116,7 @@ def segment(
         require("figures", "matplotlib")
     optional = {"probability": probability is not None, "uncertainty": uncertainty, "sheet": sheets}
     kinds = [*(kind for kind, wanted in optional.items() if wanted), "seg"]
-    pipeline = load_pipeline(bundle, input_dir, output_dir, overlays, **settings)
+    pipeline = load_pipeline(bundle, input_dir, output_dir, overlays, override_record, **settings)
     pipeline.inferer.progress = progress
     locks = _make_locks(Path(output_dir))
     stale = stale_parts(output_dir)
@@ -200,8 +203,11 @@ class _Run:
     def _load(self, case: Mapping[str, str]) -> tuple[Outcome, Any]:
         """Load a scan, unless its results exist; its lock must be held."""
         image, paths = case["image"], self.paths(case["image"]).values()
-        for path in paths:
+        for path in (*paths, side_file(self.paths(image)["seg"])):
             self._clear(path)
+        mask = self.paths(image)["seg"]
+        if mask.exists() and not self.overwrite:
+            check_provenance(mask, self.pipeline.made_by)
         if not self.overwrite and all(path.exists() for path in paths):
             return Outcome(image, "skipped"), None
         check_volume(image, self.pipeline.pixdim)
@@ -239,7 +245,9 @@ class _Run:
             with FileLock(self.locks / f"{RANKING}.lock"):
                 self._clear(self.output_dir / RANKING)
                 _add_to_ranking(self.output_dir / RANKING, image, found.case_uncertainty)
-        labels = MetaTensor(found.labels[0], meta={**found.labels.meta, RESULT_PATH: paths["seg"]})
+        write_provenance(paths["seg"], pipeline.made_by, image)
+        named = {RESULT_PATH: paths["seg"], DESCRIPTION: describe(pipeline.made_by)}
+        labels = MetaTensor(found.labels[0], meta={**found.labels.meta, **named})
         pipeline.postprocessing({**scan, "pred": labels})
         if not paths["seg"].exists():
             raise FileNotFoundError(

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from monai_unetpp.files import PathLike, atomic_write, result_path
 
-__all__ = ["RESULT_PATH", "SaveImageAtomicd", "write_nifti"]
+__all__ = ["DESCRIPTION", "RESULT_PATH", "SaveImageAtomicd", "write_nifti"]
 
-RESULT_PATH = "result_path"  # key of meta
+RESULT_PATH = "result_path"  # keys of meta
+DESCRIPTION = "description"
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,8 @@ class SaveImageAtomicd(SaveImaged):
     folder for a suffix. This is a subclass, so that a host that saves results itself, such as MONAI Label or
     MONAI Deploy, recognises and removes it.
 
-    A caller that has named the file already puts its path into the volume's ``meta`` as ``"result_path"``.
+    A caller that has named the file already puts its path into the volume's ``meta`` as ``"result_path"``,
+    and a text for the header, of up to 79 bytes, as ``"description"``.
 
     Args:
         keys: Keys of the volumes to write, ``MetaTensor`` (1, *spatial) with ``affine``.
@@ -61,16 +63,17 @@ class SaveImageAtomicd(SaveImaged):
             if path is None:
                 image = volume.meta["filename_or_obj"]
                 path = result_path(image, self.output_dir, self.input_dir, self.what)
-            write_nifti(path, volume[0], volume.affine, self.dtype)
+            write_nifti(path, volume[0], volume.affine, self.dtype, volume.meta.get(DESCRIPTION, ""))
             logger.info(f"Wrote {path}.")
         return dict(data)
 
 
-def write_nifti(path: PathLike, volume: Tensor, affine: Tensor, dtype: str) -> None:
+def write_nifti(path: PathLike, volume: Tensor, affine: Tensor, dtype: str, description: str = "") -> None:
     """Write a volume (*spatial) with its affine, voxel index to world mm (RAS+), atomically."""
     image: Any = nib.Nifti1Image(  # type: ignore[no-untyped-call]
         volume.cpu().numpy().astype(dtype, copy=False), affine.cpu().numpy()
     )
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description.encode("ascii", "replace")[:79]
     with atomic_write(path) as part:
         nib.save(image, part)

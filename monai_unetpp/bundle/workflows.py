@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training, evaluation and levels of a bundle: the same configurations that ``monai.bundle run`` runs.
 
-Keys are checked before anything runs, and errors are the user's mistake in one line.
+Errors are the user's mistake in one line.
 """
 
 from __future__ import annotations
 
 import ast
-import difflib
 import json
 import logging
 import shlex
@@ -16,16 +15,44 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
+from monai_unetpp.bundle.settings import set_values
 from monai_unetpp.errors import find_cause
 from monai_unetpp.files import PathLike
 
-__all__ = ["check_keys", "next_arguments", "run_words", "run_workflow", "settings_of"]
+__all__ = ["next_arguments", "run_words", "run_workflow", "settings_of"]
 
-TRACKING = {"experiment_name", "save_execute_config"}  # what monai.bundle takes beside --tracking
-SECTIONS = ("train", "validate")  # of train.json: they hold no arguments of a component
 OF_THIS_RUN = {"resume", "resume_changes"}  # not passed on to the next commands
-NEAREST = 3
+
+
+class FilesWorkflow(ConfigWorkflow):
+    """MONAI's workflow of JSONs, with paths that are data.
+
+    Args:
+        files: JSONs in the order of merging.
+        settings: Key of the configuration -> value.
+        tracking: That of ``monai.bundle run``: a name such as ``"mlflow"``, or the path of a JSON.
+
+    Attributes:
+        files: Paths of the JSONs, which :func:`~monai_unetpp.bundle.check_run` compares with.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], settings: Mapping[str, Any], tracking: str | None = None
+    ) -> None:
+        log = files[0].parent / "logging.conf"
+        super().__init__(
+            [str(file) for file in files],
+            logging_file=str(log) if log.is_file() else False,
+            workflow_type="train",
+        )
+        self.files = tuple(files)
+        set_values(self.parser, settings)
+        if tracking is not None:
+            known: Any = DEFAULT_EXP_MGMT_SETTINGS
+            config = known[tracking] if tracking in known else ConfigParser.load_config_files(tracking)
+            self.patch_bundle_tracking(parser=self.parser, settings=config)
 
 
 def run_workflow(
@@ -41,23 +68,15 @@ def run_workflow(
             is that of ``monai.bundle run``.
 
     Raises:
-        ValueError: on a user's mistake, whose cause is found in MONAI's chain of exceptions.
+        ValueError: if a key is unknown, or on another mistake of a user, whose cause is found in MONAI's chain
+            of exceptions.
         FileNotFoundError: if the folder holds no such bundle or overlay.
     """
     folder, settings = Path(bundle), dict(settings or {})
     files = [_json(folder, part) for part in ["train", *overlays, *([name] if name != "train" else [])]]
-    tracking = settings.pop("tracking", None)
-    check_keys(files, [key for key in settings if not (tracking and key in TRACKING)])
     settings.setdefault("bundle_root", str(folder))
-    logging_file = folder / "logging.conf"
     try:
-        flow = ConfigWorkflow(
-            [str(file) for file in files],
-            logging_file=str(logging_file) if logging_file.is_file() else False,
-            workflow_type="train",
-            tracking=tracking,
-            **settings,
-        )
+        flow = FilesWorkflow(files, settings, settings.pop("tracking", None))
         logging.getLogger("ignite").setLevel(logging.CRITICAL)  # what it says of an error is said below
         flow.initialize()
         flow.run()
@@ -77,32 +96,6 @@ def run_words(
         settings = {"arguments": next_arguments(overlays, settings), **settings}
     run_workflow(name, bundle, overlays, settings)
     return ""
-
-
-def check_keys(files: Sequence[Path], keys: Sequence[str]) -> None:
-    """Refuse keys that configurations do not have.
-
-    Arguments of a component need not be in the configuration: ``network_def#dropout``.
-
-    Raises:
-        ValueError: with each unknown key and the nearest ones.
-    """
-    parser = ConfigParser()
-    parser.read_config([str(file) for file in files])
-    known = [str(key) for key in parser.get()]
-    unknown = []
-    for key in keys:
-        parent, _, last = key.rpartition("#")
-        if key in parser or (parent and parent in parser and parent not in SECTIONS):
-            continue
-        inside = [str(name) for name in parser.get(parent)] if parent in SECTIONS else known
-        wanted = last if parent in SECTIONS else key.split("#")[0]
-        near = difflib.get_close_matches(wanted, inside, NEAREST)
-        hint = f" (did you mean {', '.join(near)}?)" if near else ""
-        unknown.append(f"{key}{hint}")
-    if unknown:
-        names = ", ".join(str(file) for file in files)
-        raise ValueError(f"no such key in {names}: {'; '.join(unknown)}.")
 
 
 def settings_of(words: Sequence[str]) -> dict[str, Any]:

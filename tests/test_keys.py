@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys that no configuration has are refused, with the nearest ones, wherever values are set."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from bundles import BUNDLES, DEEP, TINY, TINY_TRAINING, raises_within, run
+from monai_unetpp.__main__ import main
+from monai_unetpp.segment import load_pipeline
+
+LIVER = BUNDLES / "liver"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (
+            "largest_componet",
+            r"inference\.json has no key 'largest_componet': did you mean largest_component\?",
+        ),
+        ("chanels", r"has no key 'chanels': did you mean channels\b"),
+        ("zzz", r"has no key 'zzz'; it has amp, .*windows\."),
+        ("inferer#progres", r"inference\.json, inferer, has no key 'progres': did you mean progress\?"),
+        ("network_def::strids", r"inference\.json, network_def, has no key 'strids': did you mean strides\?"),
+        (
+            "preprocessing_transforms#9#keys",
+            r"preprocessing_transforms, has no key '9'; it has 0, 1, 2, 3, 4",
+        ),
+    ],
+    ids=lambda text: text if re.fullmatch(r"[\w#:]+", text) else "",
+)
+def test_segment_refuses_a_key_that_inference_does_not_have(tmp_path, deep, key, message):
+    with pytest.raises(ValueError, match=message):
+        load_pipeline(LIVER, "scans", tmp_path, ckpt_path=deep, **{**TINY, key: 1})
+
+
+@pytest.mark.parametrize(
+    "key", ["windows#threshold", "windows#mode", "network_def#dropout", "amp_kwargs#dtype"]
+)
+def test_arguments_of_what_a_key_makes_are_keys_as_well(tmp_path, deep, key):
+    value = {"windows#threshold": 0.5, "windows#mode": "constant", "network_def#dropout": 0.1}.get(key)
+    settings = {**TINY, "channels": DEEP, key: value or "$torch.bfloat16"}
+    load_pipeline(LIVER, "scans", tmp_path, ckpt_path=deep, **settings)
+
+
+def test_command_says_so_in_one_line(balls, tmp_path, deep, capsys):
+    arguments = ["-i", balls / "imagesTr", "-o", tmp_path, "--bundle", LIVER, "--checkpoint", deep]
+    with pytest.raises(SystemExit) as end:
+        main(["segment", *map(str, arguments), "--set", "largest_componet", "true"])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "error: inference.json has no key 'largest_componet': did you mean largest_component?\n"
+    ), said
+
+
+def test_training_refuses_a_key_before_anything_is_written(balls, tmp_path):
+    with raises_within(ValueError, r"has no key 'max_epoch': did you mean max_epochs"):
+        run("liver", "train", tmp_path / "root", dataset_dir=str(balls), max_epoch=1)
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize("names", ["train evaluate", "train levels", "inference"])
+def test_what_follows_a_training_refuses_it_as_well(balls, tmp_path, deep, names):
+    source = {"input": str(balls / "imagesTr")} if names == "inference" else {"dataset_dir": str(balls)}
+    with raises_within(ValueError, r"has no key 'ckpt_pth': did you mean ckpt_path"):
+        run("liver", names, tmp_path, ckpt_path=deep, **{**source, "channels": DEEP, "ckpt_pth": "x"})
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--max_epoch", r"train\.json has no key 'max_epoch': did you mean max_epochs"),
+        ("--network_def#strids", r"train\.json, network_def, has no key 'strids': did you mean strides\?"),
+        ("--tolerance", r"train\.json has no key 'tolerance'"),  # a key of levels.json
+    ],
+)
+def test_monais_command_names_the_key_and_the_nearest(balls, tmp_path, flag, message):
+    settings = {**TINY_TRAINING, "bundle_root": tmp_path, "dataset_dir": balls, "max_epochs": 1}
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(LIVER / "train.json")]
+    command += [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    done = subprocess.run([*command, flag, "1"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode != 0
+    assert re.search(message, done.stderr), done.stderr
+    assert not (tmp_path / "models").exists()
