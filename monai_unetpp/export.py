@@ -30,8 +30,7 @@ from torch import Tensor
 from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike, atomic_write, refuse_existing, save_by_memory
 from monai_unetpp.network import UNetPlusPlus, prune
-from monai_unetpp.record import read_record, sha256, without_levels, write_record
-from monai_unetpp.weights import RUNTIMES, OnnxNetwork
+from monai_unetpp.weights import RUNTIMES, OnnxNetwork, read_record, sha256, without_levels, write_record
 
 __all__ = ["FORMATS", "RUNTIMES", "OnnxNetwork", "check_formats", "example_window", "export_level"]
 

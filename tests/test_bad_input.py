@@ -251,15 +251,21 @@ def test_checkpoint_of_code_is_refused_and_not_run(balls, tmp_path, root, use):
 @pytest.mark.parametrize("key", ["in_channels", "out_channels"])
 def test_checkpoint_of_other_channels_is_refused_and_both_numbers_are_named(balls, root, model, key):
     there = {"in_channels": 1, "out_channels": 3}[key]
+    with raises_within(
+        ValueError, rf"^{key} must be {there}, with which {re.escape(str(model))} was trained"
+    ):
+        apply("inference", root, balls, model, **{key: 2})
     message = rf"^{re.escape(str(model))} does not fit .*{key} {there} in the file, 2 in the network"
     with raises_within(ValueError, message):
-        apply("inference", root, balls, model, **{key: 2})
+        apply("inference", root, balls, model, override_record=True, **{key: 2})
     assert files(root) == []
 
 
 def test_checkpoint_of_other_widths_is_refused(balls, root, model):
-    with raises_within(ValueError, rf"^{re.escape(str(model))} does not fit .* is \[.*\] in the file and \["):
+    with raises_within(ValueError, rf"^channels must be \[4, 8\], with which {re.escape(str(model))} was"):
         apply("train evaluate", root, balls, model, channels=[4, 6])
+    with raises_within(ValueError, rf"^{re.escape(str(model))} does not fit .* is \[.*\] in the file and \["):
+        apply("train evaluate", root, balls, model, channels=[4, 6], override_record=True)
     assert files(root) == []
 
 

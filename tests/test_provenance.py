@@ -11,8 +11,8 @@ import torch
 
 from bundles import BUNDLES, DEEP, TINY
 from monai_unetpp import UNetPlusPlus, __version__
-from monai_unetpp.record import sha256
 from monai_unetpp.segment import segment
+from monai_unetpp.weights import sha256
 
 LIVER = BUNDLES / "liver"
 SETTINGS = {**TINY, "channels": DEEP}

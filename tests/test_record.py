@@ -16,9 +16,8 @@ from monai_unetpp.__main__ import main
 from monai_unetpp.bundle import copy_bundle, pack_bundle
 from monai_unetpp.export import export_level
 from monai_unetpp.levels import ExitScore, read_calibration, write_calibration
-from monai_unetpp.record import Record, make_record, plain, read_record, sha256, write_record
 from monai_unetpp.segment import load_pipeline, segment
-from monai_unetpp.weights import prune_weights
+from monai_unetpp.weights import Record, make_record, plain, prune_weights, read_record, sha256, write_record
 
 LIVER = BUNDLES / "liver"
 CPU = {"device": "$torch.device('cpu')"}

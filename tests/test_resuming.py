@@ -119,6 +119,7 @@ def test_training_that_is_stopped_again_and_again_ends_as_one_that_was_not(whole
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [
         "checkpoint_epoch=2.pt",
         "checkpoint_epoch=3.pt",
+        "model.json",
         "model.pt",
     ]
 

@@ -399,7 +399,8 @@ def test_nothing_that_dicom_says_of_the_patient_is_in_results_or_messages(
         main(["segment", *map(str, places), *more])
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert {path.name for path in files if "whole" in path.name and path.suffix != ".lock"} == {
-        *("whole_seg.nii.gz", "whole_probability.nii.gz", "whole_uncertainty.nii.gz", "whole_sheet.png")
+        *("whole_seg.nii.gz", "whole_seg.json", "whole_probability.nii.gz", "whole_uncertainty.nii.gz"),
+        "whole_sheet.png",
     }
     assert {*files} >= {tmp_path / "out" / "uncertainty.csv"}
     for path in files:

@@ -10,8 +10,8 @@ import pytest
 
 from bundles import BUNDLES, TINY_TRAINING
 from monai_unetpp.__main__ import main
-from monai_unetpp.errors import find_cause
 from monai_unetpp.bundle.workflows import next_arguments, settings_of
+from monai_unetpp.errors import find_cause
 
 pytestmark = pytest.mark.slow
 
@@ -64,10 +64,10 @@ def test_overlay_is_merged_and_named_in_the_next_command(kidney, balls, capfd):
 @pytest.mark.parametrize(
     ("name", "key", "message"),
     [
-        ("train", "max_epoch", r"max_epoch (did you mean max_epochs"),
-        ("evaluate", "eval_case", "eval_case (did you mean eval_cases"),
-        ("train", "train#random_transform", "train#random_transform (did you mean random_transforms"),
-        ("levels", "xyzzy", "xyzzy."),
+        ("train", "max_epoch", "train.json has no key 'max_epoch': did you mean max_epochs?"),
+        ("evaluate", "eval_case", "evaluate.json has no key 'eval_case': did you mean eval_cases?"),
+        ("train", "train#random_transform", "no key 'random_transform': did you mean random_transforms?"),
+        ("levels", "xyzzy", "levels.json has no key 'xyzzy'; it has amp, "),
     ],
 )
 def test_unknown_key_is_refused_with_the_nearest_ones(kidney, capsys, name, key, message):
@@ -102,7 +102,10 @@ def test_cause_within_a_transform_is_found(kidney, tmp_path, balls, capsys, work
 def test_monais_command_ends_in_the_cause(kidney, tmp_path):
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(kidney / "train.json")]
     done = subprocess.run(
-        [*command, "--dataset_dir", str(tmp_path / "none")], capture_output=True, text=True, check=False
+        [*command, "--bundle_root", str(kidney), "--dataset_dir", str(tmp_path / "none")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: dataset_dir has no dataset.json: ")

@@ -16,7 +16,7 @@ from monai.bundle.utils import merge_kv
 from monai_unetpp.bundle.places import config_files, find_bundle
 from monai_unetpp.bundle.settings import apply_record, check_keys, set_values
 from monai_unetpp.files import PathLike
-from monai_unetpp.record import Record, read_record
+from monai_unetpp.weights import Record, read_record
 
 __all__ = ["Chosen", "configure"]
 

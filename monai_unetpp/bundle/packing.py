@@ -23,8 +23,7 @@ from monai_unetpp.bundle.places import config_files
 from monai_unetpp.bundle.settings import apply_record
 from monai_unetpp.files import PathLike, atomic_directory, atomic_write, save_by_memory
 from monai_unetpp.network import UNetPlusPlus, prune
-from monai_unetpp.record import Record, plain, read_record, without_levels, write_record
-from monai_unetpp.weights import load_network
+from monai_unetpp.weights import Record, load_network, plain, read_record, without_levels, write_record
 
 __all__ = ["pack_bundle"]
 

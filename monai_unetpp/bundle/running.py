@@ -20,10 +20,10 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai.utils import ensure_tuple
 
-from monai_unetpp.bundle.settings import MONAIS_OWN, apply_record, check_keys
+from monai_unetpp.bundle.settings import MONAIS_OWN, PATHS, apply_record, check_keys
 from monai_unetpp.errors import name_cause_last
 from monai_unetpp.files import PathLike
-from monai_unetpp.record import plain, read_record
+from monai_unetpp.weights import plain, read_record
 
 __all__ = ["Running", "check_run", "running", "use_record"]
 
@@ -84,12 +84,12 @@ class Running:
 def check_run() -> None:
     """Refuse keys that the JSONs of the running bundle do not have, and a copy that would write elsewhere.
 
-    An error of ``python -m monai.bundle``, from here on, ends in its cause. Where no workflow of MONAI is running
-    this does nothing.
+    From here on an error of ``python -m monai.bundle`` ends in its cause. Where no workflow of MONAI is
+    running this does nothing.
 
     Raises:
         ValueError: if there is such a key, such as ``--max_epoch`` beside ``max_epochs``; the message has the
-            nearest ones. If ``bundle_root`` is by default another folder than that of the JSONs, as in a
+            nearest ones. If a path has a ``#``. If ``bundle_root`` is by default another folder than that of the JSONs, as in a
             bundle that was copied.
     """
     name_cause_last()
@@ -97,6 +97,7 @@ def check_run() -> None:
     if run is None:
         return
     check_keys(run.on_disk, run.given(), run.names)
+    _check_paths(run)
     root, folder = run.on_disk.get("bundle_root"), run.folder
     folder = folder.parent if folder.name == "configs" else folder
     given = run.parser.get().get("bundle_root")
@@ -106,6 +107,17 @@ def check_run() -> None:
             f'would write: set "bundle_root": "{folder.as_posix()}" in train.json and inference.json, or run '
             f"it in the folder that has {root}; --bundle_root FOLDER names any other."
         )
+
+
+def _check_paths(run: Running) -> None:
+    """Refuse paths in which MONAI's command line has replaced ``#`` by ``::``."""
+    for key in PATHS:
+        path, default = (config.get(key) for config in (run.parser.get(), run.on_disk))
+        if isinstance(path, str) and "::" in path and path != default:
+            raise ValueError(
+                f"{key} must be a path without '#', which MONAI's command line reads as '::', got {path}: "
+                "rename the folder, or use monai-unetpp train, evaluate or levels, which take any path."
+            )
 
 
 def use_record(weights: PathLike, override: bool = False) -> None:

@@ -16,11 +16,12 @@ from monai.bundle import ConfigParser
 from monai_unetpp.files import PathLike
 from monai_unetpp.network import UNetPlusPlus
 from monai_unetpp.network.spec import Spec
-from monai_unetpp.record import Record, plain
+from monai_unetpp.weights import Record, plain
 
 __all__ = ["PATHS", "apply_record", "check_keys", "set_values"]
 
 PATHS = ("bundle_root", "input", "dataset_dir", "output_dir", "ckpt_dir", "ckpt_path")
+SIGNS = frozenset("#$@%")  # which MONAI's parser reads
 DATA = "_data"  # name by which expressions find values that are not parsed
 OF_TRAINING = ("use_checkpoint", "pretrained")  # arguments of a network that weights do not depend on
 MONAIS_OWN = ("_target_", "_disabled_", "_requires_", "_desc_", "_mode_", "_meta_")
@@ -30,8 +31,8 @@ def set_values(parser: ConfigParser, values: Mapping[str, Any]) -> None:
     """Set keys of a configuration before it is parsed.
 
     A path is data: MONAI's parser would read ``#`` in it as ``::``, and ``$``, ``@`` and ``%`` as code and
-    references. A value of one of the :data:`PATHS`, and any value that is a path object, is therefore handed
-    over as an object, which the parser does not look into; expressions see a string.
+    references. A value of one of the :data:`PATHS`, and any path object, is therefore handed over as an object
+    if it has one of these signs. The parser does not look into it; expressions see a string.
 
     Args:
         parser: Parser of the configuration.
@@ -39,8 +40,10 @@ def set_values(parser: ConfigParser, values: Mapping[str, Any]) -> None:
     """
     known = parser.globals.setdefault(DATA, {})
     for key, value in values.items():
-        if isinstance(value, os.PathLike) or (key in PATHS and isinstance(value, str)):
-            known[key] = os.fspath(value)
+        is_path = isinstance(value, os.PathLike) or (key in PATHS and isinstance(value, str))
+        value = os.fspath(value) if is_path else value
+        if is_path and not SIGNS.isdisjoint(value):
+            known[key] = value
             parser[key] = f"${DATA}[{key!r}]"
         else:
             parser[key] = value

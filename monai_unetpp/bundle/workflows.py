@@ -68,8 +68,8 @@ def run_workflow(
             is that of ``monai.bundle run``.
 
     Raises:
-        ValueError: if a key is unknown, or on another mistake of a user, whose cause is found in MONAI's chain
-            of exceptions.
+        ValueError: if a key is unknown, or on another mistake of a user, whose cause is found in MONAI's
+            chain of exceptions.
         FileNotFoundError: if the folder holds no such bundle or overlay.
     """
     folder, settings = Path(bundle), dict(settings or {})

@@ -19,8 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from monai_unetpp.files import stale_parts
 from monai_unetpp.handlers.atomic import EPOCH, AtomicSaver, checkpoints_in
-from monai_unetpp.record import make_record, write_record
-from monai_unetpp.weights import read_tensors
+from monai_unetpp.weights import make_record, read_tensors, write_record
 
 __all__ = ["CheckpointSaver"]
 
@@ -42,7 +41,7 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
 
     Args:
         *args: Arguments of ``monai.handlers.CheckpointSaver``.
-        record: Fields of :class:`~monai_unetpp.record.Record` that the best weights are recorded with; by
+        record: Fields of :class:`~monai_unetpp.weights.Record` that the best weights are recorded with; by
             default there is no record.
         **settings: Further arguments of ``monai.handlers.CheckpointSaver``.
     """

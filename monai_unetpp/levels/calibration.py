@@ -21,7 +21,7 @@ from monai_unetpp.files import PathLike
 from monai_unetpp.inferers import early_exit_like
 from monai_unetpp.levels.score import default_postprocessing, evaluating
 from monai_unetpp.network import UNetPlusPlus
-from monai_unetpp.record import Record, read_record, record_path, sha256, write_record
+from monai_unetpp.weights import Record, read_record, record_path, sha256, write_record
 
 __all__ = [
     "THRESHOLDS",

@@ -16,7 +16,7 @@ from monai_unetpp._version import __version__
 from monai_unetpp.bundle import Chosen
 from monai_unetpp.bundle.settings import PATHS
 from monai_unetpp.files import atomic_write
-from monai_unetpp.record import plain, sha256
+from monai_unetpp.weights import plain, sha256
 
 __all__ = ["check_provenance", "describe", "precision_of", "provenance", "side_file", "write_provenance"]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike, atomic_write, refuse_existing, save_by_memory
 from monai_unetpp.network import UNetPlusPlus, levels_in, prune, prune_state_dict
-from monai_unetpp.record import read_record, without_levels, write_record
+from monai_unetpp.weights.record import read_record, without_levels, write_record
 
 __all__ = ["RUNTIMES", "OnnxNetwork", "check_fit", "load_network", "prune_weights", "read_tensors"]
 

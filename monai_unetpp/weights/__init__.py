@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights in files.
+
+- loading: tensors only, checked against the network, of whatever level they are; exported networks
+- record: a JSON beside the weights that says how they were made
+"""
+
+from monai_unetpp.weights.loading import (
+    RUNTIMES,
+    OnnxNetwork,
+    check_fit,
+    load_network,
+    prune_weights,
+    read_tensors,
+)
+from monai_unetpp.weights.record import (
+    Record,
+    make_record,
+    plain,
+    read_record,
+    record_path,
+    sha256,
+    without_levels,
+    write_record,
+)
+
+__all__ = [
+    "RUNTIMES",
+    "OnnxNetwork",
+    "Record",
+    "check_fit",
+    "load_network",
+    "make_record",
+    "plain",
+    "prune_weights",
+    "read_record",
+    "read_tensors",
+    "record_path",
+    "sha256",
+    "without_levels",
+    "write_record",
+]
