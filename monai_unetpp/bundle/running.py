@@ -63,15 +63,24 @@ class Running:
 
     @cached_property
     def explicit(self) -> set[str]:
-        """Keys whose values differ from the first JSON, or, if it is not known, from all of the folder."""
-        first = self.files[:1] or [p for p in self.folder.glob("*.json") if p.stem != "metadata"]
-        configs = [ConfigParser(ConfigParser.load_config_file(path)) for path in first]
+        """Keys whose values differ from the first JSON, or, if it is not known, from all that were merged."""
+        configs = [ConfigParser(ConfigParser.load_config_file(path)) for path in self.files[:1]]
+        configs = configs or list(self._merged())
         network = {f"network_def#{name}" for name in self.parser.get("network_def", {})}
         return {
             key
             for key in (*self.parser.get(), *network)
             if key not in MONAIS_OWN and all(plain(self.parser[key]) != _at(each, key) for each in configs)
         }
+
+    def _merged(self) -> Iterator[ConfigParser]:
+        """Yield the JSONs of the folder of which the configuration has most values."""
+        here = self.parser.get()
+        for path in sorted(p for p in self.folder.glob("*.json") if p.stem != "metadata"):
+            config = ConfigParser(ConfigParser.load_config_file(path))
+            keys = [key for key in config.get() if key not in MONAIS_OWN]
+            if 2 * sum(plain(here.get(key)) == _at(config, key) for key in keys) > len(keys):
+                yield config
 
     def given(self) -> Iterator[str]:
         """Yield the keys that the configuration has and the JSONs do not."""
@@ -89,8 +98,8 @@ def check_run() -> None:
 
     Raises:
         ValueError: if there is such a key, such as ``--max_epoch`` beside ``max_epochs``; the message has the
-            nearest ones. If a path has a ``#``. If ``bundle_root`` is by default another folder than that of the JSONs, as in a
-            bundle that was copied.
+            nearest ones. If a path has a ``#``. If ``bundle_root`` is by default another folder than that of
+            the JSONs, as in a bundle that was copied.
     """
     name_cause_last()
     run = running()

@@ -31,8 +31,8 @@ def set_values(parser: ConfigParser, values: Mapping[str, Any]) -> None:
     """Set keys of a configuration before it is parsed.
 
     A path is data: MONAI's parser would read ``#`` in it as ``::``, and ``$``, ``@`` and ``%`` as code and
-    references. A value of one of the :data:`PATHS`, and any path object, is therefore handed over as an object
-    if it has one of these signs. The parser does not look into it; expressions see a string.
+    references. A value of one of the :data:`PATHS`, and any path object, is therefore handed over as an
+    object if it has one of these signs. The parser does not look into it; expressions see a string.
 
     Args:
         parser: Parser of the configuration.
