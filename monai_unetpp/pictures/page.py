@@ -42,25 +42,19 @@ class Page:
         self.figure = Figure(figsize=(1, 1), dpi=DPI, facecolor="white")
         canvas: Any = FigureCanvasAgg(self.figure)  # untyped
         self._renderer = canvas.get_renderer()
-        sizes = [TITLE_PT, *(TEXT_PT for line in lines if line)]
-        texts = [
-            self._fit(t, s, bold=s == TITLE_PT)
-            for t, s in zip([title, *filter(None, lines)], sizes, strict=True)
-        ]
         entries = [(colour, self._fit(text, TEXT_PT, room=width - 2 * SWATCH)) for colour, text in legend]
         column = max((self._measure(text, TEXT_PT) for _, text in entries), default=0) + 3 * SWATCH
         columns = max(1, min(len(entries), int((width + SWATCH) / column)))
         rows = -(-len(entries) // columns)
+        header = [(title, TITLE_PT), *((line, TEXT_PT) for line in lines if line)]
         self._below = MARGIN + rows * _line(TEXT_PT) + MARGIN / 2
-        total = self._below + height + MARGIN / 2 + sum(map(_line, sizes)) + MARGIN
+        above = self._below + height + MARGIN / 2
+        total = above + sum(_line(size) for _, size in header) + MARGIN
         self.figure.set_size_inches(width + 2 * MARGIN, total)
-        y = total - MARGIN
-        for text, size in zip(texts, sizes, strict=True):
-            y -= _line(size)
-            self._write(MARGIN, y + _line(size) / 2, text, size, bold=size == TITLE_PT)
+        self._write_header(header, total - MARGIN)
         for n, (colour, text) in enumerate(entries):
-            x = MARGIN + n % columns * column
-            self._entry(x, MARGIN + (rows - n // columns - 0.5) * _line(TEXT_PT), colour, text)
+            y = MARGIN + (rows - n // columns - 0.5) * _line(TEXT_PT)
+            self._write_entry(MARGIN + n % columns * column, y, colour, text)
 
     def axes(self, x: float, y: float, width: float, height: float) -> Any:
         """Return black axes, ``x`` and ``y`` inches from the lower left corner of the pictures."""
@@ -71,7 +65,13 @@ class Page:
         axes.set_yticks([])
         return axes
 
-    def _entry(self, x: float, y: float, colour: str, text: str) -> None:
+    def _write_header(self, header: Sequence[tuple[str, float]], top: float) -> None:
+        """Write lines of text of given sizes, the first in bold, downwards from ``top``."""
+        for n, (text, size) in enumerate(header):
+            top -= _line(size)
+            self._write(MARGIN, top + _line(size) / 2, self._fit(text, size, bold=n == 0), size, bold=n == 0)
+
+    def _write_entry(self, x: float, y: float, colour: str, text: str) -> None:
         """Write an entry of the legend, behind a patch of its colour."""
         from matplotlib.patches import Rectangle
 
@@ -79,17 +79,11 @@ class Page:
             width, height = self.figure.get_size_inches()
             side = 0.7 * SWATCH
             place = (x / width, (y - side / 2) / height)
-            self.figure.add_artist(
-                Rectangle(
-                    place,
-                    SWATCH / width,
-                    side / height,
-                    transform=self.figure.transFigure,
-                    facecolor=colour,
-                    edgecolor="black",
-                    linewidth=0.6,
-                )
+            style: dict[str, Any] = {"facecolor": colour, "edgecolor": "black", "linewidth": 0.6}
+            patch = Rectangle(
+                place, SWATCH / width, side / height, transform=self.figure.transFigure, **style
             )
+            self.figure.add_artist(patch)
             x += 1.5 * SWATCH
         self._write(x, y, text, TEXT_PT)
 

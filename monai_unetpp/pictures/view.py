@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["COLOURS", "Array", "View", "class_colour", "draw_plane"]
+__all__ = ["COLOURS", "Array", "View", "choose_slices", "class_colour", "draw_plane", "largest_slices"]
 
 COLOURS = (
     *("#ff5252", "#40c4ff", "#ffd740", "#3ddc84", "#e040fb"),

@@ -74,7 +74,7 @@ def display_window(
     hounsfield = not why_no_hounsfield(volume)
     if window is not None:
         low, high = float(window[0]), float(window[1])
-        text = f"{low:g} to {high:g}" + " HU" * hounsfield
+        text = f"{_number(low)} to {_number(high)}" + " HU" * hounsfield
     elif hounsfield:
         name = _preset(planes, pixel)
         width, level = PRESETS_HU[name]
@@ -82,7 +82,7 @@ def display_window(
         text = f"{name}, W {width} L {level} HU"
     else:
         low, high = _percentiles(volume)
-        text = f"1st to 99th percentile, {low:.4g} to {high:.4g}"
+        text = f"1st to 99th percentile, {_number(low)} to {_number(high)}"
     return DisplayWindow(low, high, text, BODY_HU if hounsfield else low + DARK * (high - low))
 
 
@@ -116,3 +116,8 @@ def _percentiles(volume: Tensor) -> tuple[float, float]:
     foreground = values[values > values.min()] if values.size else np.zeros(1)
     low, high = np.percentile(foreground if foreground.size else values, PERCENTILES)
     return float(low), float(high) if high > low else float(low) + 1
+
+
+def _number(value: float) -> str:
+    """Return a number with about three digits, without an exponent."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

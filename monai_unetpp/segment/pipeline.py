@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from monai_unetpp.bundle import config_files
 from monai_unetpp.files import PathLike
 from monai_unetpp.inferers import VolumeInferer
 from monai_unetpp.levels import read_calibration
+from monai_unetpp.network import UNetPlusPlus
 from monai_unetpp.weights import load_network
 
 __all__ = ["Pipeline", "as_text", "load_pipeline"]
@@ -37,8 +39,10 @@ class Pipeline:
         postprocessing: Transform of a dictionary with the labels as ``"pred"``, which writes them.
         device: Device of the network.
         autocast: Function that returns a ``torch.autocast`` context.
-        window: Intensities drawn black and white in sheets, HU.
         pixdim: Spacing that scans are resampled to, mm.
+        window: Intensities drawn black and white in sheets, HU; ``None`` for those that suit the scan.
+        names: Names of the classes, with the background's; empty if they are unknown.
+        note: Names of the bundle and of its overlays, and the level, for sheets.
     """
 
     preprocessing: Any
@@ -47,8 +51,10 @@ class Pipeline:
     postprocessing: Any
     device: torch.device
     autocast: Any
-    window: tuple[float, float]
     pixdim: tuple[float, ...]
+    window: Sequence[float] | None = None
+    names: tuple[str, ...] = ()
+    note: str = ""
 
 
 def load_pipeline(
@@ -83,21 +89,42 @@ def load_pipeline(
     if "early_exit" in overlays:
         read_calibration(weights)  # raises a clear error, which the parser would wrap
     device = get("device")
+    network = load_network(get("network"), weights, get("level"), device, get("runtime"))
     return Pipeline(
         preprocessing=get("preprocessing"),
-        network=load_network(get("network"), weights, get("level"), device, get("runtime")),
+        network=network,
         inferer=get("inferer"),
         postprocessing=get("postprocessing"),
         device=device,
         autocast=partial(torch.autocast, device.type, enabled=get("amp"), **get("amp_kwargs")),
-        window=tuple(get("hu_range")),
         pixdim=tuple(get("pixdim")),
+        window=get("sheet_window", default=None),
+        names=tuple(get("labels", default=None) or _class_names(bundle, get("out_channels"))),
+        note=_note(bundle, overlays, network),
     )
 
 
 def as_text(path: PathLike) -> str:
     """Return a path as a configuration's value; one that begins with ``$`` would be run as code."""
     return str(path) if Path(path).is_absolute() else os.path.join(os.curdir, path)  # noqa: PTH118  keeps ./
+
+
+def _class_names(bundle: PathLike, number: int) -> list[str]:
+    """Return the names of the first classes in a bundle's metadata, with the background's, if it has them."""
+    try:
+        metadata = json.loads(Path(*config_files(bundle, "metadata")).read_text(encoding="utf-8"))
+        channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+        return [str(channels[str(n)]) for n in range(number)]
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        return []  # a bundle of one's own works without metadata
+
+
+def _note(bundle: PathLike, overlays: Sequence[str], network: nn.Module) -> str:
+    """Return the names of a bundle and of its overlays, and the level that is computed."""
+    parts = [f"bundle {Path(bundle).resolve().name}", *overlays]
+    if isinstance(network, UNetPlusPlus) and "early_exit" not in overlays:
+        parts.append(f"L{network.level}")
+    return ", ".join(parts)
 
 
 def _calibrated_level(weights: PathLike) -> int | None:
