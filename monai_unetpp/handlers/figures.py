@@ -89,8 +89,10 @@ class ContactSheetSaver:
                 planes = _slice_with_most(view, image=volume, label=label[c], pred=pred[c])
                 found = (planes["image"], planes["label"] + planes["pred"])
                 window = display_window(volume, [found], view.pixel, self.window)
-                scores = {"dice": score, "mean_dice": sum(dice) / len(dice)}
-                case = _CaseSlice(Path(name).name, c, aspect=view.aspect, window=window, **scores, **planes)
+                mean = sum(dice) / len(dice)
+                case = _CaseSlice(
+                    Path(name).name, c, score, mean, **planes, aspect=view.aspect, window=window
+                )
                 self.slices.append(case)
 
     def write(self) -> None:
@@ -150,8 +152,8 @@ class OutlineImages(TensorBoardHandler):
     """Draw cases in TensorBoard, ``cases/NAME``: slices with reference and prediction outlined.
 
     The slices, across the axis of the largest spacing, are those with the most voxels of each class in the
-    reference, and are the same at every validation. MONAI's ``TensorBoardImageHandler`` shows whole volumes as
-    animations, without outlines.
+    reference, and are the same at every validation. MONAI's ``TensorBoardImageHandler`` shows whole volumes
+    as animations, without outlines.
 
     Args:
         log_dir: Folder of the event file.
