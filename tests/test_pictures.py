@@ -3,6 +3,7 @@
 
 import importlib.util
 import json
+import runpy
 from itertools import combinations
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from bundles import AFFINES, affine
 from monai_unetpp.pictures import class_colour, display_window, draw_volume, volume_figure
 from monai_unetpp.pictures.view import View, choose_slices
+from monai_unetpp.readers import volume_loader
 from monai_unetpp.segment.pipeline import _class_names
 
 pytestmark = pytest.mark.skipif(
@@ -265,6 +267,22 @@ def test_bundle_without_names_has_none(tmp_path, text):
     if text is not None:
         (tmp_path / "metadata.json").write_text(text)
     assert _class_names(tmp_path, 2) == []
+
+
+# The picture of the documentation
+
+
+def test_figure_of_the_documentation_has_both_outlines_and_the_dice(tmp_path):
+    script = runpy.run_path(str(Path(__file__).parents[1] / "docs/figures/liver_ct.py"))
+    label = torch.zeros(SIZE)
+    label[6:14, 6:14, 3:12] = 1
+    ct = volume_loader()(save(tmp_path, body()))[0]
+    figure = script["draw"](ct, torch.roll(label, 1, 0), label, 0.875)
+    assert len(figure.axes) == 3
+    assert any("Dice 0.875" in text for text in texts(figure))
+    sheet = drawn(figure)
+    assert (np.abs(sheet - (255, 82, 82)).sum(-1) < 12).sum() > 10
+    check_texts(figure)
 
 
 # Real CT
