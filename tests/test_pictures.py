@@ -103,8 +103,11 @@ def test_sheet_names_scan_note_plane_spacing_and_window(tmp_path):
 
 def drawn(figure):
     """The sheet as it is seen, (rows, columns, 3)."""
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
 
 
 @pytest.mark.parametrize("number", [3, 9])
