@@ -87,3 +87,49 @@ def test_case_without_a_lesion_is_perfect_or_worst(tmp_path):
 def test_every_case_is_drawn_once(tmp_path, cases, rows):
     saver = ContactSheetSaver(str(tmp_path / "cases.png"), count=2)
     assert [slices for _, slices in saver._rows(list(range(cases)))] == rows
+
+
+def case_of_two_classes(folder, name):
+    """A case of which class 1 lies on slice 1, found whole, and class 2 on slice 4, missed."""
+    item = case(folder, name)
+    label, pred = torch.zeros(3, *RAS), torch.zeros(3, *RAS)
+    label[1, 2:6, 2:6, 1] = pred[1, 2:6, 2:6, 1] = 1
+    label[2, 8:12, 6:10, 4] = 1
+    label[0], pred[0] = 1 - label.sum(0), 1 - pred.sum(0)
+    return {**item, "label": MetaTensor(label, affine=item["label"].affine), "pred": pred}
+
+
+def test_every_class_has_a_slice_with_its_own_dice(tmp_path):
+    kept = sheet(tmp_path, case_of_two_classes(tmp_path, "a")).slices
+    assert [(k.label_class, k.dice, k.mean_dice) for k in kept] == [(1, 1, 0.5), (2, 0, 0.5)]
+    assert kept[0].label[2:6, 14:18].all()  # the patient's left is on the right
+    assert kept[1].label[6:10, 8:12].all()
+    assert [k.label.sum() for k in kept] == [16, 16]
+    assert [k.pred.sum() for k in kept] == [16, 0]
+
+
+def test_cases_of_several_classes_are_drawn_with_their_names(tmp_path, monkeypatch):
+    figures = pytest.importorskip("matplotlib.figure")
+    titles = []
+    monkeypatch.setattr(
+        figures.Figure, "savefig", lambda self, _: titles.extend(a.get_title() for a in self.axes)
+    )
+    saver = ContactSheetSaver(str(tmp_path / "cases.png"), count=2, labels=["background", "liver", "tumour"])
+    items = [case_of_two_classes(tmp_path, name) for name in "ab"]
+    saver(SimpleNamespace(state=SimpleNamespace(output=items)))
+    with pytest.raises(FileNotFoundError):  # nothing was saved
+        saver.write()
+    lines = [title.split("\n")[:2] for title in titles]
+    assert lines == [
+        ["best: a.nii.gz", "liver: Dice 1.00"],
+        ["b.nii.gz", "liver: Dice 1.00"],
+        ["best: a.nii.gz", "tumour: Dice 0.00"],
+        ["b.nii.gz", "tumour: Dice 0.00"],
+    ]
+
+
+def test_window_suits_each_case_or_is_the_one_that_was_chosen(tmp_path):
+    assert sheet(tmp_path, case(tmp_path, "a")).slices[0].window[:2] == (0, 300)
+    saver = ContactSheetSaver(str(tmp_path / "cases.png"))
+    saver(SimpleNamespace(state=SimpleNamespace(output=[case(tmp_path, "a")])))
+    assert saver.slices[0].window.text.startswith("1st to 99th percentile")

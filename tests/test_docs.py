@@ -189,8 +189,9 @@ def test_citation_has_the_version_of_the_package():
 
 
 def test_figure_is_what_its_script_draws():
-    for script in sorted((DOCS / "figures").glob("*.py")):
-        assert script.with_suffix(".svg").read_text() == runpy.run_path(str(script))["draw"]()
+    for figure in sorted((DOCS / "figures").glob("*.svg")):
+        script = figure.with_suffix(".py")
+        assert figure.read_text() == runpy.run_path(str(script))["draw"]()
 
 
 def test_workflow_takes_the_command_that_ci_takes():

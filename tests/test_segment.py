@@ -133,6 +133,20 @@ def test_more_is_written_on_request(balls, out, deep):
     assert (out / "oblique_sheet.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("window", [None, [-160, 240]])
+def test_sheet_is_told_the_classes_the_bundle_and_the_level(balls, out, deep, monkeypatch, window):
+    told = []
+    place = "monai_unetpp.segment.run.draw_volume"
+    monkeypatch.setattr(place, lambda *given, **about: told.append((given[3], about)))
+    source, settings = balls / "imagesTr" / "RAS.nii.gz", {"sheets": True, "channels": DEEP, "level": 1}
+    [outcome] = segment_here(source, out, deep, **settings, **({"sheet_window": window} if window else {}))
+    assert outcome.reason == ""
+    [(given, about)] = told
+    assert given == window
+    assert about["names"][:2] == ("background", "liver")
+    assert about["note"] == "bundle liver, L1"
+
+
 def test_cases_are_ranked_by_uncertainty_over_several_runs(balls, out, deep):
     sources = [balls / "imagesTr" / f"{name}.nii.gz" for name in ("RAS", "LPS", "RAS")]
     outcomes = [segment_here(s, out, deep, uncertainty=True, channels=DEEP)[0] for s in sources[:2]]

@@ -232,6 +232,16 @@ def test_all_classes_are_outlined(tmp_path):
 
 
 @NEEDS_MATPLOTLIB
+def test_classes_on_different_slices_are_drawn_side_by_side(tmp_path):
+    case = item()
+    case["label"][1, 3:8, 9:13, 1], case["label"][0, 3:8, 9:13, 1] = 1, 0
+    [pictures] = draw(tmp_path, case).values()
+    assert pictures[1].shape == (400, 800, 3)
+    for half in (pictures[1][:, :400], pictures[1][:, 400:]):
+        assert np.abs(half - GREEN).sum(-1).min() < 60
+
+
+@NEEDS_MATPLOTLIB
 def test_first_cases_are_drawn_and_no_more(tmp_path):
     cases = [item() for _ in range(3)]
     for n, case in enumerate(cases):

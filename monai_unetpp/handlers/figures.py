@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.handlers import TensorBoardHandler
@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from monai_unetpp.files import atomic_write
-from monai_unetpp.pictures import Array, View, draw_plane
+from monai_unetpp.pictures import Array, DisplayWindow, View, display_window, draw_plane, largest_slices
 from monai_unetpp.readers import volume_loader
 
 __all__ = ["ContactSheetSaver", "OutlineImages"]
@@ -29,34 +29,47 @@ REFERENCE, PREDICTION = "#3ddc84", "#ff5252"
 
 @dataclass(frozen=True)
 class _CaseSlice:
-    """One slice (rows, columns) of a case, and the score of the case."""
+    """One slice (rows, columns) of a case for one of its classes, and the scores of the case."""
 
     name: str
+    label_class: int
     dice: float
-    image: np.ndarray[Any, Any]
-    label: np.ndarray[Any, Any]
-    pred: np.ndarray[Any, Any]
+    mean_dice: float
+    image: Array
+    label: Array
+    pred: Array
     aspect: float
+    window: DisplayWindow
 
 
 class ContactSheetSaver:
-    """Draw the best, the median and the worst cases, each as a slice with reference and prediction outlined.
+    """Draw the best, the median and the worst cases by mean Dice, with reference and prediction outlined.
 
-    The slice, across the axis of the largest spacing, has the most voxels of the last class in the reference,
-    or else in the prediction. A case without that class scores 1 if it is not predicted either, otherwise 0.
+    Each case is drawn once for each class: the slice, across the axis of the largest spacing, with the most
+    voxels of the class in the reference, or else in the prediction. A class that is absent from a case scores
+    1 if it is not predicted either, otherwise 0.
 
     Args:
         path: Path of the PNG to write.
-        window: Intensities drawn black and white, such as HU.
+        window: Intensities drawn black and white, such as HU; by default those that suit each case, see
+            :func:`~monai_unetpp.pictures.display_window`.
         count: Number of cases of each kind.
+        labels: Names of the classes, with the background's.
     """
 
-    def __init__(self, path: str, window: tuple[float, float] = (-1000, 400), count: int = 4) -> None:
+    def __init__(
+        self,
+        path: str,
+        window: Sequence[float] | None = None,
+        count: int = 4,
+        labels: Sequence[str] | None = None,
+    ) -> None:
         self.path = Path(path)
-        self.window = (window[0], window[1])
+        self.window = window
         self.count = count
+        self.labels = labels
         self.load = volume_loader()
-        self.slices: list[_CaseSlice] = []
+        self.slices: list[_CaseSlice] = []  # one per case and class; the classes of a case are neighbours
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator whose ``pred`` and ``label`` are one-hot on the file's own grid."""
@@ -65,40 +78,64 @@ class ContactSheetSaver:
         engine.add_event_handler(Events.COMPLETED, self.write)
 
     def __call__(self, engine: Engine) -> None:
-        """Store a slice of every case of an iteration."""
+        """Store a slice of every class of every case of an iteration."""
         for item in engine.state.output:  # type: ignore[union-attr]
             name = str(item["image"].meta["filename_or_obj"])
-            pred, label = (torch.as_tensor(item[key])[-1].cpu() for key in ("pred", "label"))
-            dice = float(compute_dice(pred[None, None], label[None, None], ignore_empty=False))
+            pred, label = (torch.as_tensor(item[key]).cpu() for key in ("pred", "label"))
             view = View(item["label"].affine, item["label"].pixdim.tolist())
-            planes = _slice_with_most(view, image=self.load(name)[0], label=label, pred=pred)
-            self.slices.append(_CaseSlice(name=Path(name).name, dice=dice, aspect=view.aspect, **planes))
+            volume = torch.as_tensor(self.load(name)[0])
+            dice = [_dice(pred[c], label[c]) for c in range(1, len(label))]
+            for c, score in enumerate(dice, 1):
+                planes = _slice_with_most(view, image=volume, label=label[c], pred=pred[c])
+                found = (planes["image"], planes["label"] + planes["pred"])
+                window = display_window(volume, [found], view.pixel, self.window)
+                mean = sum(dice) / len(dice)
+                case = _CaseSlice(
+                    Path(name).name, c, score, mean, **planes, aspect=view.aspect, window=window
+                )
+                self.slices.append(case)
 
     def write(self) -> None:
         """Write the figure."""
         from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
-        scored = sorted(self.slices, key=lambda s: -s.dice)
-        if not scored:
+        classes = sorted({kept.label_class for kept in self.slices})
+        if not classes:
             return
-        rows = self._rows(scored)
+        cases = sorted(self._cases(), key=lambda case: -case[0].mean_dice)
+        rows = [
+            (title, [case[n] for case in chosen])
+            for title, chosen in self._rows(cases)
+            for n in range(len(classes))
+        ]
         count = max(len(slices) for _, slices in rows)
-        figure = Figure(figsize=(2.6 * count, 2.8 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(2.6 * count, 3.1 * len(rows)), dpi=110, layout="constrained")
         grid = figure.subplots(len(rows), count, squeeze=False)
         for axes in grid.flat:
             axes.axis("off")
         for axes_of_row, (title, slices) in zip(grid, rows, strict=True):
             for axes, kept in zip(axes_of_row, slices, strict=False):
-                outlines = {REFERENCE: kept.label, PREDICTION: kept.pred}
-                draw_plane(axes, kept.image, outlines, self.window, kept.aspect)
-                axes.set_title(f"{title}{kept.name}\nDice {kept.dice:.2f}", fontsize="x-small")
+                self._draw(axes, kept, title)
                 title = ""
         figure.suptitle("reference green, prediction red", fontsize="small")
         with atomic_write(self.path) as path:
-            figure.savefig(path, dpi=110)
-        logger.info(f"Drew {len(scored)} cases, best to worst, in {self.path}.")
+            figure.savefig(path)
+        logger.info(f"Drew {len(cases)} cases, best to worst, in {self.path}.")
 
-    def _rows(self, scored: list[_CaseSlice]) -> list[tuple[str, list[_CaseSlice]]]:
+    def _draw(self, axes: Any, kept: _CaseSlice, title: str) -> None:
+        outlines = {REFERENCE: kept.label, PREDICTION: kept.pred}
+        draw_plane(axes, kept.image, outlines, kept.window[:2], kept.aspect)
+        c = kept.label_class
+        label = self.labels[c] if self.labels and c < len(self.labels) else f"class {c}"
+        lines = [f"{title}{_shortened(kept.name)}", f"{label}: Dice {kept.dice:.2f}", kept.window.text]
+        axes.set_title("\n".join(lines), fontsize="x-small", parse_math=False)
+
+    def _cases(self) -> list[list[_CaseSlice]]:
+        """Return the slices of each case, by class."""
+        starts = [n for n, kept in enumerate(self.slices) if kept.label_class == 1]
+        return [self.slices[n:end] for n, end in zip(starts, [*starts[1:], None], strict=True)]
+
+    def _rows(self, scored: list[Any]) -> list[tuple[str, list[Any]]]:
         """Return best, median and worst cases, or all of them, best first, if there are few."""
         if len(scored) <= 3 * self.count:
             chunks = [scored[n : n + self.count] for n in range(0, len(scored), self.count)]
@@ -112,11 +149,11 @@ class ContactSheetSaver:
 
 
 class OutlineImages(TensorBoardHandler):
-    """Draw cases in TensorBoard, ``cases/NAME``: a slice with reference and prediction outlined.
+    """Draw cases in TensorBoard, ``cases/NAME``: slices with reference and prediction outlined.
 
-    The slice, across the axis of the largest spacing, has the most voxels of the last class in the reference,
-    and is the same at every validation. MONAI's ``TensorBoardImageHandler`` shows whole volumes as
-    animations, without outlines.
+    The slices, across the axis of the largest spacing, are those with the most voxels of each class in the
+    reference, and are the same at every validation. MONAI's ``TensorBoardImageHandler`` shows whole volumes
+    as animations, without outlines.
 
     Args:
         log_dir: Folder of the event file.
@@ -167,20 +204,39 @@ class OutlineImages(TensorBoardHandler):
         from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
         view = View(item["label"].affine, item["label"].pixdim.tolist())
-        maps = {key: _label_map(item[key]) for key in ("label", "pred")}
-        planes = _slice_with_most(view, image=item["image"][0].cpu(), **maps)
-        figure = Figure(figsize=(4, 4), dpi=100, facecolor="black")
-        outlines = {REFERENCE: planes["label"], PREDICTION: planes["pred"]}
-        draw_plane(figure.add_axes((0, 0, 1, 1)), planes["image"], outlines, self.window, view.aspect)
+        maps = {"image": item["image"][0].cpu(), **{key: _label_map(item[key]) for key in ("label", "pred")}}
+        turned = {key: view.turn(volume) for key, volume in maps.items()}
+        chosen = _slices_of_classes(view, turned["label"], turned["pred"])
+        figure = Figure(figsize=(4 * len(chosen), 4), dpi=100, facecolor="black")
+        for place, n in enumerate(chosen):
+            image, label, pred = (view.plane(turned[key], n) for key in ("image", "label", "pred"))
+            axes = figure.add_axes((place / len(chosen), 0, 1 / len(chosen), 1))
+            draw_plane(axes, image, {REFERENCE: label, PREDICTION: pred}, self.window, view.aspect)
         return figure
 
 
 def _slice_with_most(view: View, image: ArrayLike, label: ArrayLike, pred: ArrayLike) -> dict[str, Array]:
-    """Return the slice of each volume with the most of the last class in ``label``, or else in ``pred``."""
+    """Return the slice of each volume with the most of the mask ``label``, or else of ``pred``."""
     turned = {"image": view.turn(image), "label": view.turn(label), "pred": view.turn(pred)}
     found = turned["label"] if turned["label"].any() else turned["pred"]
-    n = int(view.profile(found == found.max()).argmax())
+    n = int(view.profile(found != 0).argmax())
     return {key: view.plane(volume, n) for key, volume in turned.items()}
+
+
+def _slices_of_classes(view: View, label: Array, pred: Array) -> list[int]:
+    """Return the slices with the most of each class in ``label``, or, if it has none, in ``pred``."""
+    areas = view.areas(label if label.any() else pred)
+    return sorted({*largest_slices(areas).values()}) or [len(areas) // 2]
+
+
+def _dice(pred: Tensor, label: Tensor) -> float:
+    """Return the Dice of two masks (*spatial); 1 if both are empty."""
+    return float(compute_dice(pred[None, None], label[None, None], ignore_empty=False))
+
+
+def _shortened(name: str) -> str:
+    """Return a name of at most 32 characters, without its middle."""
+    return name if len(name) <= 32 else f"{name[:16]}…{name[-15:]}"
 
 
 def _label_map(one_hot: Tensor) -> Tensor:

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from monai_unetpp.bundle import configure
+from monai_unetpp.bundle import config_files, configure
 from monai_unetpp.files import PathLike
 from monai_unetpp.inferers import EarlyExitInferer, VolumeInferer
 from monai_unetpp.levels import read_calibration
@@ -36,9 +38,11 @@ class Pipeline:
         postprocessing: Transform of a dictionary with the labels as ``"pred"``, which writes them.
         device: Device of the network.
         autocast: Function that returns a ``torch.autocast`` context.
-        window: Intensities drawn black and white in sheets, HU.
         pixdim: Spacing that scans are resampled to, mm.
         made_by: What makes the masks: weights, level, precision, settings; see ``<name>_seg.json``.
+        window: Intensities drawn black and white in sheets, HU; ``None`` for those that suit the scan.
+        names: Names of the classes, with the background's; empty if they are unknown.
+        note: Names of the bundle and of its overlays, and the level, for sheets.
     """
 
     preprocessing: Any
@@ -47,9 +51,11 @@ class Pipeline:
     postprocessing: Any
     device: torch.device
     autocast: Any
-    window: tuple[float, float]
     pixdim: tuple[float, ...]
     made_by: dict[str, Any]
+    window: Sequence[float] | None = None
+    names: tuple[str, ...] = ()
+    note: str = ""
 
 
 def load_pipeline(
@@ -88,7 +94,8 @@ def load_pipeline(
         read_calibration(weights)  # raises a clear error, which the parser would wrap
     device, inferer = get("device"), get("inferer")
     network = load_network(get("network"), weights, get("level"), device, get("runtime"))
-    precision = precision_of(device, get("amp"), get("amp_kwargs"))
+    level = _level_name(network, inferer)
+    made_by = provenance(chosen, level, precision_of(device, get("amp"), get("amp_kwargs")))
     return Pipeline(
         preprocessing=get("preprocessing"),
         network=network,
@@ -96,9 +103,11 @@ def load_pipeline(
         postprocessing=get("postprocessing"),
         device=device,
         autocast=partial(torch.autocast, device.type, enabled=get("amp"), **get("amp_kwargs")),
-        window=tuple(get("hu_range")),
         pixdim=tuple(get("pixdim")),
-        made_by=provenance(chosen, _level_name(network, inferer), precision),
+        made_by=made_by,
+        window=get("sheet_window", default=None),
+        names=tuple(made_by["labels"] or _class_names(bundle, get("out_channels"))),
+        note=", ".join([f"bundle {Path(get('bundle_root')).resolve().name}", *chosen.overlays, level]),
     )
 
 
@@ -108,6 +117,16 @@ def _level_name(network: nn.Module, inferer: VolumeInferer) -> str:
         return f"exit {windows.threshold:g}"
     level = inferer.level or (network.level if isinstance(network, UNetPlusPlus) else None)
     return f"L{level}" if level else "exported"
+
+
+def _class_names(bundle: PathLike, number: int) -> list[str]:
+    """Return the names of the first classes in a bundle's metadata, with the background's, if it has them."""
+    try:
+        metadata = json.loads(Path(*config_files(bundle, "metadata")).read_text(encoding="utf-8"))
+        channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+        return [str(channels[str(n)]) for n in range(number)]
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        return []  # a bundle of one's own works without metadata
 
 
 def _calibrated_level(weights: PathLike) -> int | None:

@@ -24,6 +24,7 @@ SHOWN = ("pixdim", "roi_size", "hu_range", "largest_component")  # keys that are
 # keys that do not change a mask, or are recorded by name
 LEFT_OUT = {
     *(*PATHS, *SHOWN, "device", "amp", "amp_kwargs", "level", "runtime", "threshold", "overlays", "labels"),
+    "sheet_window",
     *("override_record", "_meta_", "_desc_", "imports", "initialize", "run", "evaluator", "handlers"),
 }
 

@@ -240,7 +240,8 @@ class _Run:
             if values is not None:
                 write_nifti(paths[kind], values[0, 0], values.affine, "float32")
         if "sheet" in self.kinds:
-            draw_volume(paths["sheet"], image, found.labels[0, 0], pipeline.window)
+            labels, names, note = found.labels[0, 0], pipeline.names, pipeline.note
+            draw_volume(paths["sheet"], image, labels, pipeline.window, names=names, note=note)
         if found.case_uncertainty is not None:
             with FileLock(self.locks / f"{RANKING}.lock"):
                 self._clear(self.output_dir / RANKING)

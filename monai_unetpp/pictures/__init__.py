@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slices of volumes as pictures, with outlines."""
+
+from monai_unetpp.pictures.sheet import draw_volume, volume_figure
+from monai_unetpp.pictures.view import COLOURS, Array, View, class_colour, draw_plane, largest_slices
+from monai_unetpp.pictures.window import DisplayWindow, display_window
+
+__all__ = [
+    "COLOURS",
+    "Array",
+    "DisplayWindow",
+    "View",
+    "class_colour",
+    "display_window",
+    "draw_plane",
+    "draw_volume",
+    "largest_slices",
+    "volume_figure",
+]

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sheet of slices of one scan: outlines, a legend with volumes, orientation, scale and window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from monai_unetpp.extras import require
+from monai_unetpp.files import PathLike, atomic_write
+from monai_unetpp.pictures.page import Page
+from monai_unetpp.pictures.panels import Panels
+from monai_unetpp.pictures.view import Array, View, choose_slices, class_colour
+from monai_unetpp.pictures.window import display_window
+from monai_unetpp.readers import volume_loader
+
+__all__ = ["draw_volume", "volume_figure"]
+
+
+def draw_volume(
+    path: PathLike,
+    image_path: PathLike,
+    labels: ArrayLike,
+    window: Sequence[float] | None = None,
+    count: int = 12,
+    names: Sequence[str] = (),
+    note: str = "",
+) -> None:
+    """Draw slices of a volume with outlines, and a legend with the volume of each class, as a PNG.
+
+    Args:
+        path: Path of the PNG to write.
+        image_path: Path of the volume.
+        labels: Label map of the volume (*spatial).
+        window: Intensities drawn black and white, such as HU; by default those that suit the volume, see
+            :func:`display_window`.
+        count: Maximum number of slices; it is exceeded if there are more classes.
+        names: Names of the classes, with the background's.
+        note: Text below the name of the volume, such as the name of the bundle.
+
+    Raises:
+        ModuleNotFoundError: if matplotlib is not installed.
+        ValueError: if ``labels`` is not on the grid of the volume.
+    """
+    require("figures", "matplotlib")
+    figure = volume_figure(image_path, labels, window, count, names, note)
+    with atomic_write(path) as part:
+        figure.savefig(part, dpi="figure")
+
+
+def volume_figure(
+    image_path: PathLike,
+    labels: ArrayLike,
+    window: Sequence[float] | None = None,
+    count: int = 12,
+    names: Sequence[str] = (),
+    note: str = "",
+) -> Any:
+    """Return the figure that :func:`draw_volume` writes; the arguments are the same.
+
+    Slices lie evenly through the labelled ones, or through all if nothing is labelled. Of each class the
+    slice of the largest area is among them. Edges without tissue are cut off, and small findings are
+    magnified in a corner.
+    """
+    image = volume_loader()(image_path)
+    if np.shape(labels) != tuple(image.shape[1:]):
+        raise ValueError(
+            f"labels must be on the grid of {image_path}, {tuple(image.shape[1:])}, got {np.shape(labels)}."
+        )
+    view = View(image.affine, image.pixdim.tolist())
+    turned, label_map = view.turn(image[0]), view.turn(labels)
+    areas = view.areas(label_map)
+    chosen = choose_slices(areas, count)
+    pairs = [(view.plane(turned, n), view.plane(label_map, n)) for n in chosen]
+    shown = display_window(torch.as_tensor(image[0]), pairs, view.pixel, window)
+    panels = Panels(pairs, [f"{n + 1} / {len(areas)}" for n in chosen], shown, view)
+    size = " x ".join(f"{mm:.3g}" for mm in view.spacing)
+    lines = [note, f"{view.plane_name}, voxels of {size} mm", f"window: {shown.text}"]
+    millilitres = areas.sum(0) * abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000
+    page = Page(*panels.size, Path(image_path).name, lines, _legend(millilitres, names))
+    panels.draw(page)
+    return page.figure
+
+
+def _legend(millilitres: Array, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return colour and text of each class that was found or has a name."""
+    found = millilitres[1:]
+    known = {c: str(name) for c, name in enumerate(names)}
+    if not found.any():
+        looked_for = ", ".join(known[c] for c in sorted(known) if c)
+        return [("", f"nothing found ({looked_for})" if looked_for else "nothing found")]
+    classes = range(1, max(len(millilitres), len(names)))
+    volumes = {c: float(millilitres[c]) if c < len(millilitres) else 0.0 for c in classes}
+    return [
+        (class_colour(c), f"{known.get(c, f'class {c}')}: {_volume(volumes[c])}")
+        for c in classes
+        if volumes[c] or c in known
+    ]
+
+
+def _volume(millilitres: float) -> str:
+    """Return a volume as text, of a small one two digits."""
+    if millilitres == 0:
+        return "not found"
+    if millilitres < 0.001:
+        return "< 0.001 ml"
+    if millilitres < 1:
+        return f"{millilitres:.2g} ml"
+    return f"{millilitres:.{0 if millilitres >= 100 else 1}f} ml"
