@@ -147,6 +147,18 @@ def test_sheet_is_told_the_classes_the_bundle_and_the_level(balls, out, deep, mo
     assert about["note"] == "bundle liver, L1"
 
 
+def test_summary_states_where_masks_are_and_the_volume_of_each_class(balls, out, weights):
+    [outcome] = segment_here(balls / "imagesTr" / "oblique.nii.gz", out, weights)
+    mask = nib.load(outcome.mask)
+    values, ml = np.asarray(mask.dataobj), np.prod(mask.header.get_zooms()) / 1000
+    counted = {name: (values == c).sum() * ml for c, name in enumerate(["", "ball", "pip"])}
+    assert dict(outcome.volumes) == pytest.approx({n: counted[n] for n, _ in outcome.volumes}, rel=1e-4)
+    assert f"\n  {out}/oblique_seg.nii.gz: ball " in str(Report((outcome,)))
+    many = str(Report((outcome,) * 12))
+    assert many.count("oblique_seg") == 10
+    assert many.endswith("and 2 more masks")
+
+
 def test_cases_are_ranked_by_uncertainty_over_several_runs(balls, out, deep):
     sources = [balls / "imagesTr" / f"{name}.nii.gz" for name in ("RAS", "LPS", "RAS")]
     outcomes = [segment_here(s, out, deep, uncertainty=True, channels=DEEP)[0] for s in sources[:2]]
@@ -367,7 +379,8 @@ def test_doubtful_scans_are_segmented_with_a_warning(balls, out, weights, tmp_pa
     assert outcome.state == "done"
     assert re.search(message, caplog.text)
     summary = str(Report((outcome,)))
-    assert summary.startswith("1 segmented.\n  warning: ")
+    assert summary.startswith(f"1 segmented.\n  {out}/{what}_seg.nii.gz: ball ")
+    assert "\n  warning: " in summary
     assert re.search(message, summary)
 
 

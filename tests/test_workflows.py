@@ -141,8 +141,9 @@ def test_words_are_settings():
 
 
 def test_next_command_has_the_settings_of_this_one():
-    text = next_arguments(["slices"], {"dataset_dir": "my data", "channels": [4, 8], "resume": True})
-    assert text == "--overlay slices --dataset_dir 'my data' --channels '[4, 8]'"
+    settings = {"dataset_dir": "my data", "channels": [4, 8], "resume": True, "seed": 1}
+    text = next_arguments(["slices"], settings)
+    assert text == "--overlay slices --dataset_dir 'my data' --seed 1"
 
 
 def test_console_of_a_training_has_no_message_of_another_library(kidney, balls):

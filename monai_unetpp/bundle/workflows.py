@@ -7,6 +7,7 @@ Errors are the user's mistake in one line.
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import logging
 import shlex
@@ -20,10 +21,14 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai_unetpp.bundle.settings import set_values
 from monai_unetpp.errors import find_cause
 from monai_unetpp.files import PathLike
+from monai_unetpp.network import UNetPlusPlus
+from monai_unetpp.weights.record import SETTINGS
 
 __all__ = ["next_arguments", "run_words", "run_workflow", "settings_of"]
 
-OF_THIS_RUN = {"resume", "resume_changes"}  # not passed on to the next commands
+# not passed on to the next commands, which read the record of the weights, and do not train
+OF_TRAINING = {"resume", "resume_changes", "max_epochs", "val_interval", "learning_rate", "weight_decay"}
+RECORDED = {*SETTINGS, *inspect.signature(UNetPlusPlus).parameters}
 
 
 class FilesWorkflow(ConfigWorkflow):
@@ -125,7 +130,7 @@ def next_arguments(overlays: Sequence[str], settings: Mapping[str, Any]) -> str:
     """Return overlays and settings of a training as one types them for the next command."""
     words = [word for overlay in overlays for word in ("--overlay", overlay)]
     for key, value in settings.items():
-        if key not in OF_THIS_RUN:
+        if key not in OF_TRAINING | RECORDED and not key.startswith("network_def#"):
             words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
     return shlex.join(words)
 

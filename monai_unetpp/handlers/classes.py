@@ -91,7 +91,7 @@ class ZeroDice:
                 f"The validation Dice of {' and '.join(new)} is exactly 0: not one voxel is right. In the "
                 "first epochs this is common. If it stays, look at pixdim (is the structure some voxels "
                 "wide?), hu_range (are its intensities clipped?), roi_size and patches_per_case (do patches "
-                "contain it?), learning_rate and max_epochs."
+                "contain it?), random_transforms (a flip turns left into right), learning_rate, max_epochs."
             )
 
 

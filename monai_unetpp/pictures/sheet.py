@@ -19,7 +19,7 @@ from monai_unetpp.pictures.view import Array, View, choose_slices, class_colour
 from monai_unetpp.pictures.window import display_window
 from monai_unetpp.readers import volume_loader
 
-__all__ = ["draw_volume", "volume_figure"]
+__all__ = ["draw_volume", "volume_figure", "volume_text"]
 
 
 def draw_volume(
@@ -97,13 +97,13 @@ def _legend(millilitres: Array, names: Sequence[str]) -> list[tuple[str, str]]:
     classes = range(1, max(len(millilitres), len(names)))
     volumes = {c: float(millilitres[c]) if c < len(millilitres) else 0.0 for c in classes}
     return [
-        (class_colour(c), f"{known.get(c, f'class {c}')}: {_volume(volumes[c])}")
+        (class_colour(c), f"{known.get(c, f'class {c}')}: {volume_text(volumes[c])}")
         for c in classes
         if volumes[c] or c in known
     ]
 
 
-def _volume(millilitres: float) -> str:
+def volume_text(millilitres: float) -> str:
     """Return a volume as text, of a small one two digits."""
     if millilitres == 0:
         return "not found"

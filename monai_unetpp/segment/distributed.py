@@ -13,10 +13,12 @@ import torch
 import torch.distributed as dist
 
 from monai_unetpp.files import PathLike
+from monai_unetpp.pictures import volume_text
 from monai_unetpp.segment.run import Outcome, segment
 
 __all__ = ["Report", "segment_distributed"]
 
+SHOWN = 10  # masks that a summary names
 STATES = {
     "done": "segmented",
     "skipped": "had been done before",
@@ -51,13 +53,21 @@ class Report:
         return [sum(n) for n in zip(*(o.exits for o in self.outcomes if o.exits), strict=True)]
 
     def __str__(self) -> str:
-        """Return the summary, and each failure and each warning on a line of its own."""
+        """Return the summary; then the masks with their volumes, the failures and the warnings by line."""
         line = ", ".join(f"{self.counts[key]} {words}" for key, words in STATES.items() if self.counts[key])
         stops = ", ".join(f"L{k}: {n}" for k, n in enumerate(self.exits, 1))
         summary = f"{line}." + (f" Windows that stopped at {stops}." if stops else "")
         failures = [outcome.reason for outcome in self.failed]
         warnings = [f"warning: {text}" for outcome in self.outcomes for text in outcome.warnings]
-        return "\n  ".join([summary, *failures, *warnings])
+        return "\n  ".join([summary, *self._masks(), *failures, *warnings])
+
+    def _masks(self) -> list[str]:
+        done = [outcome for outcome in self.outcomes if outcome.mask]
+        lines = [
+            f"{each.mask}: {', '.join(f'{name} {volume_text(ml)}' for name, ml in each.volumes)}"
+            for each in done[:SHOWN]
+        ]
+        return lines + ([f"and {len(done) - SHOWN} more masks"] if len(done) > SHOWN else [])
 
 
 def segment_distributed(

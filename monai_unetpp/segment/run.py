@@ -54,6 +54,8 @@ class Outcome:
         uncertainty: Expected error of the case, in [0, 1], if it was asked for; see
             :class:`~monai_unetpp.inferers.Segmentation`.
         warnings: What looked odd about the scan when it was loaded, such as voxels that are not HU.
+        mask: Path of the mask, if this run wrote it.
+        volumes: Name and volume, ml, of each class of the mask.
     """
 
     image: str
@@ -63,6 +65,8 @@ class Outcome:
     exits: tuple[int, ...] = ()
     uncertainty: float | None = None
     warnings: tuple[str, ...] = ()
+    mask: str = ""
+    volumes: tuple[tuple[str, float], ...] = ()
 
 
 def segment(
@@ -222,10 +226,12 @@ class _Run:
             windows.reset()
         try:
             found = self._write(outcome.image, scan)
+            volumes = _volumes(found.labels[0, 0], self.pipeline.names)
         except Exception as error:  # a scan that fails does not stop the others
             return replace(outcome, state="failed", reason=_failure(outcome.image, error))
         exits = tuple(windows.exits) if isinstance(windows, EarlyExitInferer) else ()
         seconds = time.perf_counter() - started
+        outcome = replace(outcome, mask=str(self.paths(outcome.image)["seg"]), volumes=volumes)
         return replace(outcome, seconds=seconds, exits=exits, uncertainty=found.case_uncertainty)
 
     def _write(self, image: str, scan: Mapping[str, Any]) -> Segmentation:
@@ -261,6 +267,15 @@ class _Run:
         """Remove stale parts of ``path``, of a process that was killed; its lock must be held."""
         for part in self.stale.get(path.with_name(short_name(path.name)), ()):
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _volumes(labels: Any, names: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """Return name and volume, ml, of each class of a mask, (*spatial)."""
+    planes = [torch.bincount(plane.flatten(), minlength=len(names)) for plane in labels.as_tensor()]
+    voxels = torch.nn.utils.rnn.pad_sequence(planes).sum(1).tolist()
+    millilitres = abs(torch.linalg.det(labels.affine[:3, :3]).item()) / 1000
+    known = [*names, *(f"class {c}" for c in range(len(names), len(voxels)))]
+    return tuple((known[c], n * millilitres) for c, n in enumerate(voxels) if c)
 
 
 def _failure(image: str, error: BaseException) -> str:
