@@ -280,8 +280,10 @@ def test_nothing_to_resume_is_named(balls, root):
 def test_resumed_training_refuses_a_network_of_another_shape(trained, balls, tmp_path):
     shutil.copytree(trained, tmp_path / "root")
     before = files(tmp_path / "root")
-    with raises_within(ValueError, r"checkpoint_epoch=2\.pt does not fit the network"):
+    with raises_within(ValueError, r"^channels must be \[4, 8\], with which .* was trained, got \[4, 6\]"):
         train(tmp_path / "root", balls, resume=True, max_epochs=3, channels=[4, 6])
+    with raises_within(ValueError, r"checkpoint_epoch=2\.pt does not fit the network"):
+        train(tmp_path / "root", balls, resume=True, max_epochs=3, channels=[4, 6], override_record=True)
     assert files(tmp_path / "root") == before
 
 

@@ -146,7 +146,7 @@ def test_record_is_overridden_on_request_only(balls, tmp_path, model):
     pipeline = load_pipeline(
         LIVER, "scans", tmp_path, ckpt_path=model, override_record=True, **CPU, pixdim=[4.0, 4.0, 4.0]
     )
-    assert (pipeline.pixdim, pipeline.window) == ((4.0, 4.0, 4.0), (-200, 300))
+    assert (pipeline.pixdim, pipeline.made_by["hu_range"]) == ((4.0, 4.0, 4.0), [-200, 300])
     arguments = ["-i", balls / "imagesTr" / "RAS.nii.gz", "-o", tmp_path / "out", "--bundle", LIVER]
     arguments += ["--checkpoint", model, "--device", "cpu", "--set", "pixdim", "[4, 4, 4]"]
     with pytest.raises(SystemExit) as end:
@@ -156,6 +156,17 @@ def test_record_is_overridden_on_request_only(balls, tmp_path, model):
 
 
 # Records and their files
+
+
+def test_resumed_training_has_the_preprocessing_that_it_had(balls, tmp_path, overridden):
+    root = shutil.copytree(overridden, tmp_path / "root")
+    again = {"dataset_dir": str(balls), "resume": True, "max_epochs": 3}
+    with raises_within(ValueError, r"^pixdim must be \[3\.0, .*, with which .* was trained, got \[4\.0, "):
+        run("liver", "train", root, **{**again, **OWN, "pixdim": [4.0, 4.0, 4.0]})
+    own = json.loads((LIVER / "train.json").read_text())
+    flow = run("liver", "train", root, **again, **{key: own[key] for key in OWN})  # as if not given
+    assert {key: flow.parser.get_parsed_content(key) for key in OWN} == OWN
+    assert (root / "models" / "checkpoint_epoch=3.pt").is_file()
 
 
 def test_calibration_is_a_part_of_the_record(tmp_path, model):

@@ -99,6 +99,17 @@ def test_cause_within_a_transform_is_found(kidney, tmp_path, balls, capsys, work
     assert "applying transform" not in line
 
 
+def test_mistake_that_a_handler_finds_has_no_traceback(kidney, balls, capsys):
+    main(["train", str(kidney), *words(dataset_dir=balls, max_epochs=1)])
+    capsys.readouterr()
+    settings = words(dataset_dir=balls, max_epochs=2, resume=True, learning_rate=1e-7)
+    with pytest.raises(SystemExit):
+        main(["train", str(kidney), *settings])
+    said = capsys.readouterr()
+    assert "Traceback" not in said.out + said.err
+    assert said.err.splitlines()[-1].startswith("error: learning_rate is 1e-07 now and ")
+
+
 def test_monais_command_ends_in_the_cause(kidney, tmp_path):
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(kidney / "train.json")]
     done = subprocess.run(

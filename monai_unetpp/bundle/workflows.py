@@ -11,7 +11,8 @@ import inspect
 import json
 import logging
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +83,35 @@ def run_workflow(
     settings.setdefault("bundle_root", str(folder))
     try:
         flow = FilesWorkflow(files, settings, settings.pop("tracking", None))
-        logging.getLogger("ignite").setLevel(logging.CRITICAL)  # what it says of an error is said below
-        flow.initialize()
-        flow.run()
-        flow.finalize()
+        with _errors_once():
+            flow.initialize()
+            flow.run()
+            flow.finalize()
     except Exception as error:
         if (cause := find_cause(error)) is None:
             raise
         raise ValueError(cause) from error
+
+
+@contextmanager
+def _errors_once() -> Iterator[None]:
+    """Keep Ignite and MONAI's StatsHandlers from logging an exception that is raised on."""
+    engine = logging.getLogger("ignite.engine.engine")
+    stats = [logging.getLogger(name) for name in ("train", "validate")]  # the names in train.json
+    level = engine.level
+
+    def is_no_exception(record: logging.LogRecord) -> bool:
+        return not record.exc_info
+
+    engine.setLevel(logging.CRITICAL)
+    for logger in stats:
+        logger.addFilter(is_no_exception)
+    try:
+        yield
+    finally:
+        engine.setLevel(level)
+        for logger in stats:
+            logger.removeFilter(is_no_exception)
 
 
 def run_words(
