@@ -19,7 +19,7 @@ from monai.bundle import ConfigParser
 
 from monai_unetpp.files import PathLike, atomic_directory, atomic_write, refuse_existing, save_by_memory
 from monai_unetpp.levels import read_calibration, write_calibration
-from monai_unetpp.network import UNetPlusPlus, prune
+from monai_unetpp.network import UNetPlusPlus, prune, unwrap
 from monai_unetpp.weights import load_network
 
 __all__ = ["config_files", "copy_bundle", "pack_bundle"]
@@ -162,6 +162,7 @@ def _read_configs(source: Path, overlays: Sequence[str]) -> dict[str, Json]:
 def _network(config: Json, checkpoint: PathLike, level: int | None) -> UNetPlusPlus:
     """Return the bundle's network with the weights, pruned to ``level`` if that is given."""
     network = load_network(ConfigParser(config).get_parsed_content("network_def"), checkpoint)
+    network = unwrap(network)
     if not isinstance(network, UNetPlusPlus):
         raise ValueError(f"checkpoint must hold weights, got {checkpoint}.")
     return network if level is None else prune(network, level)

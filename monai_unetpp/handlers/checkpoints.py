@@ -21,11 +21,10 @@ from ignite.handlers import Checkpoint
 from ignite.handlers.checkpoint import BaseSaveHandler
 from monai.engines import SupervisedEvaluator
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from monai_unetpp.files import atomic_write, save_by_memory, stale_parts
-from monai_unetpp.network import UNetPlusPlus
+from monai_unetpp.network import AnyPrefix, UNetPlusPlus, unwrap
 from monai_unetpp.weights import check_fit, load_network, read_tensors
 
 __all__ = ["CheckpointLoader", "CheckpointSaver", "NetworkLoader"]
@@ -46,13 +45,15 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
     - In a resumed training, checkpoints of earlier epochs count towards ``n_saved``.
     - Weights that are not finite are never saved, and a score that is not finite is never the best.
     - The gradient scaler of a trainer with ``amp`` is saved as well.
+    - Compiled and parallel networks are saved without the prefix of their wrapper.
     """
 
     _key_metric_checkpoint: Any  # ignite's, or None
     _interval_checkpoint: Any
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
+    def __init__(self, save_dir: str, save_dict: Mapping[str, Any], *args: Any, **settings: Any) -> None:
+        save_dict = {name: unwrap(target, keep_average=True) for name, target in save_dict.items()}
+        super().__init__(save_dir, save_dict, *args, **settings)
         checkpoints: list[Any] = [
             self._final_checkpoint,
             self._key_metric_checkpoint,
@@ -183,6 +184,7 @@ class _AtomicSaver(BaseSaveHandler):
 class CheckpointLoader(monai.handlers.CheckpointLoader):
     """MONAI's handler, which accepts a folder as well, and has clear errors for files that do not fit.
 
+    Keys of weights may have a prefix, such as ``_orig_mod.`` of ``torch.compile``, and so may the network's.
     A ``LambdaLR`` continues with its current function, which may be for more epochs than before.
 
     Args:
@@ -210,15 +212,16 @@ class CheckpointLoader(monai.handlers.CheckpointLoader):
         for name, target in self.load_dict.items():
             if not single and name not in checkpoint:
                 raise ValueError(f"{path} has no {name!r}, only {', '.join(map(repr, checkpoint))}.")
-            target = target.module if isinstance(target, DistributedDataParallel) else target
             if isinstance(target, nn.Module):
                 check_fit(path, checkpoint if single else checkpoint[name], target)
         lengths = {e: e.state.epoch_length for e in self.load_dict.values() if isinstance(e, Engine)}
+        targets = self.load_dict
+        if self.strict_shape:  # else MONAI requires modules
+            self.load_dict = {n: AnyPrefix(t) if isinstance(t, nn.Module) else t for n, t in targets.items()}
         super().__call__(engine)
-        for (
-            loaded,
-            length,
-        ) in lengths.items():  # of the current data: batch size and number of processes may have changed
+        self.load_dict = targets
+        # of the current data: batch size and number of processes may have changed
+        for loaded, length in lengths.items():
             if loaded.state.epoch_length != length:
                 loaded.state.epoch_length = length
                 loaded.state.iteration = loaded.state.epoch * (length or 0)
