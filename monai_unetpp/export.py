@@ -25,11 +25,11 @@ from typing import Any
 
 import torch
 from monai.transforms import CenterSpatialCrop, SpatialPad
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike, atomic_write, refuse_existing, save_by_memory
-from monai_unetpp.network import UNetPlusPlus, prune
+from monai_unetpp.network import UNetPlusPlus, prune, unwrap_unetplusplus
 from monai_unetpp.weights import RUNTIMES, OnnxNetwork, read_record, sha256, without_levels, write_record
 
 __all__ = ["FORMATS", "RUNTIMES", "OnnxNetwork", "check_formats", "example_window", "export_level"]
@@ -41,7 +41,7 @@ TOLERANCE = 1e-4  # of the largest logit: other kernels round otherwise, and nor
 
 
 def export_level(
-    network: UNetPlusPlus,
+    network: nn.Module,
     level: int,
     directory: PathLike,
     example: Tensor,
@@ -55,7 +55,8 @@ def export_level(
     must give the full network's head bit for bit, the other formats within 1e-4 of its largest logit.
 
     Args:
-        network: Trained network with a head at ``level``; it is not changed.
+        network: Trained UNetPlusPlus with a head at ``level``; it is not changed. Compiled, parallel or
+            averaged ones are unwrapped.
         level: ``k`` of L^k.
         directory: Folder for this level alone, created if it does not exist. Beside the full network's
             ``model.pt`` MONAI Label would offer the pruned weights for the full network.
@@ -69,12 +70,14 @@ def export_level(
         The path of each format.
 
     Raises:
+        TypeError: If ``network`` is no UNetPlusPlus.
         ValueError: If a format is unknown, or the network has no head at ``level``.
         FileExistsError: If one of the files exists and ``overwrite`` is false.
         ModuleNotFoundError: If a format requires a package that is not installed.
         RuntimeError: If a written file does not give the same output.
     """
     check_formats(formats)
+    network = unwrap_unetplusplus(network)
     network.check_level(level)
     paths = {suffix: Path(directory) / f"model.{suffix}" for suffix in formats}
     if not overwrite:

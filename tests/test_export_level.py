@@ -9,10 +9,11 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.inferers import SlidingWindowInferer
 
-from monai_unetpp import export, extras, load_network
+from monai_unetpp import export, extras, load_network, prune
 from monai_unetpp.export import FORMATS, OnnxNetwork, check_formats, example_window, export_level
 
-pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx")
+quantization = pytest.importorskip("onnxruntime.quantization")
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
 RUNTIMES = ["onnxruntime", "openvino"]
 
@@ -141,6 +142,69 @@ def test_example_for_a_network_of_two_dimensions_is_a_slice():
     image = MetaTensor(torch.arange(5 * 6 * 3.0).reshape(1, 5, 6, 3))
     window = example_window(DataLoader(Dataset([{"image": image}])), (3, 4, 1))
     assert torch.equal(window[0], image[:, 1:4, 1:5, 1].as_tensor())
+
+
+# What quantisers and other runtimes look for
+
+
+KINDS = {
+    "plain": {},
+    "residual-batch": {"block": "residual", "norm": "batch"},
+    "dense-pixelshuffle": {"block": "dense", "upsample": "pixelshuffle"},
+}
+
+
+@pytest.mark.parametrize("arguments", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("spatial_dims", [2, 3], ids="{}D".format)
+def test_weights_of_convolutions_are_initialisers(tiny, tmp_path, spatial_dims, arguments):
+    net = tiny(spatial_dims, channels=(4, 6, 8), **arguments)
+    path = export_level(net, 2, tmp_path, torch.rand(1, 1, *[16] * spatial_dims), ["onnx"])["onnx"]
+    graph = onnx.load(path).graph
+    shapes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
+    found = [shapes[node.input[1]] for node in graph.node if node.op_type in ("Conv", "ConvTranspose")]
+    wanted = [m.weight.shape for m in prune(net, 2).modules() if hasattr(m, "transposed")]
+    assert sorted(found) == sorted(map(tuple, wanted))  # none is split, joined or computed
+
+
+def test_weights_of_convolutions_are_parameters_of_the_program(exported):
+    program = torch.export.load(exported["pt2"])
+    parameters = set(program.graph_signature.inputs_to_parameters)
+    convolutions = [node for node in program.graph.nodes if ".conv" in str(node.target)]
+    assert len(convolutions) == 8  # L1: two nodes of two in column 0, one in column 1, one up, one head
+    assert {node.args[1].name for node in convolutions} <= parameters
+
+
+class Windows(quantization.CalibrationDataReader):
+    """Windows to find the ranges of values with."""
+
+    def __init__(self, count):
+        self.windows = iter(torch.rand(count, 1, 1, 16, 12, 8, generator=torch.Generator().manual_seed(3)))
+
+    def get_next(self):
+        window = next(self.windows, None)
+        return None if window is None else {"image": window.numpy()}
+
+
+@pytest.mark.parametrize("kind", ["static", "dynamic"])
+def test_exported_network_is_quantised(exported, window, tmp_path, kind, caplog):
+    path = str(tmp_path / "small.onnx")
+    with caplog.at_level("CRITICAL"):
+        if kind == "static":
+            quantization.quantize_static(
+                str(exported["onnx"]), path, Windows(8), quant_format=quantization.QuantFormat.QDQ
+            )
+        else:
+            quantization.quantize_dynamic(str(exported["onnx"]), path)
+    graph = onnx.load(path).graph
+    stored = {
+        weight.name
+        for weight in graph.initializer
+        if weight.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    }
+    assert sum(len(weight.dims) == 5 for weight in graph.initializer if weight.name in stored) >= 7
+    wanted = OnnxNetwork(exported["onnx"], "onnxruntime")(window)
+    apart = OnnxNetwork(path, "onnxruntime")(window) - wanted
+    assert 0 < apart.norm() / wanted.norm() < 0.1
 
 
 # Running

@@ -22,7 +22,7 @@ from monai_unetpp.bundle.documents import find_card, write_docs
 from monai_unetpp.bundle.places import config_files
 from monai_unetpp.bundle.settings import apply_record
 from monai_unetpp.files import PathLike, atomic_directory, atomic_write, save_by_memory
-from monai_unetpp.network import UNetPlusPlus, prune
+from monai_unetpp.network import UNetPlusPlus, prune, unwrap
 from monai_unetpp.weights import Record, load_network, plain, read_record, without_levels, write_record
 
 __all__ = ["pack_bundle"]
@@ -170,6 +170,7 @@ def _check_labels(source: Path, record: Record, configs: Mapping[str, Json]) -> 
 def _network(config: Json, checkpoint: PathLike, level: int | None) -> UNetPlusPlus:
     """Return the bundle's network with the weights, pruned to ``level`` if that is given."""
     network = load_network(ConfigParser(config).get_parsed_content("network_def"), checkpoint)
+    network = unwrap(network)
     if not isinstance(network, UNetPlusPlus):
         raise ValueError(f"checkpoint must hold weights, got {checkpoint}.")
     return network if level is None else prune(network, level)

@@ -15,10 +15,10 @@ import ignite.distributed as idist
 import monai.handlers
 from ignite.engine import Engine
 from ignite.handlers import Checkpoint
-from torch.nn.parallel import DistributedDataParallel
 
 from monai_unetpp.files import stale_parts
 from monai_unetpp.handlers.atomic import EPOCH, AtomicSaver, checkpoints_in
+from monai_unetpp.network import unwrap
 from monai_unetpp.weights import make_record, read_tensors, write_record
 
 __all__ = ["CheckpointSaver"]
@@ -37,10 +37,13 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
     - In a resumed training, checkpoints of earlier epochs count towards ``n_saved``.
     - Weights that are not finite are never saved, and a score that is not finite is never the best.
     - The gradient scaler of a trainer with ``amp`` is saved as well.
+    - Compiled and parallel networks are saved without the prefix of their wrapper.
     - The best weights get a record beside them.
 
     Args:
-        *args: Arguments of ``monai.handlers.CheckpointSaver``.
+        save_dir: Folder of the checkpoints.
+        save_dict: Name -> object to save.
+        *args: Further arguments of ``monai.handlers.CheckpointSaver``.
         record: Fields of :class:`~monai_unetpp.weights.Record` that the best weights are recorded with; by
             default there is no record.
         **settings: Further arguments of ``monai.handlers.CheckpointSaver``.
@@ -49,8 +52,16 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
     _key_metric_checkpoint: Any  # ignite's, or None
     _interval_checkpoint: Any
 
-    def __init__(self, *args: Any, record: Mapping[str, Any] | None = None, **settings: Any) -> None:
-        super().__init__(*args, **settings)
+    def __init__(
+        self,
+        save_dir: str,
+        save_dict: Mapping[str, Any],
+        *args: Any,
+        record: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        save_dict = {name: unwrap(target, keep_average=True) for name, target in save_dict.items()}
+        super().__init__(save_dir, save_dict, *args, **settings)
         self._record = record
         self._scores: tuple[int, dict[str, float]] = (0, {})
         checkpoints: list[Any] = [
@@ -117,9 +128,8 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
 
     def _write_record(self, path: Path) -> None:
         [network] = self.save_dict.values()
-        network = network.module if isinstance(network, DistributedDataParallel) else network
         epoch, scores = self._scores
-        write_record(path, make_record(path, network, self._record or {}, epoch, scores))
+        write_record(path, make_record(path, unwrap(network), self._record or {}, epoch, scores))
 
     def _count_earlier(self, epochs: int) -> None:
         """Count checkpoints of the first ``epochs``; warn of later ones, which are of another training.

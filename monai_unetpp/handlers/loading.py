@@ -12,13 +12,12 @@ import monai.handlers
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from monai_unetpp.handlers.atomic import checkpoints_in
 from monai_unetpp.handlers.checkpoints import SCALER
 from monai_unetpp.handlers.settings import changed_settings, check_unchanged, take_settings
-from monai_unetpp.network import UNetPlusPlus
+from monai_unetpp.network import AnyPrefix, UNetPlusPlus
 from monai_unetpp.weights import check_fit, load_network, read_tensors
 
 __all__ = ["CheckpointLoader", "NetworkLoader", "latest_checkpoint"]
@@ -29,6 +28,7 @@ logger = logging.getLogger(__name__)
 class CheckpointLoader(monai.handlers.CheckpointLoader):
     """MONAI's handler, which accepts a folder as well, and has clear errors for files that do not fit.
 
+    Keys of weights may have a prefix, such as ``_orig_mod.`` of ``torch.compile``, and so may the network's.
     A ``LambdaLR`` continues with its current function, which may be for more epochs than before.
 
     Args:
@@ -65,18 +65,19 @@ class CheckpointLoader(monai.handlers.CheckpointLoader):
         for name, target in self.load_dict.items():
             if not single and name not in checkpoint:
                 raise ValueError(f"{path} has no {name!r}, only {', '.join(map(repr, checkpoint))}.")
-            target = target.module if isinstance(target, DistributedDataParallel) else target
             if isinstance(target, nn.Module):
                 check_fit(path, checkpoint if single else checkpoint[name], target)
         changes = [] if single else changed_settings(self.load_dict, checkpoint)
         if self.changes == "refuse":
             check_unchanged(path, changes)
         lengths = {e: e.state.epoch_length for e in self.load_dict.values() if isinstance(e, Engine)}
+        targets = self.load_dict
+        if self.strict_shape:  # else MONAI requires modules
+            self.load_dict = {n: AnyPrefix(t) if isinstance(t, nn.Module) else t for n, t in targets.items()}
         super().__call__(engine)
-        for (
-            loaded,
-            length,
-        ) in lengths.items():  # of the current data: batch size and number of processes may have changed
+        self.load_dict = targets
+        # of the current data: batch size and number of processes may have changed
+        for loaded, length in lengths.items():
             if loaded.state.epoch_length != length:
                 loaded.state.epoch_length = length
                 loaded.state.iteration = loaded.state.epoch * (length or 0)

@@ -19,13 +19,12 @@ from ignite.engine import Engine, Events
 from monai.engines import IterationEvents, SupervisedTrainer
 from monai.handlers import MLFlowHandler
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike
 from monai_unetpp.levels import LevelScore
 from monai_unetpp.levels.score import METRICS
-from monai_unetpp.network import UNetPlusPlus
+from monai_unetpp.network import UNetPlusPlus, unwrap
 
 __all__ = ["HeadLosses", "sqlite_store", "track_levels", "track_training"]
 
@@ -189,6 +188,6 @@ def _log_parameters(handler: MLFlowHandler, parameters: Mapping[str, Any]) -> No
 
 def _network_arguments(network: nn.Module) -> dict[str, Any]:
     """Return the class of a network, and the constructor arguments of a UNetPlusPlus."""
-    network = network.module if isinstance(network, DistributedDataParallel) else network
+    network = unwrap(network)
     arguments = network.arguments if isinstance(network, UNetPlusPlus) else {}
     return {"network": type(network).__name__, **{f"network.{key}": arguments[key] for key in arguments}}

@@ -18,7 +18,7 @@ from monai_unetpp.inferers.file_grid import FileGrid, Planes
 from monai_unetpp.inferers.slabs import slabs
 from monai_unetpp.inferers.uncertainty import ExpectedError, disagreement, probabilities
 from monai_unetpp.inferers.windows import EarlyExitInferer, FlatOnce
-from monai_unetpp.network import UNetPlusPlus
+from monai_unetpp.network import UNetPlusPlus, unwrap
 
 __all__ = ["Segmentation", "VolumeInferer"]
 
@@ -108,6 +108,7 @@ class VolumeInferer(Inferer):
     ) -> Segmentation:
         classes: int | None = None
         if uncertainty:
+            network = unwrap(network)  # all heads are computed in eager mode
             if not isinstance(network, UNetPlusPlus) or len(network.heads) < 2 or network.level < 2:
                 raise ValueError(
                     "uncertainty must be left out: the network has only one head, which cannot disagree."
@@ -142,6 +143,7 @@ def _at_level(network: Callable[..., Any], level: int | None) -> Iterator[None]:
     if level is None:
         yield
         return
+    network = unwrap(network)
     if not isinstance(network, UNetPlusPlus):
         raise ValueError(f"level must be left out, got {level}: the network is not a UNetPlusPlus.")
     before, network.level = network.level, level

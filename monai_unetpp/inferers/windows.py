@@ -11,7 +11,7 @@ from monai.inferers import SliceInferer, SlidingWindowInferer
 from torch import Tensor
 
 from monai_unetpp.inferers.uncertainty import probabilities
-from monai_unetpp.network import UNetPlusPlus
+from monai_unetpp.network import UNetPlusPlus, unwrap
 
 __all__ = [
     "EarlyExitInferer",
@@ -85,6 +85,7 @@ class EarlyExitInferer(SlidingWindowInferer):
         Raises:
             ValueError: if ``network`` has only one level.
         """
+        network = unwrap(network)  # levels one after another are computed in eager mode
         if not isinstance(network, UNetPlusPlus) or not network.deep_supervision:
             got = "one head" if isinstance(network, UNetPlusPlus) else type(network).__name__
             raise ValueError(

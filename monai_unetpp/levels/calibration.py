@@ -15,12 +15,12 @@ import torch
 from monai.data import decollate_batch
 from monai.inferers import SlidingWindowInferer
 from monai.metrics import compute_dice
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_unetpp.files import PathLike
 from monai_unetpp.inferers import early_exit_like
 from monai_unetpp.levels.score import default_postprocessing, evaluating
-from monai_unetpp.network import UNetPlusPlus
+from monai_unetpp.network import unwrap_unetplusplus
 from monai_unetpp.weights import Record, read_record, record_path, sha256, write_record
 
 __all__ = [
@@ -75,7 +75,7 @@ class Calibration:
 
 
 def calibrate_exit(
-    network: UNetPlusPlus,
+    network: nn.Module,
     data: Iterable[Mapping[str, Any]],
     inferer: SlidingWindowInferer,
     postprocessing: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
@@ -87,7 +87,7 @@ def calibrate_exit(
     """Find the largest threshold of early exit that loses at most ``tolerance`` Dice, by bisection.
 
     Args:
-        network: Network with deep supervision, on the device to compute on.
+        network: UNetPlusPlus, as for :func:`~monai_unetpp.score_levels`.
         data: Batches with ``"image"`` and ``"label"``, as for :func:`~monai_unetpp.score_levels`.
         inferer: Sliding window of MONAI.
         postprocessing: Transform of an item, as for :func:`~monai_unetpp.score_levels`.
@@ -97,11 +97,13 @@ def calibrate_exit(
         amp_kwargs: Arguments of ``torch.autocast``.
 
     Raises:
+        TypeError: if ``network`` is no UNetPlusPlus.
         ValueError: if ``tolerance`` is negative, all labels are background only, or the network has only one
             level.
     """
     if not tolerance >= 0:
         raise ValueError(f"tolerance must be a Dice of at least 0, such as 0.005, got {tolerance!r}.")
+    network = unwrap_unetplusplus(network)
     post = postprocessing or default_postprocessing(network.arguments["out_channels"])
     device = next(network.parameters()).device
     autocast = partial(torch.autocast, device.type, enabled=amp, **(amp_kwargs or {}))

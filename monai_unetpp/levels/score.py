@@ -17,10 +17,10 @@ from monai.data import MetaTensor, decollate_batch
 from monai.metrics import compute_dice, compute_iou, compute_surface_dice
 from monai.metrics.utils import do_metric_reduction
 from monai.transforms import AsDiscreted, Compose
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_unetpp.levels.cost import interleaved, multiply_adds, peak_memory
-from monai_unetpp.network import UNetPlusPlus, prune
+from monai_unetpp.network import UNetPlusPlus, prune, unwrap_unetplusplus
 
 __all__ = ["LevelScore", "default_postprocessing", "evaluating", "score_levels"]
 
@@ -64,7 +64,7 @@ class LevelScore:
 
 
 def score_levels(
-    network: UNetPlusPlus,
+    network: nn.Module,
     data: Iterable[Mapping[str, Any]],
     inferer: Callable[..., Any],
     postprocessing: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
@@ -82,7 +82,8 @@ def score_levels(
     deepest one.
 
     Args:
-        network: Network with deep supervision, on the device to compute on.
+        network: UNetPlusPlus with deep supervision, on the device to compute on; compiled, parallel or
+            averaged ones are unwrapped, and eager mode computes.
         data: Batches with ``"image"`` (B, C, *spatial) and ``"label"`` (B, 1, *spatial), class numbers.
         inferer: Inferer of MONAI, called with an image and the network's ``all_heads``.
         postprocessing: Transform of an item with ``"image"``, ``"label"`` and the logits ``"pred"`` to
@@ -100,12 +101,14 @@ def score_levels(
         One score per level, shallowest first.
 
     Raises:
+        TypeError: if ``network`` is no UNetPlusPlus.
         ValueError: if ``deep_supervision`` is off, the validation set is empty or background only, a label
             does not have the size of the prediction, or the window is unknown.
 
     Reference:
         Zhou et al., UNet++ (IEEE TMI 2020, arXiv:1912.05074), model pruning.
     """
+    network = unwrap_unetplusplus(network)
     names = _class_names(network, class_labels)
     out_channels = network.arguments["out_channels"]
     shape = _window_shape(network, inferer, window)

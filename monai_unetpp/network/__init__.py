@@ -5,6 +5,7 @@
 - blocks: ``H`` and ``U`` of the equation
 - unetplusplus: the triangle
 - backbones: MONAI's encoders as column 0
+- wrapping: compiled, parallel and averaged networks, and prefixes of their weights
 - pruning, convert: one level alone; weights of MONAI's class
 - kernels: how it is computed
 """
@@ -13,13 +14,19 @@ from monai_unetpp.network.convert import from_basic_unet_plus_plus
 from monai_unetpp.network.pruning import levels_in, prune, prune_state_dict
 from monai_unetpp.network.spec import SKIPS, Spec
 from monai_unetpp.network.unetplusplus import UNetPlusPlus
+from monai_unetpp.network.wrapping import AnyPrefix, match_weights, unprefixed, unwrap, unwrap_unetplusplus
 
 __all__ = [
     "SKIPS",
+    "AnyPrefix",
     "Spec",
     "UNetPlusPlus",
     "from_basic_unet_plus_plus",
     "levels_in",
+    "match_weights",
     "prune",
     "prune_state_dict",
+    "unprefixed",
+    "unwrap",
+    "unwrap_unetplusplus",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from monai_unetpp.network.pruning import assemble
 from monai_unetpp.network.unetplusplus import UNetPlusPlus
+from monai_unetpp.network.wrapping import unwrap
 
 __all__ = ["from_basic_unet_plus_plus"]
 
@@ -37,6 +38,7 @@ def from_basic_unet_plus_plus(net: BasicUNetPlusPlus) -> UNetPlusPlus:
         >>> bool(torch.allclose(ours(x), theirs(x)[-1], atol=1e-5))
         True
     """
+    net = unwrap(net)
     if not isinstance(net, BasicUNetPlusPlus):
         raise TypeError(f"net must be monai.networks.nets.BasicUNetPlusPlus, got {type(net).__name__}.")
     theirs: Any = net  # for mypy, to which every child of a module is Tensor | Module

@@ -11,25 +11,27 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_unetpp.network.spec import SKIPS
 from monai_unetpp.network.unetplusplus import UNetPlusPlus
+from monai_unetpp.network.wrapping import unprefixed, unwrap_unetplusplus
 
 __all__ = ["assemble", "levels_in", "prune", "prune_state_dict"]
 
 
-def prune(net: UNetPlusPlus, level: int) -> UNetPlusPlus:
+def prune(net: nn.Module, level: int) -> UNetPlusPlus:
     """Return L^level as a network of its own: copied weights, one head, the same output bit by bit.
 
     The result is an ordinary network of depth ``level`` with deep supervision off, in the mode, on
     the device and in the dtype of ``net``; it can be trained on.
 
     Args:
-        net: a network with a head at ``level``.
+        net: a UNetPlusPlus with a head at ``level``; compiled, parallel or averaged ones are unwrapped.
         level: ``1 <= level <= net.depth``.
 
     Raises:
+        TypeError: if ``net`` is another network; the message names a UNetPlusPlus that it contains.
         ValueError: if the network has no head at ``level``; the message says which it has.
 
     Example:
@@ -41,6 +43,7 @@ def prune(net: UNetPlusPlus, level: int) -> UNetPlusPlus:
     Reference:
         Zhou et al., UNet++ (IEEE TMI 2020, arXiv:1912.05074), model pruning.
     """
+    net = unwrap_unetplusplus(net, "net")
     net.check_level(level)
     state = prune_state_dict(net.state_dict(), level, skips=net.skips)
     return assemble(net.spec.at(level).arguments(), state).train(net.training)
@@ -50,7 +53,8 @@ def prune_state_dict(state_dict: Mapping[str, Tensor], level: int, skips: str = 
     """Return the weights of L^level, copied from those of the whole network.
 
     Args:
-        state_dict: of a :class:`~monai_unetpp.UNetPlusPlus`, with a head at ``level``.
+        state_dict: of a :class:`~monai_unetpp.UNetPlusPlus`, with a head at ``level``; a prefix of
+            all keys such as ``module.`` is taken off.
         level: ``k`` of L^k.
         skips: of the network that the weights come from; the weights alone cannot tell
             ``"short"`` from ``"long"``.
@@ -61,6 +65,7 @@ def prune_state_dict(state_dict: Mapping[str, Tensor], level: int, skips: str = 
     """
     if skips not in SKIPS:
         raise ValueError(f"skips must be one of {', '.join(SKIPS)}, got {skips!r}.")
+    state_dict = unprefixed(state_dict)
     heads = levels_in(state_dict)
     if not heads:
         raise ValueError("state_dict has no 'heads.*' keys: it is not of a UNetPlusPlus.")

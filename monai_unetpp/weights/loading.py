@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike, atomic_write, refuse_existing, save_by_memory
-from monai_unetpp.network import UNetPlusPlus, levels_in, prune, prune_state_dict
+from monai_unetpp.network import (
+    UNetPlusPlus,
+    levels_in,
+    match_weights,
+    prune,
+    prune_state_dict,
+    unprefixed,
+    unwrap_unetplusplus,
+)
 from monai_unetpp.weights.record import read_record, without_levels, write_record
 
 __all__ = ["RUNTIMES", "OnnxNetwork", "check_fit", "load_network", "prune_weights", "read_tensors"]
@@ -30,7 +38,7 @@ RUNTIMES = ("openvino", "onnxruntime")
 
 
 def load_network(
-    network: UNetPlusPlus,
+    network: nn.Module,
     path: PathLike,
     level: int | None = None,
     device: torch.device | str = "cpu",
@@ -42,38 +50,41 @@ def load_network(
     it is.
 
     Args:
-        network: Network as it was trained, with any weights. If the file has one head only, because it is
-            of a pruned network, the network is pruned to that level.
+        network: UNetPlusPlus as it was trained, with any weights; compiled, parallel or averaged ones are
+            loaded inside of their wrapper. If the file has one head only, because it is of a pruned network,
+            the network is pruned to that level.
         path: Path of weights, of a training checkpoint that has them as ``"model"``, or of an ``.onnx`` file.
+            A prefix of all keys is taken off: ``module.``, ``_orig_mod.``, ``model.``, ``net.``, also nested.
         level: Level that evaluation computes; default the deepest one in the file.
         device: Device that the network is moved to.
         runtime: Runtime of an ``.onnx`` file, as in :class:`OnnxNetwork`.
 
     Raises:
         FileNotFoundError: If there is no file at ``path``.
+        TypeError: If ``network`` is no UNetPlusPlus.
         ValueError: If the file has no weights of this network, or no head at ``level``.
     """
-    path = Path(path)
+    path, inner = Path(path), unwrap_unetplusplus(network)
     if path.suffix == ".onnx":
         _need_file(path)
         if level is not None:
             raise ValueError(f"level must be left out with {path}: an exported network has one level.")
         exported = OnnxNetwork(path, runtime)
-        _check_shapes(path, exported, network)
+        _check_shapes(path, exported, inner)
         return exported
     if runtime is not None:
         raise ValueError(f"runtime must be left out with {path}: {runtime} runs .onnx files.")
     weights = _weights(path)
-    heads = levels_in(weights)
-    if len(heads) == 1 and network.deep_supervision and heads[0] <= network.depth:
-        network = prune(network, heads[0])
-    check_fit(path, weights, network)
+    heads = levels_in(unprefixed(weights))
+    if len(heads) == 1 and inner.deep_supervision and heads[0] <= inner.depth:
+        network = inner = prune(inner, heads[0])
+    check_fit(path, weights, inner)
     if level is not None and level not in heads:
         raise ValueError(
             f"level must be one of those that {path} has, {', '.join(map(str, heads))}, got {level!r}."
         )
-    network.load_state_dict(dict(weights))
-    network.level = max(heads) if level is None else level
+    inner.load_state_dict(dict(unprefixed(weights)))
+    inner.level = max(heads) if level is None else level
     return network.to(device).eval()
 
 
@@ -139,8 +150,12 @@ def read_tensors(path: PathLike) -> Mapping[str, Any]:
 
 
 def check_fit(path: PathLike, weights: Mapping[str, Tensor], network: nn.Module) -> None:
-    """Raise a ValueError that names file, keys and channels if the weights do not fit the network."""
-    wanted = network.state_dict()
+    """Raise a ValueError that names file, keys and channels if the weights do not fit the network.
+
+    A prefix of all keys and wrappers of the network are left out of account.
+    """
+    module, prefix, weights = match_weights(weights, network)
+    wanted = module.state_dict()
     wrong = [
         f"{key} is {list(weights[key].shape)} in the file and {list(wanted[key].shape)} in the network"
         for key in wanted
@@ -151,7 +166,8 @@ def check_fit(path: PathLike, weights: Mapping[str, Tensor], network: nn.Module)
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
-            f"{path} does not fit the network{_channels(weights, wanted)}: {'; '.join(wrong[:3])}{more}."
+            f"{path} does not fit the network{_found(weights, wanted, prefix)}{_channels(weights, wanted)}: "
+            f"{'; '.join(wrong[:3])}{more}."
         )
 
 
@@ -248,6 +264,19 @@ def _weights(path: Path) -> Mapping[str, Tensor]:
             f"{path} must hold weights, alone or as 'model', got {', '.join(map(repr, checkpoint))}."
         )
     return weights
+
+
+def _found(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], prefix: str) -> str:
+    """Say which prefix was taken off, or what the keys look like if the network knows none of them."""
+    if prefix:
+        return f" without the prefix {prefix!r} of its keys"
+    if not weights or weights.keys() & wanted.keys():
+        return ""
+    start = next(iter(weights)).partition(".")[0] + "."
+    shared = all(key.startswith(start) for key in weights)
+    return (
+        f": all its keys begin with {start!r}" if shared else f": its keys are {next(iter(weights))!r}, ..."
+    )
 
 
 def _channels(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
