@@ -287,8 +287,8 @@ def test_bundle_trained_through_the_compiler_reads_its_own_weights(balls, tmp_pa
     weights = torch.load(tmp_path / "models" / "model.pt")
     assert all(key.startswith(("encoder.", "nodes.", "heads.")) for key in weights)
     saved = {f"_orig_mod.{key}": value for key, value in weights.items()}  # as torch itself saves it
-    torch.save(saved, tmp_path / "models" / "model.pt")
-    run("liver", "train evaluate", tmp_path, **settings)
+    torch.save(saved, tmp_path / "compiled.pt")
+    run("liver", "train evaluate", tmp_path, ckpt_path=str(tmp_path / "compiled.pt"), **settings)
     torch.save(weights, tmp_path / "plain.pt")
     plain = {"dataset_dir": str(balls), "ckpt_path": str(tmp_path / "plain.pt")}
     run("liver", "train evaluate", tmp_path, output_dir=str(tmp_path / "wanted"), **plain)
