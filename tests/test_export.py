@@ -7,6 +7,10 @@ import onnxruntime
 import pytest
 import torch
 from monai.bundle import verify_net_in_out
+from torch import nn
+
+from monai_unetpp.network.blocks import Down
+from monai_unetpp.network.kernels import plain
 
 EVEN, ODD = {2: (16, 24), 3: (16, 8, 12)}, {2: (21, 13), 3: (11, 9, 10)}
 BOTH = pytest.mark.parametrize("spatial_dims", [2, 3], ids="{}D".format)
@@ -72,6 +76,46 @@ def test_compiled_network_equals_eager_without_a_graph_break(tiny):
     net, x = tiny(3, channels=(4, 6)).eval(), torch.rand(1, 1, 8, 8, 8)
     with torch.no_grad():
         compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), net(x), **TORCH)
+
+
+@BOTH
+@pytest.mark.parametrize("gradients", [True, False], ids=["training", "inference"])
+def test_compiled_network_equals_eager_at_one_size_after_another(tiny, spatial_dims, gradients):
+    """Sizes of which the second makes the compiler leave them open, with and without a remainder."""
+    torch._dynamo.reset()
+    net = tiny(spatial_dims, channels=(4, 6, 8)).eval()
+    compiled = torch.compile(net, backend="aot_eager")
+    with plain(), torch.set_grad_enabled(gradients):
+        for size in (16, 24, 13, 18):
+            x = torch.rand(1, 1, *[size] * spatial_dims)
+            y, wanted = compiled(x), net(x)
+            torch.testing.assert_close(y, wanted, **TORCH)
+            if gradients:
+                weights = list(net.encoder.parameters())
+                found, expected = (torch.autograd.grad(z.square().sum(), weights) for z in (y, wanted))
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [16, 17], ids=["even", "odd"])
+def test_inductor_compiles_pooling_with_open_sizes(size):
+    """Pooling with ``ceil_mode`` alone fails here, with "Invalid ranges [0:-1]"."""
+    torch._dynamo.reset()
+    net = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), Down(3, (2, 2, 2)), nn.Conv3d(2, 2, 3, padding=1))
+    x = torch.rand(1, 1, size, size, size)
+    with plain():
+        y = torch.compile(net, dynamic=True)(x)
+        torch.testing.assert_close(y, net(x), **TORCH)
+        y.sum().backward()
+
+
+def test_inductor_compiles_a_stride_for_every_size_on_request():
+    torch._dynamo.reset()
+    net = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.Conv3d(2, 2, 3, stride=2, padding=1))
+    net.append(nn.Conv3d(2, 2, 3, padding=1))
+    compiled = torch.compile(net, dynamic=False)
+    for size in (16, 24):
+        x = torch.rand(1, 1, size, size, size)
         torch.testing.assert_close(compiled(x), net(x), **TORCH)
 
 

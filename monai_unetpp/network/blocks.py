@@ -149,6 +149,11 @@ class Down(kernels.Repeated, nn.Sequential):
 
     def __init__(self, spatial_dims: int, stride: Sequence[int]) -> None:
         super().__init__(Pool["max", spatial_dims](tuple(stride), ceil_mode=True))
+        self.stride = list(stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, *spatial) to (B, C, *ceil(spatial / stride))."""
+        return self[0](kernels.fill_up(x, self.stride))
 
 
 class Up(kernels.Upsampling, UpSample):

@@ -29,6 +29,7 @@ __all__ = [
     "call_in_python",
     "crop",
     "enter",
+    "fill_up",
     "has_hooks",
     "has_sizes",
     "in_order",
@@ -241,6 +242,24 @@ def crop(x: Tensor, like: Tensor) -> Tensor:
     for axis in range(x.dim() - 1, 1, -1):
         crop += [0, like.shape[axis] - x.shape[axis]]
     return F.pad(x, crop)  # negative: cuts; without a branch, so that it holds for every size
+
+
+def fill_up(x: Tensor, stride: list[int]) -> Tensor:
+    """Return ``x`` padded with -inf to a multiple of ``stride`` for ``torch.compile``; else ``x`` itself.
+
+    Where sizes are left open, inductor cannot order the strides of what is pooled with ``ceil_mode``
+    (``Invalid ranges [0:-1]``, torch 2.13); with these sizes it can. Convolutions with a stride fail too.
+    """
+    if torch.jit.is_scripting():
+        return x
+    else:
+        if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            return x
+        missing: list[int] = []
+        for axis in range(x.dim() - 1, 1, -1):
+            n, step = x.shape[axis], stride[axis - 2]
+            missing += [0, (n + step - 1) // step * step - n]
+        return F.pad(x, missing, value=float("-inf"))
 
 
 def in_order(x: Tensor) -> Tensor:
