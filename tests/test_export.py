@@ -2,6 +2,7 @@
 """One network in every form that it is shipped in; made at an even size, used at any."""
 
 import json
+import shutil
 
 import onnxruntime
 import pytest
@@ -19,6 +20,8 @@ SIZES = pytest.mark.parametrize("sizes", [EVEN, ODD], ids=["even", "odd"])
 
 TORCH = {"rtol": 0, "atol": 1e-5}  # the same kernels, but elementwise steps may be fused
 ONNX = {"rtol": 0, "atol": 2e-5}  # other kernels: float32 rounding, magnified by the norms
+
+COMPILER = pytest.mark.skipif(shutil.which("c++") is None, reason="inductor requires a C++ compiler")
 
 pytestmark = pytest.mark.slow
 
@@ -97,6 +100,7 @@ def test_compiled_network_equals_eager_at_one_size_after_another(tiny, spatial_d
                 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
+@COMPILER
 @pytest.mark.parametrize("size", [16, 17], ids=["even", "odd"])
 def test_inductor_compiles_pooling_with_open_sizes(size):
     """Pooling with ``ceil_mode`` alone fails here, with "Invalid ranges [0:-1]"."""
@@ -109,6 +113,7 @@ def test_inductor_compiles_pooling_with_open_sizes(size):
         y.sum().backward()
 
 
+@COMPILER
 def test_inductor_compiles_a_stride_for_every_size_on_request():
     torch._dynamo.reset()
     net = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.Conv3d(2, 2, 3, stride=2, padding=1))

@@ -245,17 +245,13 @@ def crop(x: Tensor, like: Tensor) -> Tensor:
 
 
 def fill_up(x: Tensor, stride: list[int]) -> Tensor:
-    """Return ``x`` padded with -inf to a multiple of ``stride`` for ``torch.compile``; else ``x`` itself.
-
-    Where sizes are left open, inductor cannot order the strides of what is pooled with ``ceil_mode``
-    (``Invalid ranges [0:-1]``, torch 2.13); with these sizes it can. Convolutions with a stride fail too.
-    """
+    """Return ``x`` padded with -inf to a multiple of ``stride`` for ``torch.compile``; else ``x`` itself."""
     if torch.jit.is_scripting():
         return x
     else:
         if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
             return x
-        missing: list[int] = []
+        missing: list[int] = []  # else inductor fails with "Invalid ranges" behind ceil_mode, torch 2.13
         for axis in range(x.dim() - 1, 1, -1):
             n, step = x.shape[axis], stride[axis - 2]
             missing += [0, (n + step - 1) // step * step - n]
