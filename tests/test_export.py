@@ -82,15 +82,14 @@ def test_compiled_network_equals_eager_without_a_graph_break(tiny):
         torch.testing.assert_close(compiled(x), net(x), **TORCH)
 
 
-@BOTH
-@pytest.mark.parametrize("gradients", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize(("spatial_dims", "gradients"), [(2, False), (3, True)], ids=["2D", "3D-training"])
 def test_compiled_network_equals_eager_at_one_size_after_another(tiny, spatial_dims, gradients):
     """Sizes of which the second makes the compiler leave them open, with and without a remainder."""
     torch._dynamo.reset()
     net = tiny(spatial_dims, channels=(4, 6, 8)).eval()
     compiled = torch.compile(net, backend="aot_eager")
     with plain(), torch.set_grad_enabled(gradients):
-        for size in (16, 24, 13, 18):
+        for size in (16, 24, 13):
             x = torch.rand(1, 1, *[size] * spatial_dims)
             y, wanted = compiled(x), net(x)
             torch.testing.assert_close(y, wanted, **TORCH)

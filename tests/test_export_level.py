@@ -148,14 +148,13 @@ def test_example_for_a_network_of_two_dimensions_is_a_slice():
 
 
 KINDS = {
-    "plain": {},
-    "residual-batch": {"block": "residual", "norm": "batch"},
-    "dense-pixelshuffle": {"block": "dense", "upsample": "pixelshuffle"},
+    "2D-plain": (2, {}),
+    "3D-residual-batch": (3, {"block": "residual", "norm": "batch"}),
+    "2D-dense-pixelshuffle": (2, {"block": "dense", "upsample": "pixelshuffle"}),
 }
 
 
-@pytest.mark.parametrize("arguments", KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("spatial_dims", [2, 3], ids="{}D".format)
+@pytest.mark.parametrize(("spatial_dims", "arguments"), KINDS.values(), ids=KINDS)
 def test_weights_of_convolutions_are_initialisers(tiny, tmp_path, spatial_dims, arguments):
     net = tiny(spatial_dims, channels=(4, 6, 8), **arguments)
     path = export_level(net, 2, tmp_path, torch.rand(1, 1, *[16] * spatial_dims), ["onnx"])["onnx"]

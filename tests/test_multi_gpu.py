@@ -58,7 +58,7 @@ def trained(five, tmp_path_factory):
 def test_one_process_writes_and_prints(trained):
     root, output = trained
     assert sorted(path.name for path in (root / "models").iterdir()) == [
-        "checkpoint_epoch=1.pt", "checkpoint_epoch=2.pt", "model.pt",
+        "checkpoint_epoch=1.pt", "checkpoint_epoch=2.pt", "model.json", "model.pt",
     ]  # fmt: skip
     lines = re.findall(r"Epoch\[(\d)\] Metrics -- train_loss", output)
     assert lines == ["1", "2"]

@@ -50,8 +50,8 @@ for number in range(8):
     label = np.zeros_like(phantom.label)
     for value, parts in enumerate(organs.values(), start=1):
         label[np.isin(phantom.parts, parts)] = value
-    nib.save(nib.Nifti1Image(phantom.image, phantom.affine), home / f"images/ct-{number}.nii.gz")
-    nib.save(nib.Nifti1Image(label, phantom.affine), home / f"labels/ct-{number}-organs.nii.gz")
+    nib.save(nib.Nifti1Image(phantom.image, phantom.affine), home / f"images/patient-{number}.nii.gz")
+    nib.save(nib.Nifti1Image(label, phantom.affine), home / f"labels/patient-{number}-organs.nii.gz")
 
 # %% [markdown]
 # ## Look first
@@ -160,7 +160,7 @@ run("train", "organs", max_epochs=25, learning_rate=0.01)
 
 # %% [markdown]
 # Every fifth epoch the held-out cases are scored, and the best weights so far are saved as `models/model.pt`.
-# A quarter of the cases is held out; which ones depends only on `seed`. If the machine stops, the same
+# About a quarter of the cases is held out; `seed` and the names decide which. If the machine stops, the same
 # command with `--resume True` resumes from the last epoch.
 #
 # ## Read the log
@@ -212,8 +212,8 @@ run("train", "organs", "evaluate")
 print((bundle / "eval" / "val_mean_dice_summary.csv").read_text().expandtabs(12))
 
 # %% [markdown]
-# Classes that are named as lesions, such as a tumour, are also scored lesion by lesion. The picture shows the
-# last class.
+# Classes that are named as lesions, such as a tumour, are also scored lesion by lesion. The picture shows a
+# slice of each class.
 
 # %%
 Image.open(bundle / "eval" / "cases.png").convert("RGB")
@@ -222,7 +222,7 @@ Image.open(bundle / "eval" / "cases.png").convert("RGB")
 # ## Segment a scan
 #
 # ```
-# python -m monai_unetpp segment -i clinic/images/ct-4.nii.gz -o masks --bundle liver --overlay organs
+# python -m monai_unetpp segment -i clinic/images/patient-4.nii.gz -o masks --bundle liver --overlay organs
 # ```
 #
 # or from Python, for a held-out case:
