@@ -50,8 +50,8 @@ for number in range(8):
     label = np.zeros_like(phantom.label)
     for value, parts in enumerate(organs.values(), start=1):
         label[np.isin(phantom.parts, parts)] = value
-    nib.save(nib.Nifti1Image(phantom.image, phantom.affine), home / f"images/patient-{number}.nii.gz")
-    nib.save(nib.Nifti1Image(label, phantom.affine), home / f"labels/patient-{number}-organs.nii.gz")
+    nib.save(nib.Nifti1Image(phantom.image, phantom.affine), home / f"images/scan-{number}.nii.gz")
+    nib.save(nib.Nifti1Image(label, phantom.affine), home / f"labels/scan-{number}-organs.nii.gz")
 
 # %% [markdown]
 # ## Look first
@@ -222,7 +222,7 @@ Image.open(bundle / "eval" / "cases.png").convert("RGB")
 # ## Segment a scan
 #
 # ```
-# python -m monai_unetpp segment -i clinic/images/patient-4.nii.gz -o masks --bundle liver --overlay organs
+# python -m monai_unetpp segment -i clinic/images/scan-4.nii.gz -o masks --bundle liver --overlay organs
 # ```
 #
 # or from Python, for a held-out case:
