@@ -183,3 +183,10 @@ def test_segment_exits_early_as_was_found(balls, calibrated, tmp_path):
         balls / "imagesTr", tmp_path / "out", BUNDLES / "liver", overlays=("early_exit",), **settings
     )
     assert all(sum(outcome.exits) == outcome.exits[0] > 0 for outcome in outcomes)
+
+
+def test_what_a_unetplusplus_cannot_take_is_refused(net):
+    with pytest.raises(ValueError, match="with_coord must be left out"):
+        EarlyExitInferer(0.1, **WINDOW, with_coord=True)
+    with pytest.raises(ValueError, match="takes no further arguments, got 2"):
+        EarlyExitInferer(0.1, **WINDOW)(torch.zeros(1, 1, 16, 16, 16), net, 1, scale=2)

@@ -317,6 +317,11 @@ WRONG = [
     ("skips", "all", "skips must be one of dense, short, long, got 'all'."),
     ("dropout", 1, "dropout must be at least 0 and below 1, got 1."),
     ("dropout", -0.1, "dropout must be at least 0 and below 1, got -0.1."),
+    (
+        "dropout",
+        ("dropout", {"p": 0.1}),
+        "dropout must be at least 0 and below 1, got ('dropout', {'p': 0.1}).",
+    ),
     ("up_channels", (4, 6), "up_channels must have one entry per row 0..2, so 3, got (4, 6)."),
     ("up_channels", (4, 6, -1), "up_channels must be positive ints, got (4, 6, -1)."),
     ("last_channels", 0, "last_channels must be positive ints, got [0]."),

@@ -377,6 +377,13 @@ def test_monai_label_offers_level_and_overlap_and_both_take_effect(packed):
     assert torch.equal(found, inferer(image, pruned))
 
 
+@pytest.mark.parametrize(("level", "option", "wanted"), [(None, 3, None), (None, 2, 2), (2, 3, 2), (1, 2, 1)])
+def test_level_of_the_command_line_comes_before_the_option(packed, level, option, wanted):
+    parser = label_config(packed, level=option)
+    parser["level"] = level
+    assert parser.get_parsed_content("inferer").level == wanted
+
+
 @pytest.mark.parametrize("level", [None, 1, "auto"], ids="{}".format)
 def test_segment_turns_one_dial_in_a_packed_bundle(packed, tmp_path, level):
     settings = {} if level is None else {"level": level}
@@ -409,14 +416,26 @@ def test_monai_label_trains_without_the_data_set_of_the_bundle(packed, random_fi
         **TRAINING,
         **{"bundle_root": str(packed), "ckpt_dir": str(tmp_path), "log_dir": str(tmp_path / "runs")},
         **{
-            "device": torch.device("cpu"),
-            "train#trainer#max_epochs": 1,
+            "device": "cpu",  # a word, as Label's name_to_device returns it
+            "max_epochs": 1,
+            "train#trainer#max_epochs": 3,  # Label sets this one alone, past the bundle's own count
             "dataset_dir": str(tmp_path / "none"),
         },
         **{"train#dataset#data": cases[:2], "validate#dataset#data": cases[2:3]},
     )
     assert (tmp_path / "model.pt").is_file()
+    assert (tmp_path / "checkpoint_epoch=3.pt").is_file()
     assert not (tmp_path / "none").exists()
+
+
+def test_packed_slices_have_no_recipe_for_volumes_and_no_command_that_uses_it(tmp_path):
+    out = pack_bundle(BUNDLES / "liver", BUNDLES / "liver" / "weights" / "slices.pt", tmp_path / "flat")
+    assert not (out / "configs" / "msd.json").exists()
+    readme = (out / "docs" / "README.md").read_text()
+    assert "configs/msd.json" not in readme
+    assert "`msd.json` does not fit the network in this folder" in readme
+    named = set(re.findall(r"configs/(\w+\.json)", readme))
+    assert named <= {path.name for path in (out / "configs").iterdir()}
 
 
 # MONAI Deploy takes the archive alone

@@ -6,6 +6,10 @@ import doctest
 import importlib
 import pkgutil
 import re
+import shutil
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -88,7 +92,28 @@ def test_docstring_examples_are_true(name):
     assert doctest.testmod(importlib.import_module(name), extraglobs=known).failed == 0
 
 
-# The wheel
+# The wheel and the source distribution
+
+
+def test_source_distribution_has_every_file_of_the_repository(tmp_path):
+    """setuptools packs what MANIFEST.in names; the tests read bundles, pages and tutorials."""
+    setuptools = pytest.importorskip("setuptools.build_meta")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=HOUSE.parent, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("this is no clone: git does not list its files")
+    files = [name for name in listed.stdout.split("\0") if name]
+    for name in files:
+        (tmp_path / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(HOUSE.parent / name, tmp_path / "clone" / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path / "clone")
+        patch.setattr(sys, "argv", ["setup.py"])
+        archive = tmp_path / setuptools.build_sdist(str(tmp_path))
+    with tarfile.open(archive) as tar:
+        packed = {name.partition("/")[2] for name in tar.getnames()}
+    assert {*files} - packed == set()
 
 
 def test_every_folder_of_modules_is_in_the_wheel():

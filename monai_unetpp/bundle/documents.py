@@ -27,14 +27,22 @@ def find_card(card: PathLike | None, checkpoint: Path) -> Path | None:
 
 
 def write_docs(
-    source: Path, part: Path, metadata: Mapping[str, Any], card: Path | None, overlays: Sequence[str]
+    source: Path,
+    part: Path,
+    metadata: Mapping[str, Any],
+    card: Path | None,
+    overlays: Sequence[str],
+    without: Sequence[str] = (),
 ) -> None:
-    """Write README, data licence and model card, with the paths of the packed layout."""
+    """Write README, data licence and model card, with the paths of the packed layout.
+
+    ``overlays`` are merged into its JSONs, and the JSONs of ``without`` are not in it.
+    """
     docs = part / "docs"
     docs.mkdir()
     shutil.copy(source / "data_license.txt", docs)
     readme = _relocated((source / "README.md").read_text(), source.name)
-    (docs / "README.md").write_text(_without_overlays(readme, overlays))
+    (docs / "README.md").write_text(_without_commands(_without_overlays(readme, overlays), without))
     text = _relocated(card.read_text(), source.name) if card else _card_without_scores(metadata)
     (docs / CARD).write_text(text)
 
@@ -72,3 +80,15 @@ def _without_overlays(readme: str, overlays: Sequence[str]) -> str:
     title, _, rest = readme.partition("\n")
     names = " and ".join(f"`{name}.json`" for name in overlays)
     return f"{title}\n\n**In this folder {names} is in `train.json` and `inference.json` already.**\n{rest}"
+
+
+def _without_commands(readme: str, names: Sequence[str]) -> str:
+    """Return a text without the blocks of commands that use JSONs which are not there."""
+    for name in names:
+        inside = rf"(?:(?!^```).)*configs/{name}\.json(?:(?!^```).)*"
+        readme, found = re.subn(rf"^```\w*\n{inside}^```\n", "", readme, flags=re.MULTILINE | re.DOTALL)
+        if found:
+            title, _, rest = readme.partition("\n")
+            note = f"**`{name}.json` does not fit the network in this folder, and is not in it.**"
+            readme = f"{title}\n\n{note}\n{rest}"
+    return readme

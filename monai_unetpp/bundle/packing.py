@@ -81,8 +81,9 @@ def pack_bundle(
     network = _network(configs["inference"], checkpoint, level)
     for name in SELF_CONTAINED:
         _fit(configs[name], network)
-    if not network.deep_supervision:
-        configs = {name: config for name, config in configs.items() if name not in FOR_ALL_LEVELS}
+    without = [] if network.deep_supervision else list(FOR_ALL_LEVELS)
+    without += _of_other_dimensions(configs)
+    configs = {name: config for name, config in configs.items() if name not in without}
     # raises unless the packed config describes the packed weights
     ConfigParser(configs["inference"]).get_parsed_content("network_def").load_state_dict(network.state_dict())
     metadata = _metadata(configs.pop("metadata"), configs["inference"], standalone)
@@ -93,7 +94,7 @@ def pack_bundle(
             _write_json(part / "configs" / f"{name}.json", config)
         shutil.copy(source / "logging.conf", part / "configs")
         shutil.copy(source / "LICENSE", part)
-        write_docs(source, part, metadata, card, overlays)
+        write_docs(source, part, metadata, card, overlays, without)
         _write_models(part, network, record)
         _write_json(part / "configs" / "inference.json", _with_options(configs["inference"], network))
         if standalone:
@@ -143,6 +144,13 @@ def _follow(
     return configs
 
 
+def _of_other_dimensions(configs: Mapping[str, Json]) -> list[str]:
+    """Return the names of recipes whose windows are flat where the packed ones are not, or the reverse."""
+    flat = configs["train"]["spatial_dims"] == 2
+    windows = {name: config["roi_size"] for name, config in configs.items() if "roi_size" in config}
+    return [name for name, size in windows.items() if (size[-1] == 1) != flat]
+
+
 def _merges(source: Path, name: str) -> bool:
     """Whether an overlay of a training belongs over inference.json as well."""
     try:
@@ -190,13 +198,17 @@ def _fit(config: Json, network: UNetPlusPlus) -> None:
 
 
 def _with_options(config: Json, network: UNetPlusPlus) -> Json:
-    """Return the config with the options that MONAI Label shows; the level is the deepest by default."""
+    """Return the config with the options that MONAI Label shows; the level is the deepest by default.
+
+    Label loads the network itself, so that the inferer sets the level of its option. ``level`` of the
+    configuration comes first, and at the default the network is left at the level of its weights.
+    """
     config = json.loads(json.dumps(config))
     options = {"overlap": config["windows"]["overlap"]}
     if network.deep_supervision:
         options["level"] = network.depth
-        config["level"] = "@displayable_configs#level"
-        config["inferer"]["level"] = "@level"  # MONAI Label loads the network itself
+        chosen = "@displayable_configs#level"
+        config["inferer"]["level"] = f"$@level or (None if {chosen} == {network.depth} else {chosen})"
     config["windows"]["overlap"] = "@displayable_configs#overlap"
     return {**config, "displayable_configs": options}
 

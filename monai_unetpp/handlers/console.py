@@ -125,7 +125,7 @@ class TrainingReport:
         pairs = pairwise(words)
         overlays = "".join(f" {flag} {shlex.quote(name)}" for flag, name in pairs if flag == "--overlay")
         return [
-            f"Trained {epochs} epochs in {_duration(time.monotonic() - began)}.",
+            f"Trained {epochs} epoch{'s' * (epochs != 1)} in {_duration(time.monotonic() - began)}.",
             f"Validation Dice of the best epoch, {self.state['epoch']}: {dice}.",
             f"Weights: {self.best.best_path()}",
             f"Score:   monai-unetpp evaluate {bundle}{arguments}",

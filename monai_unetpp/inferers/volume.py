@@ -73,10 +73,10 @@ class VolumeInferer(Inferer):
         self.level = level
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> MetaTensor:
-        """Return the labels of :meth:`segment`; further arguments are passed to the network."""
-        if args or kwargs:
-            network = partial(network, *args, **kwargs)
-        return self.segment(inputs, network).labels
+        """Return the labels of :meth:`segment`; further arguments follow the windows to the network."""
+        if not args and not kwargs:
+            return self.segment(inputs, network).labels
+        return self.segment(inputs, lambda windows: network(windows, *args, **kwargs)).labels
 
     @torch.no_grad()
     def segment(

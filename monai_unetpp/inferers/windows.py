@@ -51,12 +51,13 @@ class EarlyExitInferer(SlidingWindowInferer):
         threshold: Uncertainty up to which a window stops, in [0, 1); with 0 all windows reach the deepest
             level.
         **settings: Arguments of ``monai.inferers.SlidingWindowInferer``: ``roi_size``, ``sw_batch_size``, ...
+            but ``with_coord``, since the network takes no coordinates.
 
     Attributes:
         exits: Number of windows that stopped at each level since :meth:`reset`, shallowest first.
 
     Raises:
-        ValueError: if ``threshold`` is not in [0, 1).
+        ValueError: if ``threshold`` is not in [0, 1), or ``with_coord`` is set.
 
     Reference:
         Zhou et al., UNet++ (IEEE TMI 2020, arXiv:1912.05074): each level is a segmentation of its own.
@@ -65,6 +66,8 @@ class EarlyExitInferer(SlidingWindowInferer):
     def __init__(self, threshold: float, **settings: Any) -> None:
         if not 0 <= threshold < 1:
             raise ValueError(f"threshold must be at least 0 and below 1, got {threshold!r}.")
+        if settings.get("with_coord"):
+            raise ValueError("with_coord must be left out: a UNetPlusPlus takes no coordinates.")
         super().__init__(**settings)
         self.threshold = threshold
         self.exits: list[int] = []
@@ -79,12 +82,14 @@ class EarlyExitInferer(SlidingWindowInferer):
         Args:
             inputs: Volumes, as for MONAI's inferers.
             network: :class:`~monai_unetpp.UNetPlusPlus` with deep supervision, in evaluation.
-            args: Further arguments of MONAI's inferer.
-            kwargs: Further arguments of MONAI's inferer.
+            args: Further arguments of the network, of which a UNetPlusPlus has none.
+            kwargs: The same, by name.
 
         Raises:
-            ValueError: if ``network`` has only one level.
+            ValueError: if ``network`` has only one level, or there are further arguments.
         """
+        if args or kwargs:
+            raise ValueError(f"a UNetPlusPlus takes no further arguments, got {len(args) + len(kwargs)}.")
         network = unwrap(network)  # levels one after another are computed in eager mode
         if not isinstance(network, UNetPlusPlus) or not network.deep_supervision:
             got = "one head" if isinstance(network, UNetPlusPlus) else type(network).__name__
@@ -92,7 +97,7 @@ class EarlyExitInferer(SlidingWindowInferer):
                 f"network must be a UNetPlusPlus with deep_supervision: levels to stop at, got {got}."
             )
         stopping = FlatOnce(lambda windows: self._stop_early(windows, network))
-        return super().__call__(inputs, stopping, *args, **kwargs)
+        return super().__call__(inputs, stopping)
 
     def _stop_early(self, windows: Tensor, network: UNetPlusPlus) -> Tensor:
         """Map windows (B, C, *window) to logits (B, K, *window), each from the level at which it stopped."""

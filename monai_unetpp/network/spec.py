@@ -89,7 +89,7 @@ class Spec:
         if _layer_name("act", self.act) == "geglu":
             raise ValueError("act must keep the number of channels; geglu halves it.")
         _layer_name("norm", self.norm)
-        if not 0 <= self.dropout < 1:
+        if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout!r}.")
         for name in ("deep_supervision", "bias", "use_checkpoint"):
             if not isinstance(getattr(self, name), bool):

@@ -92,7 +92,7 @@ def load_pipeline(
         parser["level"] = _calibrated_level(weights)
     if "early_exit" in overlays:
         read_calibration(weights)  # raises a clear error, which the parser would wrap
-    device, inferer = get("device"), get("inferer")
+    device, inferer = torch.device(get("device")), get("inferer")
     network = load_network(get("network"), weights, get("level"), device, get("runtime"))
     level = _level_name(network, inferer)
     made_by = provenance(chosen, level, precision_of(device, get("amp"), get("amp_kwargs")))

@@ -37,7 +37,7 @@ class SaveImageAtomicd(SaveImaged):
         keys: Keys of the volumes to write, ``MetaTensor`` (1, *spatial) with ``affine``.
         output_dir: Folder to write to, made if it does not exist.
         input_dir: Folder of the volumes, whose sub-folders are mirrored in ``output_dir``.
-        what: Kind of the result, in its name: ``ct.nii.gz`` becomes ``ct_seg.nii.gz``.
+        output_postfix: Kind of the result, in its name: ``ct.nii.gz`` becomes ``ct_seg.nii.gz``.
         dtype: Type of the voxels in the file.
     """
 
@@ -46,13 +46,13 @@ class SaveImageAtomicd(SaveImaged):
         keys: KeysCollection,
         output_dir: PathLike,
         input_dir: PathLike | Sequence[PathLike] | None = None,
-        what: str = "seg",
+        output_postfix: str = "seg",
         dtype: str = "uint8",
     ) -> None:
         super().__init__(keys)
         self.output_dir = output_dir
         self.input_dir = input_dir if isinstance(input_dir, (str, os.PathLike)) else None
-        self.what = what
+        self.output_postfix = output_postfix
         self.dtype = dtype
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -62,7 +62,7 @@ class SaveImageAtomicd(SaveImaged):
             path = volume.meta.get(RESULT_PATH)
             if path is None:
                 image = volume.meta["filename_or_obj"]
-                path = result_path(image, self.output_dir, self.input_dir, self.what)
+                path = result_path(image, self.output_dir, self.input_dir, self.output_postfix)
             write_nifti(path, volume[0], volume.affine, self.dtype, volume.meta.get(DESCRIPTION, ""))
             logger.info(f"Wrote {path}.")
         return dict(data)
