@@ -134,7 +134,7 @@ def test_labels_are_not_resampled_where_they_are_scored(bundle, name):
     assert config(bundle, name)["resampled"] == ["image"]
 
 
-@pytest.mark.parametrize("key", ["ckpt_path", "eval_cases", "validate#dataset"])
+@pytest.mark.parametrize("key", ["ckpt_path", "eval_cases", "validate#dataset#data", "cache_rate"])
 def test_levels_are_scored_on_what_evaluation_scores(bundle, key):
     assert config(bundle, "levels")[key] == config(bundle, "evaluate")[key]
 

@@ -275,7 +275,7 @@ def test_best_epoch_of_a_resumed_training_may_be_an_earlier_one(again, balls, ca
     best = checkpoint(again)["report"]
     settings = {"learning_rate": 0.0, "resume": True, "resume_changes": "take", "max_epochs": 3}
     run("liver", "train", again, dataset_dir=str(balls), **settings)
-    assert report(caplog)[0].startswith("Trained 1 epochs in ")
+    assert report(caplog)[0].startswith("Trained 1 epoch in ")
     assert report(caplog)[1].startswith(f"Validation Dice of the best epoch, {best['epoch']}: ")
 
 
