@@ -249,9 +249,10 @@ def segment(parser: argparse.ArgumentParser) -> Run:
 
 
 def _segment(args: argparse.Namespace) -> object:
+    from monai_unetpp.bundle import parse_value
     from monai_unetpp.segment import segment_distributed
 
-    settings = {key: _value(value) for key, value in args.set}
+    settings = {key: parse_value(value) for key, value in args.set}
     if args.checkpoint is not None:
         settings["ckpt_path"] = args.checkpoint
     if args.device is not None:
@@ -276,14 +277,6 @@ def _shown(name: str) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
-
-
-def _value(text: str) -> object:
-    """Return a value of a configuration, parsed as JSON where it is."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

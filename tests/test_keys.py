@@ -9,6 +9,7 @@ import pytest
 
 from bundles import BUNDLES, DEEP, TINY, TINY_TRAINING, raises_within, run
 from monai_unetpp.__main__ import main
+from monai_unetpp.bundle import parse_value
 from monai_unetpp.segment import load_pipeline
 
 LIVER = BUNDLES / "liver"
@@ -88,3 +89,13 @@ def test_monais_command_names_the_key_and_the_nearest(balls, tmp_path, flag, mes
     assert done.returncode != 0
     assert re.search(message, done.stderr), done.stderr
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("False", False), ("false", False), ("None", None), ("[1, 2]", [1, 2]), ("(1, 2)", [1, 2]), ("0.5", 0.5)]
+    + [("ward 3", "ward 3"), ("3 mm", "3 mm")],
+)
+def test_values_are_read_as_one_types_them(text, value):
+    assert parse_value(text) == value
+    assert type(parse_value(text)) is type(value)

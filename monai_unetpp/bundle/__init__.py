@@ -13,7 +13,7 @@ from monai_unetpp.bundle.chosen import Chosen, configure
 from monai_unetpp.bundle.packing import pack_bundle
 from monai_unetpp.bundle.places import PARTS, config_files, copy_bundle, find_bundle
 from monai_unetpp.bundle.running import check_run, use_record
-from monai_unetpp.bundle.settings import check_keys, set_values
+from monai_unetpp.bundle.settings import check_keys, parse_value, set_values
 from monai_unetpp.bundle.workflows import run_workflow
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "copy_bundle",
     "find_bundle",
     "pack_bundle",
+    "parse_value",
     "run_workflow",
     "set_values",
     "use_record",

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import difflib
 import inspect
+import json
 import os
 import pydoc
 from collections.abc import Collection, Iterable, Mapping
@@ -18,13 +20,24 @@ from monai_unetpp.network import UNetPlusPlus
 from monai_unetpp.network.spec import Spec
 from monai_unetpp.weights import Record, plain
 
-__all__ = ["PATHS", "apply_record", "check_keys", "set_values"]
+__all__ = ["PATHS", "apply_record", "check_keys", "parse_value", "set_values"]
 
 PATHS = ("bundle_root", "input", "dataset_dir", "output_dir", "ckpt_dir", "ckpt_path")
 SIGNS = frozenset("#$@%")  # which MONAI's parser reads
 DATA = "_data"  # name by which expressions find values that are not parsed
 OF_TRAINING = ("use_checkpoint", "pretrained")  # arguments of a network that weights do not depend on
 MONAIS_OWN = ("_target_", "_disabled_", "_requires_", "_desc_", "_mode_", "_meta_")
+
+
+def parse_value(text: str) -> Any:
+    """Return a value as one types it: JSON, a Python literal such as ``False``, or else text."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text)
+        except (ValueError, SyntaxError):
+            continue
+        return list(value) if isinstance(value, tuple) else value
+    return text
 
 
 def set_values(parser: ConfigParser, values: Mapping[str, Any]) -> None:

@@ -6,7 +6,6 @@ Errors are the user's mistake in one line.
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import logging
@@ -19,7 +18,7 @@ from typing import Any
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
-from monai_unetpp.bundle.settings import set_values
+from monai_unetpp.bundle.settings import parse_value, set_values
 from monai_unetpp.errors import find_cause
 from monai_unetpp.files import PathLike
 from monai_unetpp.network import UNetPlusPlus
@@ -144,7 +143,7 @@ def settings_of(words: Sequence[str]) -> dict[str, Any]:
         key, equals, value = word[2:].partition("=")
         if not equals:
             value = waiting.pop(0) if waiting and not waiting[0].startswith("--") else "True"
-        settings[key.replace("-", "_")] = _value(value)
+        settings[key.replace("-", "_")] = parse_value(value)
     return settings
 
 
@@ -164,13 +163,3 @@ def _json(folder: Path, name: str) -> Path:
         has = f"it has {', '.join(there)}" if there else "monai-unetpp bundle NAME writes one"
         raise FileNotFoundError(f"{folder} has no {path.name}; {has}.")
     return path
-
-
-def _value(text: str) -> Any:
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            value = parse(text)
-        except (ValueError, SyntaxError):
-            continue
-        return list(value) if isinstance(value, tuple) else value
-    return text

@@ -22,33 +22,22 @@ from monai_unetpp.readers import volume_loader
 __all__ = ["draw_volume", "volume_figure", "volume_text"]
 
 
-def draw_volume(
-    path: PathLike,
-    image_path: PathLike,
-    labels: ArrayLike,
-    window: Sequence[float] | None = None,
-    count: int = 12,
-    names: Sequence[str] = (),
-    note: str = "",
-) -> None:
+def draw_volume(path: PathLike, image_path: PathLike, labels: ArrayLike, *args: Any, **settings: Any) -> None:
     """Draw slices of a volume with outlines, and a legend with the volume of each class, as a PNG.
 
     Args:
         path: Path of the PNG to write.
         image_path: Path of the volume.
         labels: Label map of the volume (*spatial).
-        window: Intensities drawn black and white, such as HU; by default those that suit the volume, see
-            :func:`display_window`.
-        count: Maximum number of slices; it is exceeded if there are more classes.
-        names: Names of the classes, with the background's.
-        note: Text below the name of the volume, such as the name of the bundle.
+        *args: Further arguments of :func:`volume_figure`.
+        **settings: The same, by name.
 
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
         ValueError: if ``labels`` is not on the grid of the volume.
     """
     require("figures", "matplotlib")
-    figure = volume_figure(image_path, labels, window, count, names, note)
+    figure = volume_figure(image_path, labels, *args, **settings)
     with atomic_write(path) as part:
         figure.savefig(part, dpi="figure")
 
@@ -61,11 +50,23 @@ def volume_figure(
     names: Sequence[str] = (),
     note: str = "",
 ) -> Any:
-    """Return the figure that :func:`draw_volume` writes; the arguments are the same.
+    """Return slices of a volume with outlines and a legend as a figure of matplotlib.
 
     Slices lie evenly through the labelled ones, or through all if nothing is labelled. Of each class the
     slice of the largest area is among them. Edges without tissue are cut off, and small findings are
     magnified in a corner.
+
+    Args:
+        image_path: Path of the volume.
+        labels: Label map of the volume (*spatial).
+        window: Intensities drawn black and white, such as HU; by default those that suit the volume, see
+            :func:`display_window`.
+        count: Maximum number of slices; it is exceeded if there are more classes.
+        names: Names of the classes, with the background's.
+        note: Text below the name of the volume, such as the name of the bundle.
+
+    Raises:
+        ValueError: if ``labels`` is not on the grid of the volume.
     """
     image = volume_loader()(image_path)
     if np.shape(labels) != tuple(image.shape[1:]):

@@ -94,7 +94,7 @@ def load_pipeline(
         read_calibration(weights)  # raises a clear error, which the parser would wrap
     device, inferer = torch.device(get("device")), get("inferer")
     network = load_network(get("network"), weights, get("level"), device, get("runtime"))
-    level = _level_name(network, inferer)
+    root, level = Path(get("bundle_root")), _level_name(network, inferer)
     made_by = provenance(chosen, level, precision_of(device, get("amp"), get("amp_kwargs")))
     return Pipeline(
         preprocessing=get("preprocessing"),
@@ -106,8 +106,8 @@ def load_pipeline(
         pixdim=tuple(get("pixdim")),
         made_by=made_by,
         window=get("sheet_window", default=None),
-        names=tuple(made_by["labels"] or _class_names(bundle, get("out_channels"))),
-        note=", ".join([f"bundle {Path(get('bundle_root')).resolve().name}", *chosen.overlays, level]),
+        names=tuple(made_by["labels"] or _class_names(root, get("out_channels"))),
+        note=", ".join([f"bundle {root.resolve().name}", *chosen.overlays, level]),
     )
 
 
