@@ -140,16 +140,17 @@ def write_record(weights: PathLike, record: Record) -> Path:
 def read_record(weights: PathLike) -> Record | None:
     """Read the record of a file of weights; None if it has none.
 
-    A training checkpoint has that of the ``model.pt`` beside it, without what belongs to an epoch.
+    A training checkpoint, or a folder of them, has that of the ``model.pt`` in the folder, without what
+    belongs to an epoch and without comparing checksums: a process may die between the two files.
 
     Raises:
         ValueError: if the record is of other weights, or damaged.
     """
     weights, path = Path(weights), record_path(weights)
-    of_training = not path.is_file() and weights.name.startswith(OF_TRAININGS)
+    of_training = weights.is_dir() or (not path.is_file() and weights.name.startswith(OF_TRAININGS))
     if of_training:
-        path = weights.with_name("model.json")
-    if not path.is_file() or not weights.is_file():
+        path = (weights if weights.is_dir() else weights.parent) / "model.json"
+    if not path.is_file() or not weights.exists():
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -160,9 +161,8 @@ def read_record(weights: PathLike) -> Record | None:
             f"{path} is damaged: {error!r}; restore it, or move it away and give the settings of the weights."
         ) from error
     if of_training:
-        return dataclasses.replace(
-            record, weights=sha256(weights), epoch=None, scores={}, level=None, exit=None
-        )
+        checksum = "" if weights.is_dir() else sha256(weights)
+        return dataclasses.replace(record, weights=checksum, epoch=None, scores={}, level=None, exit=None)
     if sha256(weights) not in (record.weights, *record.files.values()):
         raise ValueError(
             f"{path} is the record of other weights than those in {weights}: put back the record that was "
