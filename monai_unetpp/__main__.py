@@ -171,8 +171,8 @@ def pack(parser: argparse.ArgumentParser) -> Run:
     share(parser, "--out", help="folder to make; its name is the bundle's")
     parser.add_argument("--level", type=int, help="level k to keep, L^k alone; default all levels")
     share(parser, "--overlay")
-    alone = "put the code of this package in: it need not be installed"
-    parser.add_argument("--standalone", action="store_true", help=alone)
+    alone = "put the code of this package in: it need not be installed; the zoo installs from PyPI alone"
+    parser.add_argument("--standalone", action=argparse.BooleanOptionalAction, default=True, help=alone)
     card = "text on data, split, scores and limits; default the README.md beside the weights"
     parser.add_argument("--card", type=Path, help=card)
     share(parser, "--overwrite", help="replace an existing packed bundle")
@@ -185,7 +185,10 @@ def pack(parser: argparse.ArgumentParser) -> Run:
         names = ("level", "standalone", "card", "overwrite", "override_record")
         options = {key: getattr(args, key) for key in names}
         out = pack_bundle(args.bundle, args.checkpoint, args.out, overlays=args.overlay, **options)
-        return f"packed in {out.resolve()}"
+        if args.standalone:
+            return f"packed in {out.resolve()}, with the code of this package"
+        needs = "it runs where monai-unetpp is installed, which the zoo cannot do before it is on PyPI"
+        return f"packed in {out.resolve()}, without the code of this package: {needs}"
 
     return run
 

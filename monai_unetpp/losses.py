@@ -61,6 +61,8 @@ class DeepSupervisionDiceLoss(nn.Module):
         elif any(weight < 0 for weight in weights) or not any(weights):
             raise ValueError(f"weights must not be negative and not all zero, got {list(weights)}.")
         self.weights = weights
+        self.given = None if isinstance(weights, str) else [float(weight) for weight in weights]
+        self.ratio = 0.5 if weights == "halving" else 1.0  # of one head's weight to that of the deeper one
         self.softmax = not sigmoid if softmax is None else softmax
         onehot = not sigmoid if to_onehot_y is None else to_onehot_y
         self.loss = DiceCELoss(to_onehot_y=onehot, softmax=self.softmax, sigmoid=sigmoid, **dice_ce)
@@ -71,12 +73,7 @@ class DeepSupervisionDiceLoss(nn.Module):
         Raises:
             ValueError: If there is another number of explicit weights.
         """
-        if self.weights == "equal":
-            weights = [1.0] * heads
-        elif self.weights == "halving":
-            weights = [0.5**n for n in range(heads)]
-        else:
-            weights = [float(weight) for weight in self.weights]
+        weights = [self.ratio**n for n in range(heads)] if self.given is None else self.given
         if len(weights) != heads:
             raise ValueError(
                 f"weights has {len(weights)} entries, but the network returned {heads} heads; "
@@ -84,7 +81,7 @@ class DeepSupervisionDiceLoss(nn.Module):
             )
         return [weight / sum(weights) for weight in weights]
 
-    def forward(self, heads: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
+    def forward(self, heads: Tensor | list[Tensor], target: Tensor) -> Tensor:
         """Score the heads.
 
         Args:
@@ -98,15 +95,18 @@ class DeepSupervisionDiceLoss(nn.Module):
             ValueError: If ``heads`` is empty, has one class and gets a softmax, or there is another number of
                 explicit ``weights``.
         """
-        if not isinstance(heads, Tensor) and not heads:
+        every = [heads] if isinstance(heads, Tensor) else heads
+        if not every:
             raise ValueError("heads must hold at least one tensor, got an empty list.")
-        if self.softmax and (heads if isinstance(heads, Tensor) else heads[0]).shape[1] == 1:
+        if self.softmax and every[0].shape[1] == 1:
             raise ValueError(
                 "softmax requires two classes or more, got heads of one, whose softmax is 1 everywhere: "
                 "sigmoid=True for one class, or out_channels 2 for background and class."
             )
         if isinstance(heads, Tensor):
             return self.loss(heads, target)
-        weights = self.head_weights(len(heads))
-        terms = [weight * self.loss(head, target) for weight, head in zip(weights, heads, strict=True)]
-        return sum(terms[1:], terms[0])
+        weights = self.head_weights(len(every))
+        total = weights[0] * self.loss(every[0], target)
+        for n in range(1, len(every)):
+            total = total + weights[n] * self.loss(every[n], target)
+        return total

@@ -57,6 +57,14 @@ def test_loss_is_the_weighted_mean_over_heads(heads, target, weights, expected):
     torch.testing.assert_close(loss.item(), by_hand, **FLOAT64)
 
 
+@pytest.mark.parametrize("weights", ["equal", "halving", [3, 0.5, 2]], ids=["equal", "halving", "explicit"])
+def test_scripted_loss_is_the_loss(heads, target, weights):
+    loss = DeepSupervisionDiceLoss(weights)
+    scripted = torch.jit.script(loss)
+    torch.testing.assert_close(scripted(heads, target), loss(heads, target), **FLOAT64)
+    torch.testing.assert_close(scripted(heads[0], target), loss(heads[0], target), **FLOAT64)
+
+
 def test_weights_are_equal_by_default(heads, target):
     assert DeepSupervisionDiceLoss()(heads, target) == DeepSupervisionDiceLoss("equal")(heads, target)
 

@@ -22,9 +22,9 @@ pytestmark = pytest.mark.slow
 ABORTED = "terminate called without an active exception"
 
 
-def command(bundle, root, data, **override):
-    """Of ``multi_gpu_train.json`` over ``train.json`` in two processes, and of its environment."""
-    files = [str(BUNDLES / bundle / f"{name}.json") for name in ("train", "multi_gpu_train")]
+def command(bundle, root, data, names="train multi_gpu_train", **override):
+    """Of the JSONs ``names`` of a bundle, merged in this order, in two processes, and of its environment."""
+    files = [str(BUNDLES / bundle / f"{name}.json") for name in names.split()]
     settings = {**SETTINGS, "bundle_root": root, "dataset_dir": data, **override}
     del settings["device"]
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
@@ -33,10 +33,14 @@ def command(bundle, root, data, **override):
     return {"args": words, "env": {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}}
 
 
-def torchrun(bundle, root, data, **override):
+def torchrun(bundle, root, data, names="train multi_gpu_train", **override):
     """Run it; returns what it prints."""
     done = subprocess.run(
-        **command(bundle, root, data, **override), capture_output=True, text=True, check=False, timeout=300
+        **command(bundle, root, data, names, **override),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 0 or ABORTED in done.stderr, done.stderr[-3000:]
     return done.stdout
@@ -84,6 +88,33 @@ def test_uneven_validation_is_that_of_one_process(trained, five, tmp_path):
     flow = run("liver", "train evaluate", tmp_path, resampled=["image", "label"], **settings)
     alone = flow.parser.get_parsed_content("validate#evaluator").state.metrics["val_mean_dice"]
     assert alone == pytest.approx(max(found), abs=1e-4)
+
+
+def words_and_numbers(path):
+    """The cells of a table, its rows sorted: MONAI writes one process's cases after the other's."""
+    cells = re.split("[,\t\n]", "\n".join(sorted(path.read_text().splitlines())))
+    numbers = [float(cell) for cell in cells if re.fullmatch(r"[-+.\de]*\d|nan|inf", cell)]
+    return [cell for cell in cells if re.search(r"[^-+.\de]", cell)], numbers
+
+
+def test_two_processes_evaluate_as_one(trained, five, tmp_path):
+    """Tables, lesions and the picture are those of one process: three cases in one, two in the other."""
+    root, _ = trained
+    settings = {"dataset_dir": str(five), "ckpt_path": str(root / "models" / "model.pt")}
+    settings |= {"eval_cases": "$@dataset.cases", "out_channels": 3, "lesion_labels": ["ball", "pip"]}
+    names = "train evaluate multi_gpu_evaluate"
+    output = torchrun("liver", tmp_path / "two", **{**settings, "data": five, "names": names})
+    assert output.count("Wrote the scores of 5 cases") == output.count(" found, ") == 1
+    run("liver", "train evaluate", tmp_path / "one", **settings)
+    one, two = (tmp_path / name / "eval" for name in ("one", "two"))
+    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+    for path in sorted(one.iterdir()):
+        if path.suffix == ".png":
+            assert (two / path.name).read_bytes() == path.read_bytes()
+        else:
+            (words, numbers), (found, close) = (words_and_numbers(each) for each in (path, two / path.name))
+            assert found == words, path.name
+            assert close == pytest.approx(numbers, abs=1e-5, nan_ok=True), path.name
 
 
 def test_two_processes_resume(trained, five, tmp_path):

@@ -4,9 +4,12 @@
 import json
 import logging
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import monai.bundle
@@ -18,11 +21,13 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 from safetensors.torch import load_file
 
-from bundles import BUNDLES, TINY_TRAINING, schema
+from bundles import BUNDLES, LABELS, TINY_TRAINING, affine, ball, schema, write_cases
 from monai_unetpp import UNetPlusPlus, prune
-from monai_unetpp.bundle import copy_bundle, pack_bundle
+from monai_unetpp.__main__ import main
+from monai_unetpp.bundle import copy_bundle, pack_bundle, parse_value
 from monai_unetpp.levels import read_calibration
 from monai_unetpp.segment import load_pipeline
+from monai_unetpp.weights import read_record
 
 TRAINING = {key: value for key, value in TINY_TRAINING.items() if key not in ("device", "max_epochs")}
 
@@ -36,7 +41,7 @@ pytestmark = pytest.mark.slow
 def packed(tmp_path_factory):
     """The lung nodule bundle with the weights that ship, the package's code within."""
     out = tmp_path_factory.mktemp("zoo") / "lung_nodule_ct_unetpp"
-    return pack_bundle(BUNDLES / "lung_nodule", SHIPPED, out, standalone=True)
+    return pack_bundle(BUNDLES / "lung_nodule", SHIPPED, out)
 
 
 @pytest.fixture(scope="module")
@@ -345,6 +350,55 @@ def test_bundle_of_another_name_is_an_error_that_lists_them(tmp_path):
         copy_bundle("spleen", tmp_path)
 
 
+# The packed README
+
+
+def readme_commands(root):
+    """The commands of a packed README that this package answers for, with names of files that exist."""
+    text = (root / "docs" / "README.md").read_text()
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    for line in "".join(blocks).replace("\\\n", " ").splitlines():
+        for placeholder, name in {
+            "FOLDER": "own",
+            "Task03_Liver": "own",
+            "ct.nii.gz": "own/imagesTr/a.nii.gz",
+        }.items():
+            line = line.replace(placeholder, name)
+        words = shlex.split(line.replace("SCANS", "own/imagesTr").replace("/L2/", "/L3/"))
+        # other data, minutes of export, a large network
+        if words[:2] == ["python", "-m"] and not re.search("--images|onnx|msd", line):
+            yield words[2:]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_commands_of_a_packed_readme_run_in_its_folder(weights, tmp_path, monkeypatch):
+    root = pack_bundle(BUNDLES / "liver", weights, tmp_path / "packed")
+    for folder in ("data", "own"):  # the synthetic data set would take longer
+        write_cases(root / folder, (ball(name, affine()) for name in "abcd"))
+    monkeypatch.chdir(root)
+    small = {**TINY_TRAINING, "max_epochs": 1, "roi_size": [24, 24, 24], "formats": ["pt"]}
+    del small["channels"], small["device"]
+    ran = Counter()
+    for module, *words in readme_commands(root):
+        ran[module] += 1
+        if module == "monai_unetpp":
+            main(words)
+            continue
+        assert words.pop(0) == "run"
+        given = {k.removeprefix("--"): parse_value(v) for k, v in zip(words[::2], words[1::2], strict=True)}
+        files = re.findall(r"configs/\w+\.json", str(given["config_file"]))
+        known = {key for name in files for key in json.loads(Path(name).read_text())}
+        given |= {"max_epochs": 2} if "max_epochs" in given else {}
+        given |= {"out_channels": 3} if "out_channels" in given else {}
+        given |= {"level": 3} if "configs/levels.json" in files else {}
+        monai.bundle.run(**{**{key: small[key] for key in small if key in known}, **given})
+    assert ran["monai.bundle"] >= 7
+    assert ran["monai_unetpp"] >= 1
+    assert read_record(root / "models" / "model.pt").labels == list(
+        LABELS.values()
+    )  # the data's, not the pack's
+
+
 # MONAI Label reads one file, offers its options, and loads weights by itself
 
 
@@ -405,28 +459,54 @@ def test_monai_label_can_drop_out(packed):
     assert first.shape == second.shape == (1, 1, 40, 40, 40)
 
 
-@pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")  # it does not know whom we trust
-def test_monai_label_trains_without_the_data_set_of_the_bundle(packed, random_files, tmp_path):
-    cases = pairs(random_files)
+def label_train(root, cases, epochs):
+    """Train as MONAI Label's BundleTrainTask does, with its overrides and no others but small sizes."""
+    config = ConfigParser.load_config_file(str(root / "configs" / "train.json"))
+    loader = {
+        "_target_": "CheckpointLoader",
+        "load_path": str(root / "models" / "model.pt"),
+        "load_dict": {"model": "$@network"},
+        "strict": False,
+    }
     monai.bundle.run(
         run_id="run",
         init_id=None,
         final_id=None,
-        meta_file=str(packed / "configs" / "metadata.json"),
-        config_file=str(packed / "configs" / "train.json"),
-        **TRAINING,
-        **{"bundle_root": str(packed), "ckpt_dir": str(tmp_path), "log_dir": str(tmp_path / "runs")},
+        meta_file=str(root / "configs" / "metadata.json"),
+        config_file=str(root / "configs" / "train.json"),
+        **{key: value for key, value in TRAINING.items() if key != "channels"},
         **{
-            "device": "cpu",  # a word, as Label's name_to_device returns it
-            "max_epochs": 1,
-            "train#trainer#max_epochs": 3,  # Label sets this one alone, past the bundle's own count
-            "dataset_dir": str(tmp_path / "none"),
+            "bundle_root": str(root),
+            "train#trainer#max_epochs": epochs,  # this one alone, past the bundle's own count
+            "train#dataset#data": cases[:-1],
+            "validate#dataset#data": cases[-1:],
+            "device": "cpu",  # a word, as its name_to_device returns it
+            "train#handlers": [loader, *config["train"]["handlers"]],
         },
-        **{"train#dataset#data": cases[:2], "validate#dataset#data": cases[2:3]},
+        max_epochs=1,
     )
-    assert (tmp_path / "model.pt").is_file()
-    assert (tmp_path / "checkpoint_epoch=3.pt").is_file()
-    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")  # it does not know whom we trust
+@pytest.mark.filterwarnings("ignore:there are more than 1 component have name .CheckpointLoader")
+def test_monai_label_trains_again_and_again_where_the_weights_are(packed, random_files, tmp_path):
+    root, cases = tmp_path / "lung_nodule_ct_unetpp", pairs(random_files)[:3]
+    shutil.copytree(packed, root)
+    label_train(root, cases, 3)
+    models = root / "models"
+    assert {path.name for path in models.iterdir()} == {
+        "1", "checkpoint_epoch=2.pt", "checkpoint_epoch=3.pt", "model.json", "model.pt",
+    }  # fmt: skip
+    assert not (root / "data").exists()  # the bundle's own data set
+    assert read_record(models / "model.pt").data == Path(cases[0]["image"]).parent.name
+    before = {path.name: path.read_bytes() for path in (packed / "models").iterdir()}
+    assert {path.name: path.read_bytes() for path in (models / "1").iterdir()} == before
+    first = {path.name: path.read_bytes() for path in models.iterdir() if path.is_file()}
+    label_train(root, cases, 2)
+    assert {path.name: path.read_bytes() for path in (models / "2").iterdir()} == first
+    assert {path.name for path in models.glob("*.pt")} == {
+        "checkpoint_epoch=1.pt", "checkpoint_epoch=2.pt", "model.pt",
+    }  # fmt: skip
 
 
 def test_packed_slices_have_no_recipe_for_volumes_and_no_command_that_uses_it(tmp_path):

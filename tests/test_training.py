@@ -247,6 +247,24 @@ def test_training_that_failed_before_its_first_epoch_left_nothing_in_the_way(tmp
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["events.out.tfevents.1"]
 
 
+def test_previous_training_is_kept_in_a_numbered_folder_by_the_first_process_alone(tmp_path):
+    models = tmp_path / "models"
+    (models / "1").mkdir(parents=True)
+    for name in ("model.pt", "model.json", "model.ts", "checkpoint_epoch=2.pt"):
+        (models / name).write_text(name)
+    check_training_folder(models, tmp_path, rank=1, previous="keep")
+    assert (models / "model.ts").exists()
+    check_training_folder(models, tmp_path, previous="keep")
+    assert {path.name for path in models.iterdir()} == {"1", "2", "model.json", "model.pt"}
+    kept = {path.name: path.read_text() for path in (models / "2").iterdir()}
+    assert kept == {name: name for name in ("model.pt", "model.json", "model.ts", "checkpoint_epoch=2.pt")}
+
+
+def test_previous_training_is_refused_or_kept_and_nothing_else(tmp_path):
+    with pytest.raises(ValueError, match="previous must be one of refuse, keep, got delete"):
+        check_training_folder(tmp_path, tmp_path, previous="delete")
+
+
 # The end
 
 

@@ -39,7 +39,7 @@ def pack_bundle(
     out: PathLike,
     level: int | None = None,
     overlays: Sequence[str] = (),
-    standalone: bool = False,
+    standalone: bool = True,
     card: PathLike | None = None,
     overwrite: bool = False,
     override_record: bool = False,
@@ -58,7 +58,8 @@ def pack_bundle(
         level: Level to keep, L^level alone; by default all levels of ``checkpoint``.
         overlays: Names of JSONs of the bundle that are merged over train.json and inference.json, such as
             ``"slices"``.
-        standalone: Whether to include the code of this package, so that it need not be installed.
+        standalone: Whether to include the code of this package, so that it need not be installed: the zoo
+            installs only what is on PyPI, where this package is not yet.
         card: Path of a text on data, split and scores; by default the ``README.md`` beside ``checkpoint``.
         overwrite: Whether ``out``, a packed bundle, may be replaced.
         override_record: Whether ``overlays`` and the names of the classes in metadata.json win where the
@@ -88,7 +89,13 @@ def pack_bundle(
     ConfigParser(configs["inference"]).get_parsed_content("network_def").load_state_dict(network.state_dict())
     metadata = _metadata(configs.pop("metadata"), configs["inference"], standalone)
     classes = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
-    configs["train"]["labels"] = [classes[str(n)] for n in range(len(classes))]
+    names = [classes[str(n)] for n in range(len(classes))]
+    configs["train"]["labels"] = {
+        "_desc_": "of the data set in dataset_dir; a host that trains on cases of its own has none",
+        "_target_": "monai_unetpp.data.read_labels",
+        "dataset_dir": "@dataset_dir",
+        "otherwise": names,
+    }
     with atomic_directory(out, overwrite) as part:
         for name, config in {**configs, "metadata": metadata}.items():
             _write_json(part / "configs" / f"{name}.json", config)
@@ -99,7 +106,8 @@ def pack_bundle(
         _write_json(part / "configs" / "inference.json", _with_options(configs["inference"], network))
         if standalone:
             package = Path(__file__).parents[1]
-            shutil.copytree(package, part / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+            without_bundles = shutil.ignore_patterns("__pycache__", "bundles")
+            shutil.copytree(package, part / package.name, ignore=without_bundles)
     return out
 
 
@@ -117,6 +125,7 @@ def _read_configs(source: Path, overlays: Sequence[str]) -> dict[str, Json]:
             config["_desc_"] = json.loads((source / f"{name}.json").read_text())["_desc_"]
         configs[name] = config | {"bundle_root": "."}
     configs["train"]["ckpt_dir"] = "$@bundle_root + '/models'"
+    configs["train"]["previous_training"] = "keep"  # the packed weights, in the folder that a host trains in
     configs["inference"].pop("ckpt_dir", None)
     configs["inference"]["ckpt_path"] = "$@bundle_root + '/models/model.pt'"
     return configs

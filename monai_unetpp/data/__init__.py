@@ -3,11 +3,19 @@
 
 from typing import TYPE_CHECKING
 
-from monai_unetpp.data.cases import DataSet, list_volumes, read_dataset
+from monai_unetpp.data.cases import DataSet, data_folder, list_volumes, read_dataset, read_labels
 from monai_unetpp.data.splits import scan_names, split_cases
 from monai_unetpp.extras import renamed
 
-__all__ = ["DataSet", "list_volumes", "read_dataset", "scan_names", "split_cases"]
+__all__ = [
+    "DataSet",
+    "data_folder",
+    "list_volumes",
+    "read_dataset",
+    "read_labels",
+    "scan_names",
+    "split_cases",
+]
 
 if not TYPE_CHECKING:  # lazily: a patient's scan must not import the painter of synthetic ones
     moved = ("Phantom", "chest_phantom", "liver_phantom", "write_liver_phantoms", "write_phantoms")

@@ -19,7 +19,7 @@ from monai_unetpp.files import PathLike, result_path
 from monai_unetpp.readers import SUFFIXES, is_series
 from monai_unetpp.readers.memory import check_cache
 
-__all__ = ["DataSet", "list_volumes", "read_dataset"]
+__all__ = ["DataSet", "data_folder", "list_volumes", "read_dataset", "read_labels"]
 
 VOLUMES = (".nii", ".nii.gz", *SUFFIXES)
 
@@ -69,10 +69,9 @@ def read_dataset(
             f"dataset_dir has no dataset.json: {index.parent.absolute()}. {_LAYOUT} To try it on synthetic "
             f"CT: monai-unetpp phantom --kind liver --out {index.parent} (or --kind chest)."
         )
+    names = _index_labels(index)
     try:
-        labels = json.loads(index.read_text())["labels"]
         cases = load_decathlon_datalist(index, is_segmentation=True)
-        names = [labels[str(value)] for value in range(len(labels))]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is not a Decathlon data set: {error!r}.") from error
     if not cases:
@@ -93,6 +92,39 @@ def read_dataset(
     if pixdim is not None:
         check_cache(cases, pixdim, cache_rate)
     return DataSet(cases, names)
+
+
+def read_labels(dataset_dir: PathLike, otherwise: Sequence[str]) -> list[str]:
+    """Return the names of the classes of a Decathlon data set, or ``otherwise`` where there is none.
+
+    Args:
+        dataset_dir: Folder, with or without ``dataset.json``.
+        otherwise: Names for the cases of a host, such as MONAI Label, which has no ``dataset.json``.
+
+    Raises:
+        ValueError: if ``dataset.json`` is damaged.
+    """
+    index = Path(dataset_dir) / "dataset.json"
+    return _index_labels(index) if index.is_file() else list(otherwise)
+
+
+def _index_labels(index: Path) -> list[str]:
+    try:
+        labels = json.loads(index.read_text())["labels"]
+        return [labels[str(value)] for value in range(len(labels))]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is not a Decathlon data set: {error!r}.") from error
+
+
+def data_folder(cases: Sequence[dict[str, str]], dataset_dir: PathLike) -> Path:
+    """Return ``dataset_dir`` if the images of all cases lie in it, else the folder that holds them all.
+
+    A host such as MONAI Label trains on cases of its own, whatever ``dataset_dir`` says.
+    """
+    images = [Path(case["image"]).absolute() for case in cases]
+    if not images or all(image.is_relative_to(Path(dataset_dir).absolute()) for image in images):
+        return Path(dataset_dir)
+    return Path(os.path.commonpath([image.parent for image in images]))
 
 
 def _check_inside(index: Path, cases: Sequence[dict[str, str]]) -> None:

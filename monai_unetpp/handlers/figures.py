@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.handlers import TensorBoardHandler
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from monai_unetpp.files import atomic_write
+from monai_unetpp.handlers.gathering import gather_cases
 from monai_unetpp.pictures import Array, DisplayWindow, View, display_window, draw_plane, largest_slices
 from monai_unetpp.readers import volume_loader
 
@@ -96,13 +98,13 @@ class ContactSheetSaver:
                 self.slices.append(case)
 
     def write(self) -> None:
-        """Write the figure."""
+        """Write the figure of all processes' cases, in the first process."""
         from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
-        classes = sorted({kept.label_class for kept in self.slices})
-        if not classes:
+        cases = sorted(gather_cases(self._cases()), key=lambda case: -case[0].mean_dice)
+        classes = sorted({kept.label_class for case in cases for kept in case})
+        if idist.get_rank() != 0 or not classes:
             return
-        cases = sorted(self._cases(), key=lambda case: -case[0].mean_dice)
         rows = [
             (title, [case[n] for case in chosen])
             for title, chosen in self._rows(cases)

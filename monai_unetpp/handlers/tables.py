@@ -15,6 +15,7 @@ from ignite.engine import Engine, Events
 from monai.utils import string_list_all_gather
 
 from monai_unetpp.files import write_csv
+from monai_unetpp.handlers.gathering import gather_cases
 from monai_unetpp.lesions import CaseLesions, froc, score_lesions, summarise_lesions
 
 __all__ = ["LesionSaver", "MetricsSaver"]
@@ -109,13 +110,16 @@ class LesionSaver:
             )
 
     def write(self) -> None:
-        """Write the tables and log one line."""
-        lesions = [lesion for case in self.cases for lesion in case.lesions]
+        """Write the tables of all processes' cases, in the first process, and log one line."""
+        cases = gather_cases(self.cases)
+        if idist.get_rank() != 0:
+            return
+        lesions = [lesion for case in cases for lesion in case.lesions]
         self._write("lesions.csv", [lesion.row() for lesion in lesions])
-        self._write("lesions_summary.csv", summarise_lesions(self.cases))
-        self._write("froc.csv", froc(self.cases))
+        self._write("lesions_summary.csv", summarise_lesions(cases))
+        self._write("froc.csv", froc(cases))
         found = sum(lesion.found for lesion in lesions)
-        false = sum(case.false_positives for case in self.cases) / max(len(self.cases), 1)
+        false = sum(case.false_positives for case in cases) / max(len(cases), 1)
         logger.info(
             f"{self.label}: {found} of {len(lesions)} found, {false:.2f} false positives per case; "
             f"by size in {self.save_dir / 'lesions_summary.csv'}."
