@@ -532,6 +532,16 @@ def test_layers_of_a_segmentation_of_slicer_are_channels(tmp_path):
     np.testing.assert_allclose(found.affine, NRRD_AFFINE)
 
 
+def test_kinds_of_axes_tell_channels_from_space_where_all_have_spacings(tmp_path):
+    layers = np.stack([voxels(), voxels() + 1], axis=-1)
+    fields = {"space directions": None, "spacings": "0.7 0.8 2.5 1", "kinds": "domain domain domain list"}
+    found = volume_loader()(nrrd(tmp_path / "two.nrrd", fields, array=layers))
+    np.testing.assert_array_equal(found.numpy(), np.moveaxis(layers, -1, 0))
+    np.testing.assert_allclose(found.affine, NRRD_AFFINE)
+    with pytest.raises(ValueError, match="as many axes of space"):  # which one is not of space, nothing says
+        volume_loader()(nrrd(tmp_path / "four.nrrd", {**fields, "kinds": None}, array=layers))
+
+
 @pytest.mark.parametrize("encoding", ["raw", "gzip", "bzip2", "ascii"])
 def test_every_encoding_of_nrrd_is_read(tmp_path, encoding):
     found = volume_loader()(nrrd(tmp_path / "ct.nrrd", encoding=encoding))

@@ -19,23 +19,18 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-import venv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-import torch
-from monai.bundle import ConfigParser
+from host import make_environment, run, say, segment, variables, write_bundle
 
-from monai_unetpp.bundle import copy_bundle, pack_bundle
 from monai_unetpp.data.phantoms import write_phantoms
 
-ROOT = Path(__file__).parents[2]
 NAME = "liver_ct_unetpp"
 LABELLED, UNLABELLED = 6, 3
-CHANNELS = [8, 16, 32]
 
 
 def main() -> None:
@@ -52,8 +47,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.work.exists():
         parser.error(f"--work must not exist: {arguments.work}")
-    if not arguments.environment.exists():
-        make_environment(arguments.environment)
+    pins = str(Path(__file__).with_name("label_constraints.txt"))
+    make_environment(arguments.environment, "monailabel==0.8.5", constraints=[pins])
     studies, references = write_studies(arguments.work)
     app = arguments.work / "monaibundle"
     run(
@@ -190,16 +185,6 @@ class Server:
             sys.exit(f"{method} {path}: {error} {error.read().decode()[:2000]}; see {self.log}")
 
 
-def make_environment(folder: Path) -> None:
-    """Install MONAI Label, then this package, whose pytorch-ignite is newer than the one of MONAI 1.5.1."""
-    venv.create(folder, with_pip=True)
-    constraints = str(Path(__file__).with_name("label_constraints.txt"))
-    given = os.environ.get("PIP_CONSTRAINT")
-    pins = ["-c", constraints, *(["-c", given] if given else [])]
-    run(folder, "pip", "install", "-q", *pins, "monailabel==0.8.5")
-    run(folder, "pip", "install", "-q", *pins, "-e", ROOT)
-
-
 def write_studies(work: Path) -> tuple[Path, Path]:
     """Write synthetic CTs, the first with labels; return their folder, and that of the labels of all."""
     phantoms, studies = work / "phantoms", work / "studies"
@@ -213,24 +198,9 @@ def write_studies(work: Path) -> tuple[Path, Path]:
     return studies, phantoms / "labelsTr"
 
 
-def write_bundle(out: Path, work: Path) -> Path:
-    """Pack the liver bundle with a tiny network that has learned nothing yet."""
-    source = copy_bundle("liver", work / "bundles")
-    for name in ("train", "inference"):
-        path = source / f"{name}.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "channels": CHANNELS}))
-    torch.manual_seed(0)
-    network = ConfigParser.load_config_file(source / "inference.json")
-    torch.save(ConfigParser(network).get_parsed_content("network_def").state_dict(), work / "untrained.pt")
-    return pack_bundle(source, work / "untrained.pt", out)
-
-
 def same_as_segment(found: Path, bundle: Path, scan: Path, level: int) -> None:
     """Raise unless a mask is, voxel by voxel, what ``monai-unetpp segment`` writes."""
-    masks = found.with_suffix("").with_suffix("")
-    command = [sys.executable, "-m", "monai_unetpp", "segment", "-i", scan, "-o", masks, "--bundle", bundle]
-    subprocess.run([*map(str, command), "--level", str(level)], check=True, capture_output=True)
-    [mask] = masks.rglob("*.nii.gz")
+    mask = segment(scan, found.with_suffix("").with_suffix(""), bundle, "--level", str(level))
     theirs, ours = nib.load(found), nib.load(mask)
     assert np.allclose(theirs.affine, ours.affine, atol=1e-4)
     different = int((np.asarray(theirs.dataobj) != np.asarray(ours.dataobj)).sum())
@@ -241,22 +211,6 @@ def dice(mask: Path, reference: Path) -> float:
     """Return the Dice of the liver."""
     one, other = (np.asarray(nib.load(path).dataobj) == 1 for path in (mask, f"{reference}.nii.gz"))
     return float(2 * (one & other).sum() / (one.sum() + other.sum()))
-
-
-def variables(environment: Path) -> dict[str, str]:
-    """Return the variables of a process in a virtual environment."""
-    return {**os.environ, "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-
-
-def run(environment: Path, *words: Any) -> None:
-    """Run a command of a virtual environment; raises if it fails."""
-    subprocess.run([str(word) for word in words], env=variables(environment), check=True)
-
-
-def say(text: str) -> None:
-    """Print a line at once."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

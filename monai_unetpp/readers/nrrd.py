@@ -41,6 +41,7 @@ TO_RAS = {  # of each axis of space, by the side that it points to
     **dict.fromkeys(("left-anterior-superior", "las"), (-1.0, 1.0, 1.0)),
     **dict.fromkeys(("right-anterior-superior", "ras"), (1.0, 1.0, 1.0)),
 }
+OF_SPACE = ([], ["domain"], ["space"], ["none"], ["???"])  # kinds of an axis that has a spacing
 MM_PER_UNIT_NAME = {
     **dict.fromkeys(("", "mm", "millimeter", "millimetre"), 1.0),
     **dict.fromkeys(("m", "meter", "metre"), 1000.0),
@@ -192,9 +193,13 @@ def _place(
     else:
         spacings = fields.text("spacings").split()
         numbers = [_number(path, text) for text in spacings]
-        spatial = tuple(axis for axis, spacing in enumerate(numbers) if not np.isnan(spacing))
+        kinds = fields.text("kinds").lower().split()
+        spatial = tuple(a for a, n in enumerate(numbers) if not np.isnan(n) and kinds[a : a + 1] in OF_SPACE)
         if len(spacings) != len(size) or not spatial:
-            raise ValueError(f"{path} must say spacings or space directions: how far its voxels are apart.")
+            raise ValueError(
+                f"{path} must say spacings (such as 'spacings: 0.8 0.8 5') or space directions: how far its "
+                "voxels are apart."
+            )
         columns = np.diag([numbers[axis] for axis in spatial])
     if not 2 <= len(spatial) <= 3 or columns.shape != (len(spatial), len(spatial)):
         raise ValueError(

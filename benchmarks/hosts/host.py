@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the scripts for hosts share: environments, a tiny packed bundle, and the mask that it has to give."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+
+from monai_unetpp.bundle import copy_bundle, pack_bundle
+
+ROOT = Path(__file__).parents[2]
+CHANNELS = [8, 16, 32]
+
+
+def make_environment(folder: Path, *packages: str, constraints: Sequence[str] = ()) -> None:
+    """Install a host in a virtual environment, unless it is there, and then this package.
+
+    Two steps, because MONAI 1.5 pins a pytorch-ignite that is older than the one that this package requires.
+    """
+    if folder.exists():
+        return
+    venv.create(folder, with_pip=True)
+    pins = [word for file in constraints for word in ("-c", file)]
+    run(folder, "pip", "install", "-q", *pins, *packages)
+    run(folder, "pip", "install", "-q", *pins, "-e", ROOT)
+
+
+def write_bundle(out: Path, work: Path) -> Path:
+    """Pack the liver bundle with a tiny network that has learned nothing yet."""
+    source = copy_bundle("liver", work / "bundles")
+    for name in ("train", "inference"):
+        path = source / f"{name}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "channels": CHANNELS}))
+    torch.manual_seed(0)
+    config = ConfigParser.load_config_file(source / "inference.json")
+    torch.save(ConfigParser(config).get_parsed_content("network_def").state_dict(), work / "untrained.pt")
+    return pack_bundle(source, work / "untrained.pt", out)
+
+
+def segment(scan: Path, masks: Path, bundle: Path, *options: str) -> Path:
+    """Return the path of the mask of ``monai-unetpp segment``."""
+    command = [sys.executable, "-m", "monai_unetpp", "segment", "-i", scan, "-o", masks, "--bundle", bundle]
+    subprocess.run([*map(str, command), *options], check=True, capture_output=True)
+    [mask] = masks.rglob("*.nii.gz")
+    return mask
+
+
+def run(environment: Path, *words: Any) -> None:
+    """Run a command of a virtual environment; raises if it fails."""
+    subprocess.run([str(word) for word in words], env=variables(environment), check=True)
+
+
+def variables(environment: Path) -> dict[str, str]:
+    """Return the variables of a process in a virtual environment."""
+    return {**os.environ, "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
