@@ -46,6 +46,7 @@ def test_scripted_network_equals_eager_in_every_mode(tiny, spatial_dims, skips, 
 
 
 @BOTH
+@SIZES
 def test_monai_verifies_the_scripted_network_without_tolerance(tiny, spatial_dims, sizes):
     net, x = tiny(spatial_dims).eval(), torch.rand(1, 1, *sizes[spatial_dims])
     with plain():  # the kernels add in another order

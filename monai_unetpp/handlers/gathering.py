@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from itertools import zip_longest
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ignite.distributed as idist
 
@@ -20,5 +20,5 @@ def gather_cases(cases: list[Case]) -> list[Case]:
     """
     if idist.get_world_size() == 1:
         return cases
-    rows = zip_longest(*idist.all_gather([(case,) for case in cases]))  # a tuple is never the filling None
-    return [packed[0] for row in rows for packed in row if packed is not None]
+    shares: Any = idist.all_gather([(case,) for case in cases])  # a tuple is never the filling None
+    return [packed[0] for row in zip_longest(*shares) for packed in row if packed is not None]

@@ -41,7 +41,7 @@ TO_RAS = {  # of each axis of space, by the side that it points to
     **dict.fromkeys(("left-anterior-superior", "las"), (-1.0, 1.0, 1.0)),
     **dict.fromkeys(("right-anterior-superior", "ras"), (1.0, 1.0, 1.0)),
 }
-OF_SPACE = ([], ["domain"], ["space"], ["none"], ["???"])  # kinds of an axis that has a spacing
+OF_SPACE = ("", "domain", "space", "none", "???")  # kinds of an axis that has a spacing
 MM_PER_UNIT_NAME = {
     **dict.fromkeys(("", "mm", "millimeter", "millimetre"), 1.0),
     **dict.fromkeys(("m", "meter", "metre"), 1000.0),
@@ -193,8 +193,9 @@ def _place(
     else:
         spacings = fields.text("spacings").split()
         numbers = [_number(path, text) for text in spacings]
-        kinds = fields.text("kinds").lower().split()
-        spatial = tuple(a for a, n in enumerate(numbers) if not np.isnan(n) and kinds[a : a + 1] in OF_SPACE)
+        kinds = fields.text("kinds").lower().split() or [""] * len(size)
+        named = zip(numbers, kinds, strict=False)
+        spatial = tuple(a for a, (n, kind) in enumerate(named) if not np.isnan(n) and kind in OF_SPACE)
         if len(spacings) != len(size) or not spatial:
             raise ValueError(
                 f"{path} must say spacings (such as 'spacings: 0.8 0.8 5') or space directions: how far its "

@@ -1,0 +1,464 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has to be known of a GPU, in one command of at most nine minutes.
+
+    python benchmarks/gpu.py --out benchmarks/results --work WORK
+
+writes ``gpu_<name>.csv``, a row per figure, part after part, and ``gpu_<name>.md``, the tables. Parts in the
+CSV are not measured again, unless ``--only`` names them. A part that fails is a row that says why, and the
+others go on. ``--toy`` does the same at sizes for a CPU.
+
+rates         matrix product and copy, which the shares of the other parts refer to
+correctness   all heads against float32 on the CPU, by precision, order in memory, eager, compiled, CUDA graph
+versus        training and inference against MONAI's networks: time, peak memory, shares of the rates
+loader        wait for a batch against the training step
+recipes       two minutes of training, by the liver and lung nodule bundles with mixed precision
+levels        score_levels and early exit, with the network of ``recipes``
+nccl          a training in as many processes as there are GPUs
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from ignite.handlers import TimeLimit
+from measure import MIB, inference, machine, ratio, train_step
+from monai.bundle import ConfigWorkflow
+from monai.networks.nets import BasicUNet, BasicUNetPlusPlus, DynUNet, SegResNet
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from monai_unetpp import UNetPlusPlus, from_basic_unet_plus_plus, load_network, score_levels
+from monai_unetpp.data.phantoms import write_phantoms
+from monai_unetpp.errors import find_cause
+from monai_unetpp.files import atomic_write, write_csv
+from monai_unetpp.levels import calibrate_exit
+from monai_unetpp.levels.cost import interleaved, multiply_adds, peak_memory
+from monai_unetpp.network import kernels
+
+ROOT = Path(__file__).parents[1]
+COLUMNS = ("part", "case", "figure", "value", "unit", "machine")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# of the largest absolute value of a head: another order of adding; mantissas of 8 and of 11 bits
+TOLERANCE = {"float32": 1e-4, "bfloat16": 6e-2, "float16": 1e-2}
+Row = dict[str, Any]
+Figures = Iterator[tuple[str, str, float | str, str]]  # case, figure, value, unit
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is."""
+
+    widths: tuple[int, ...] = (32, 32, 64, 128, 256)
+    shapes: tuple[tuple[int, ...], ...] = ((8, 1, 512, 512), (2, 1, 96, 96, 96))
+    checked: tuple[tuple[int, ...], ...] = ((2, 1, 117, 96), (1, 1, 48, 40, 35))
+    product: int = 8192
+    rounds: int = 7
+    cases: int = 8
+    seconds: int = 55  # of training, for each bundle
+    recipe: tuple[tuple[str, Any], ...] = (("roi_size", [96, 96, 96]), ("pixdim", [2.0, 2.0, 2.0]))
+    compiled: bool = True
+    precisions: tuple[str, ...] = ("float32", "bfloat16")
+
+
+TOY = Sizes(
+    widths=(8, 8, 8, 8, 8),
+    shapes=((1, 1, 32, 32), (1, 1, 32, 32, 32)),
+    checked=((1, 1, 35, 32), (1, 1, 32, 33, 32)),
+    product=128,
+    rounds=1,
+    cases=6,
+    seconds=1,
+    recipe=(("roi_size", [16, 16, 16]), ("pixdim", [12.0, 12.0, 12.0]), ("channels", [4, 6, 8])),
+    compiled=False,
+    precisions=("float32",),  # torch convolves bfloat16 without AVX-512 a hundred times slower
+)
+
+
+def main() -> None:
+    """Measure what is missing, part by part."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--work", type=Path, required=True, help="folder for data and weights")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure, again"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--toy", action="store_true", help="small sizes, to see that it works")
+    args = parser.parse_args()
+    path = args.out / f"gpu_{name_of(args.device)}.csv"
+    rows = read(path)
+    again = {part for part in args.only if len(args.only) < len(PARTS)}
+    for part in args.only:
+        if part not in again and any(row["part"] == part for row in rows):
+            continue
+        rows = [row for row in rows if row["part"] != part]
+        rows += measured(part, partial(PARTS[part], args.device, TOY if args.toy else Sizes(), args.work))
+        write_csv(path, sorted(rows, key=lambda row: list(PARTS).index(row["part"])))
+    write_tables(path.with_suffix(".md"), rows)
+
+
+def measured(part: str, figures: Callable[[], Figures]) -> list[Row]:
+    """Return the rows of a part; one that fails ends with a row that says why."""
+    rows, start = [], time.perf_counter()
+
+    def add(case: str, figure: str, value: float | str, unit: str) -> None:
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        rows.append(dict(zip(COLUMNS, (part, case, figure, shown, unit, machine()), strict=True)))
+        sys.stdout.write(f"{part}  {case}  {figure}  {shown} {unit}\n")
+        sys.stdout.flush()
+
+    try:
+        for row in figures():
+            add(*row)
+    except Exception as error:
+        traceback.print_exc()
+        cause = find_cause(error) or f"{type(error).__name__}: {error}"
+        add("", "failed", " ".join(cause.split())[:300], "")
+    add("", "duration", time.perf_counter() - start, "s")
+    return rows
+
+
+# Parts: functions of device, sizes and a folder, which yield figures
+
+
+def rates(device: str, sizes: Sizes, work: Path) -> Figures:  # noqa: ARG001
+    """Matrix products by precision, and copies."""
+    for name, dtype in DTYPES.items():
+        yield "", f"matrix product, {name}", product_rate(device, sizes, dtype) / 1e12, "T multiply-adds/s"
+    yield "", "copy", copy_rate(device, sizes) / 1e9, "GB/s read and written"
+
+
+def correctness(device: str, sizes: Sizes, work: Path) -> Figures:  # noqa: ARG001
+    """The largest error of any head, relative to its largest value."""
+    for shape in sizes.checked:
+        dims = len(shape) - 2
+        torch.manual_seed(0)
+        net = UNetPlusPlus(dims, 1, 3, channels=sizes.widths, strides=2, last_channels=sizes.widths[0]).eval()
+        x = torch.rand(shape)
+        with kernels.plain(), torch.no_grad():
+            wanted = net.all_heads(x)
+        net.to(device)
+        for name, dtype in DTYPES.items():
+            for mode, job in modes(net, x.to(device), dims, sizes).items():
+                case = f"{dims}D {name}, {mode}"
+                amp = torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
+                try:
+                    with amp, torch.no_grad():
+                        found = [head.float().cpu() for head in job()]
+                except Exception as error:
+                    yield case, "failed", " ".join(f"{type(error).__name__}: {error}".split())[:200], ""
+                    continue
+                pairs = zip(found, wanted, strict=True)
+                worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+                verdict = "within" if worst <= TOLERANCE[name] else "BEYOND"
+                yield case, f"error, {verdict} {TOLERANCE[name]:g}", worst, ""
+
+
+def versus(device: str, sizes: Sizes, work: Path) -> Figures:  # noqa: ARG001
+    """Training and inference in float32 and in the mixed precision of the device."""
+    for shape in sizes.shapes:
+        for precision in sizes.precisions:
+            product, copied = product_rate(device, sizes, DTYPES[precision]), copy_rate(device, sizes)
+            for task, passes in ((inference, 1), (train_step, 3)):  # backward: twice the forward
+                nets = networks(len(shape) - 2, device, sizes, task is train_step)
+                x = torch.rand(shape, device=device)
+                jobs = {name: partial(run, task, name, net, x, precision) for name, net in nets.items()}
+                seconds = interleaved(jobs, sizes.rounds, device)
+                for name, job in jobs.items():
+                    case = f"{len(shape) - 2}D {precision} {task.__name__}, {name}"
+                    took = sorted(seconds[name])[len(seconds[name]) // 2]
+                    yield case, "time", took * 1e3, "ms"
+                    yield case, "time ratio", ratio(seconds, name, "BasicUNetPlusPlus"), ""
+                    yield case, "peak memory", peak_memory(job, device), "MiB"
+                    inner = getattr(nets[name], "_orig_mod", nets[name])
+                    work_of = passes * multiply_adds(inner, shape)
+                    yield case, "share of the matrix product", work_of / took / product, ""
+                    moved = passes * traffic(inner, x, precision)
+                    yield case, "share of the copy rate", moved / took / copied, ""
+
+
+def loader(device: str, sizes: Sizes, work: Path) -> Figures:
+    """Wait for a batch of the liver bundle, from the cache, against the step."""
+    flow = workflow("liver", device, sizes, work, "loader")
+    trainer, waits, steps = flow.parser.get_parsed_content("train#trainer"), [], []
+    clock = {"": time.perf_counter()}
+
+    def lap(into: list[float]) -> None:
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        into.append(now - clock[""])
+        clock[""] = now
+
+    trainer.add_event_handler(Events.GET_BATCH_STARTED, lambda: lap([]))
+    trainer.add_event_handler(Events.GET_BATCH_COMPLETED, lambda: lap(waits))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: lap(steps))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=4 * sizes.cases), trainer.terminate)
+    flow.run()
+    half = len(steps) // 2  # the first steps are slow
+    yield "liver", "wait for a batch", sum(waits[half:]) / len(waits[half:]) * 1e3, "ms"
+    yield "liver", "training step", sum(steps[half:]) / len(steps[half:]) * 1e3, "ms"
+
+
+def recipes(device: str, sizes: Sizes, work: Path) -> Figures:
+    """Train on synthetic CT for a limited time."""
+    for bundle in ("liver", "lung_nodule"):
+        if torch.device(device).type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        flow = workflow(bundle, device, sizes, work, "recipes", amp=True)
+        trainer = flow.parser.get_parsed_content("train#trainer")
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, TimeLimit(sizes.seconds))
+        start = time.perf_counter()
+        flow.run()
+        evaluator = flow.parser.get_parsed_content("validate#evaluator")
+        yield bundle, "epochs", trainer.state.epoch, ""
+        yield bundle, "duration with validation", time.perf_counter() - start, "s"
+        yield bundle, "validation Dice, best", float(evaluator.state.best_metric), ""
+        if torch.device(device).type == "cuda":
+            yield bundle, "peak memory", torch.cuda.max_memory_allocated() / MIB, "MiB"
+
+
+def levels(device: str, sizes: Sizes, work: Path) -> Figures:
+    """Score every level of what ``recipes`` trained, and calibrate early exit."""
+    flow = workflow("liver", device, sizes, work, "levels")
+    get = flow.parser.get_parsed_content
+    network = load_network(get("network"), work / "liver_recipes" / "models" / "model.pt", device=device)
+    data, inferer, post = (get(f"validate#{name}") for name in ("dataloader", "inferer", "postprocessing"))
+    scores = score_levels(network, data, inferer, post, amp=True, rounds=sizes.rounds, progress=False)
+    for score in scores:
+        yield f"L{score.level}", "Dice", float(score.dice), ""
+        yield f"L{score.level}", "time of a window", score.seconds * 1e3, "ms"
+    found = calibrate_exit(network, data, inferer, post, amp=True)
+    yield "early exit", "threshold", float(found.threshold), ""
+    yield "early exit", "loss of Dice", found.full_dice - found.dice, ""
+
+
+def nccl(device: str, sizes: Sizes, work: Path) -> Figures:
+    """One epoch in as many processes as there are GPUs; gloo without one."""
+    count = max(torch.cuda.device_count(), 1) if torch.device(device).type == "cuda" else 2
+    data = phantoms("liver", sizes, work)
+    files = [str(ROOT / "bundles" / "liver" / f"{name}.json") for name in ("train", "multi_gpu_train")]
+    folder = work / f"nccl_{time.time_ns()}"
+    settings = {
+        **dict(sizes.recipe),
+        "dataset_dir": data,
+        "bundle_root": folder,
+        "max_epochs": 1,
+        "val_fraction": 0.5,
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+    command += ["-m", "monai.bundle", "run", "--config_file", str(files)]
+    command += [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    if not (folder / "models" / "model.pt").is_file():
+        errors = [
+            line for line in done.stderr.splitlines() if re.match(r"(\[\w+\]: )?\w*(Error|error):", line)
+        ]
+        raise RuntimeError("; ".join(errors[:3]) or done.stderr[-1000:])
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    yield f"{count} processes, {backend}", "one epoch, with the start", time.perf_counter() - start, "s"
+
+
+PARTS: Mapping[str, Callable[[str, Sizes, Path], Figures]] = {
+    part.__name__: part for part in (rates, correctness, versus, loader, recipes, levels, nccl)
+}
+
+
+# What the parts share
+
+
+def networks(dims: int, device: str, sizes: Sizes, training: bool) -> dict[str, nn.Module]:
+    """Return the networks to compare, with the same widths; ours have the weights of the first."""
+    widths = (*sizes.widths, sizes.widths[0])
+    torch.manual_seed(0)
+    reference = BasicUNetPlusPlus(dims, 1, 2, widths, deep_supervision=True)
+
+    def ours(**changes: Any) -> UNetPlusPlus:
+        net = UNetPlusPlus(**{**from_basic_unet_plus_plus(reference).arguments, **changes})
+        net.load_state_dict(from_basic_unet_plus_plus(reference).state_dict())
+        return net
+
+    nets: dict[str, nn.Module] = {
+        "BasicUNetPlusPlus": reference,
+        "UNetPlusPlus, plain": ours(),
+        "UNetPlusPlus, memory": ours(),
+        "BasicUNet": BasicUNet(dims, 1, 2, widths),
+        "DynUNet": DynUNet(dims, 1, 2, [3] * 5, [1, 2, 2, 2, 2], [2] * 4, list(sizes.widths)),
+        "SegResNet": SegResNet(dims, init_filters=sizes.widths[0], in_channels=1, out_channels=2),
+    }
+    if training:
+        nets["UNetPlusPlus, plain, use_checkpoint"] = ours(use_checkpoint=True)
+    else:
+        for level in range(1, len(sizes.widths) - 1):
+            nets[f"UNetPlusPlus, plain, L{level}"] = ours()
+            nets[f"UNetPlusPlus, plain, L{level}"].level = level
+    if sizes.compiled:
+        nets["UNetPlusPlus, plain, compiled"] = torch.compile(ours())
+    return {name: net.to(device) for name, net in nets.items()}
+
+
+def run(
+    task: Callable[[nn.Module, Tensor], None], name: str, net: nn.Module, x: Tensor, precision: str
+) -> None:
+    """Do a task in a precision, with the kernels that the name of the network says."""
+    dtype = DTYPES[precision]
+    with (
+        kernels.use("memory" if "memory" in name else "plain"),
+        torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32),
+    ):
+        task(net, x)
+
+
+def modes(net: UNetPlusPlus, x: Tensor, dims: int, sizes: Sizes) -> dict[str, Callable[[], list[Tensor]]]:
+    """Return the ways in which all heads are computed."""
+    order = torch.channels_last if dims == 2 else torch.channels_last_3d
+
+    def heads(of: Callable[[Tensor], Any], x: Tensor, chosen: str) -> list[Tensor]:
+        with kernels.use(chosen):
+            return list(of(x))
+
+    found = {
+        "plain": partial(heads, net.all_heads, x, "plain"),
+        "memory": partial(heads, net.all_heads, x, "memory"),
+        "plain, channels last": partial(heads, net.all_heads, x.to(memory_format=order), "plain"),
+    }
+    if sizes.compiled:
+        found["plain, compiled"] = partial(heads, torch.compile(net.all_heads), x, "plain")
+    if x.is_cuda:
+        found["plain, CUDA graph"] = partial(graphed, net, x)
+    return found
+
+
+def graphed(net: UNetPlusPlus, x: Tensor) -> list[Tensor]:
+    """Return all heads, from a CUDA graph that was captured with other values."""
+    static = torch.rand_like(x)
+    with kernels.plain():
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                net.all_heads(static)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            heads = net.all_heads(static)
+    static.copy_(x)
+    graph.replay()
+    return list(heads)
+
+
+class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sums the bytes that operators read and write, each tensor once an operator; views move nothing."""
+
+    moved = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
+            self.moved += sum(t.numel() * t.element_size() for t in tensors)
+        return result
+
+
+def traffic(net: nn.Module, x: Tensor, precision: str) -> int:
+    """Return the bytes that the operators of a forward pass read and write."""
+    with torch.no_grad(), _Traffic() as counted:
+        run(lambda net, x: net.eval()(x), "plain", net, x, precision)
+    return counted.moved
+
+
+def product_rate(device: str, sizes: Sizes, dtype: torch.dtype) -> float:
+    """Return the multiply-adds per second of a large matrix product, the best of five."""
+    a = torch.rand(sizes.product, sizes.product, device=device, dtype=dtype)
+    return sizes.product**3 / min(interleaved({"": lambda: a @ a}, 5, device)[""])
+
+
+def copy_rate(device: str, sizes: Sizes) -> float:
+    """Return the bytes per second that a copy reads and writes, the best of five."""
+    a = torch.rand(4 * sizes.product**2, device=device)
+    b = torch.empty_like(a)
+    return 2 * a.nbytes / min(interleaved({"": lambda: b.copy_(a)}, 5, device)[""])
+
+
+def phantoms(bundle: str, sizes: Sizes, work: Path) -> Path:
+    """Return a data set of synthetic CT for a bundle, written once."""
+    folder = work / f"{bundle}_data"
+    if not (folder / "dataset.json").exists():
+        write_phantoms(folder, "liver" if bundle == "liver" else "chest", sizes.cases, overwrite=True)
+    return folder
+
+
+def workflow(bundle: str, device: str, sizes: Sizes, work: Path, part: str, **changes: Any) -> ConfigWorkflow:
+    """Return a training of a bundle that is ready to run, in a folder of its own."""
+    root = work / f"{bundle}_{part}"
+    if root.exists() and part != "levels":
+        root.rename(work / f"{root.name}_{time.time_ns()}")
+    flow = ConfigWorkflow(
+        str(ROOT / "bundles" / bundle / "train.json"),
+        workflow_type="train",
+        logging_file=False,
+        bundle_root=str(root),
+        dataset_dir=str(phantoms(bundle, sizes, work)),
+        device=device,
+        max_epochs=1000,
+        val_interval=2,
+        **{**dict(sizes.recipe), **changes},
+    )
+    flow.initialize()
+    return flow
+
+
+def name_of(device: str) -> str:
+    """Return the name of the card, for a file."""
+    name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device
+    return re.sub(r"[^a-z0-9]+", "_", name.lower().replace("nvidia", "")).strip("_")
+
+
+def read(path: Path) -> list[Row]:
+    """Return the rows that were measured before."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_tables(path: Path, rows: list[Row]) -> None:
+    """Write a table for each part, a row per case and a column per figure."""
+    lines = [f"# {path.stem}", "", f"{rows[0]['machine']}", ""]
+    for part in PARTS:
+        mine = [row for row in rows if row["part"] == part]
+        figures = list(dict.fromkeys(re.sub(r",? (within|BEYOND).*", "", row["figure"]) for row in mine))
+        if not mine:
+            continue
+        lines += [f"## {part}", "", " | ".join(["| ", *figures]) + " |", "| --- " * (len(figures) + 1) + "|"]
+        for case in dict.fromkeys(row["case"] for row in mine):
+            cells = {
+                re.sub(r",? (within|BEYOND).*", "", row["figure"]): f"{row['value']} {row['unit']}".strip()
+                + (" **beyond**" if "BEYOND" in row["figure"] else "")
+                for row in mine
+                if row["case"] == case
+            }
+            lines.append(" | ".join([f"| {case}", *(cells.get(figure, "") for figure in figures)]) + " |")
+        lines.append("")
+    with atomic_write(path) as part_file:
+        Path(part_file).write_text("\n".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
