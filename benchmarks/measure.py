@@ -10,6 +10,7 @@ from __future__ import annotations
 import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ def inference(net: nn.Module, x: Tensor) -> None:
         net(x)
 
 
-def ratio(seconds: Mapping[str, Sequence[float]], name: str, reference: str) -> float:
+def ratio(seconds: Mapping[Any, Sequence[float]], name: Any, reference: Any) -> float:
     """Return the median over rounds of the time of ``name`` over that of ``reference``."""
     return statistics.median(a / b for a, b in zip(seconds[name], seconds[reference], strict=True))
 

@@ -16,10 +16,10 @@ from functools import partial
 
 import torch
 from measure import inference, machine, matmul_peak, peak_memory, ratio, train_step
-from monai.networks.nets import BasicUNet, BasicUNetPlusPlus, DynUNet
+from monai.networks.nets import BasicUNet, BasicUNetPlusPlus, DynUNet, SegResNet
 from torch import Tensor, nn
 
-from monai_unetpp import UNetPlusPlus, from_basic_unet_plus_plus
+from monai_unetpp import UNetPlusPlus, from_basic_unet_plus_plus, prune
 from monai_unetpp.files import write_csv
 from monai_unetpp.levels.cost import interleaved, multiply_adds
 from monai_unetpp.network import kernels
@@ -47,6 +47,9 @@ def networks(dims: int, classes: int) -> dict[str, Callable[[], nn.Module]]:
             dims, 1, classes, [3] * 5, [1, 2, 2, 2, 2], [2] * 4, list(WIDTHS), deep_supervision=False
         ),
     }
+    makers["SegResNet"] = lambda: SegResNet(dims, init_filters=WIDTHS[0], in_channels=1, out_channels=classes)
+    for level in range(1, len(WIDTHS) - 1):
+        makers[f"UNetPlusPlus, L{level}"] = partial(at_level, reference, level)
     if dims == 2 and importlib.util.find_spec("segmentation_models_pytorch"):
         import segmentation_models_pytorch as smp
 
@@ -56,9 +59,14 @@ def networks(dims: int, classes: int) -> dict[str, Callable[[], nn.Module]]:
     return makers
 
 
-def run(task: Callable[[nn.Module, Tensor], None], name: str, net: nn.Module, x: Tensor) -> None:
+def at_level(reference: BasicUNetPlusPlus, level: int) -> nn.Module:
+    """Return our network with the weights of the reference, pruned to a level."""
+    return prune(from_basic_unet_plus_plus(reference), level)
+
+
+def run(task: Callable[[nn.Module, Tensor], None], name: str, net: nn.Module, x: Tensor, amp: bool) -> None:
     """Do a task with the kernels that a network's name says, else with those of the device."""
-    with kernels.use(KERNELS.get(name, "auto")):
+    with kernels.use(KERNELS.get(name, "auto")), torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
         task(net, x)
 
 
@@ -71,6 +79,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
 
@@ -83,26 +92,30 @@ def main() -> None:
     work = {name: multiply_adds(make(), shape) for name, make in makers.items()}
     rows = []
     for task, passes in ((inference, 1), (train_step, 3)):  # backward: twice the forward
-        chosen = {n: net for n, net in nets.items() if task is train_step or "checkpoint" not in n}
-        seconds = interleaved(
-            {name: partial(run, task, name, net, x) for name, net in chosen.items()}, args.rounds, args.device
-        )
-        memory = {
-            name: peak_memory(partial(run, task, name, net, x), args.device) for name, net in chosen.items()
+        chosen = {name: net for name, net in nets.items() if (task is train_step) or "checkpoint" not in name}
+        jobs = {
+            (name, precision): partial(run, task, name, net, x, precision == "bfloat16")
+            for name, net in chosen.items()
+            for precision in args.precision
         }
-        for name in chosen:
-            median = statistics.median(seconds[name])
+        seconds = interleaved(jobs, args.rounds, args.device)
+        memory = {key: peak_memory(job, args.device) for key, job in jobs.items()}
+        reference = (REFERENCE, args.precision[0])
+        for key in jobs:
+            name, precision = key
+            median = statistics.median(seconds[key])
             rows.append(
                 {
                     "task": task.__name__,
                     "network": name,
+                    "precision": precision,
                     "dims": args.dims,
                     "size": args.size,
                     "batch": args.batch,
                     "seconds": round(median, 4),
-                    "time ratio": round(ratio(seconds, name, REFERENCE), 3),
-                    "peak MiB": round(memory[name], 1),
-                    "memory ratio": round(memory[name] / memory[REFERENCE], 3),
+                    "time ratio": round(ratio(seconds, key, reference), 3),
+                    "peak MiB": round(memory[key], 1),
+                    "memory ratio": round(memory[key] / memory[reference], 3),
                     "Gmultiply-adds": round(passes * work[name] / 1e9, 2),
                     "share of matmul peak": round(passes * work[name] / median / peak, 2),
                     "machine": machine(),

@@ -2,6 +2,7 @@
 """What monai_unetpp.network.kernels does for time and memory must not show in any result."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from monai.networks.blocks import ADN
 from monai.networks.nets import BasicUNetPlusPlus
 from monai.utils import set_determinism
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from monai_unetpp import UNetPlusPlus, from_basic_unet_plus_plus, prune
+from monai_unetpp.levels.cost import peak_memory
 from monai_unetpp.network import kernels
 from monai_unetpp.network.blocks import Up
 from monai_unetpp.network.kernels.cpu import norm, winograd
@@ -138,6 +141,39 @@ def test_mixed_precision_gives_gradients_near_those_of_float32(use_checkpoint):
     got = torch.cat([parameter.grad.flatten() for parameter in net.parameters()])
     wanted = torch.cat([grad.flatten() for grad in wanted])
     assert nn.functional.cosine_similarity(got, wanted, dim=0) > 0.99  # bfloat16 has 8 bits
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts convolutions."""
+
+    takes_any_operator = True
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += "convolution" in str(func) and "backward" not in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3], ids="{}D".format)
+def test_checkpointing_computes_forward_once_and_takes_less_memory(spatial_dims):
+    """To look into the graph for how a map is made again made it there and then, frame by frame."""
+    x, counts, peaks = torch.rand(1, 1, *[96 // spatial_dims] * spatial_dims), {}, {}
+    for use_checkpoint in (False, True):
+        net = network(spatial_dims, torch.float32, use_checkpoint=use_checkpoint)
+        with Convolutions() as counted:
+            net.all_heads(x)
+        counts[use_checkpoint] = counted.count
+        peaks[use_checkpoint] = peak_memory(partial(gradients, net, x), "cpu")
+    assert counts[True] < 2 * counts[False]
+    assert peaks[True] < peaks[False]
+
+
+def test_what_is_saved_on_another_device_gives_the_same_gradients():
+    net, x = network(2), torch.rand(1, 1, 20, 17).double()
+    wanted = gradients(net, x)
+    with torch.autograd.graph.save_on_cpu():
+        found = gradients(net, x)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 def test_backward_keeps_one_map_for_each_convolution():

@@ -53,12 +53,21 @@ def recipe(x: Tensor) -> Recipe:
     """Return how ``x`` is made again; what our kernels did not make is kept itself.
 
     The node of the graph that made ``x`` has kept what it was made from. An operation on ``x``, in place or
-    not, is another node, so that a recipe never speaks of another map.
+    not, is another node, so that a recipe never speaks of another map. Under activation checkpointing the
+    graph has kept nothing: to look would be to compute all of it again, at every step.
     """
     node: Any = x.grad_fn
+    if _is_checkpointed():
+        return Recipe(x.detach(), _same)
     if type(node) in (_Repeat._backward_cls, cpu.NormAct._backward_cls):
         return Recipe(node.saved_tensors[0].detach(), node.make_again)
     return Recipe(x.detach(), _same)
+
+
+def _is_checkpointed() -> bool:
+    """Whether torch's checkpointing, ours or somebody else's, takes what autograd saves."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and getattr(hooks[0], "__module__", "") == torch.utils.checkpoint.__name__
 
 
 class Repeated(dispatch.Dispatched):
