@@ -180,6 +180,8 @@ def _backward(
     if wanted[1] and winograd.weight_gradient_pays(x, weight):
         gw = winograd.weight_gradient(x, grad, weight)
     elif wanted[1]:
+        if onednn.weight_gradient_is_slow(x):
+            grad, x = grad.contiguous(), x.contiguous()
         _, gw = _convolution_backward(grad, x, weight, conv.stride, conv.padding, (False, True))
     return gx, gw
 
