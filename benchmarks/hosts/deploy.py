@@ -9,13 +9,12 @@ that of ``monai-unetpp segment``, voxel by voxel, and raises where they differ.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from host import ROOT, make_environment, run, say, segment, write_bundle
+from host import ROOT, argument_parser, make_environment, parse, run, say, segment, write_bundle
 
 from monai_unetpp.data.phantoms import write_phantoms
 
@@ -25,16 +24,7 @@ from dicom import write_series
 
 def main() -> None:
     """Make what is missing, run the application, compare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--environment", type=Path, required=True, help="virtual environment, made if missing"
-    )
-    parser.add_argument("--work", type=Path, required=True, help="folder to make")
-    arguments = parser.parse_args()
-    if arguments.work.exists():
-        parser.error(f"--work must not exist: {arguments.work}")
+    arguments = parse(argument_parser(__doc__))
     make_environment(arguments.environment, "monai-deploy-app-sdk==4.0.0", "pydicom", "highdicom")
     series = write_scan(arguments.work)
     bundle = write_bundle(arguments.work / "liver_ct_unetpp", arguments.work)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -19,6 +20,24 @@ from monai_unetpp.bundle import copy_bundle, pack_bundle
 
 ROOT = Path(__file__).parents[2]
 CHANNELS = [8, 16, 32]
+
+
+def argument_parser(text: str) -> argparse.ArgumentParser:
+    """Return a parser with the arguments of every script."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=text, formatter_class=form)
+    made = "virtual environment, made if missing"
+    parser.add_argument("--environment", type=Path, required=True, help=made)
+    parser.add_argument("--work", type=Path, required=True, help="folder to make")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the arguments of the command line; ends the process if there is a folder in the way."""
+    arguments = parser.parse_args()
+    if arguments.work.exists():
+        parser.error(f"--work must not exist: {arguments.work}")
+    return arguments
 
 
 def make_environment(folder: Path, *packages: str, constraints: Sequence[str] = ()) -> None:

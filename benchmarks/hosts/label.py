@@ -9,7 +9,6 @@ step and stops at the first that is not as it should be.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -25,7 +24,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from host import make_environment, run, say, segment, variables, write_bundle
+from host import argument_parser, make_environment, parse, run, say, segment, variables, write_bundle
 
 from monai_unetpp.data.phantoms import write_phantoms
 
@@ -35,18 +34,10 @@ LABELLED, UNLABELLED = 6, 3
 
 def main() -> None:
     """Make what is missing, start the server, visit it, stop it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--environment", type=Path, required=True, help="virtual environment, made if missing"
-    )
-    parser.add_argument("--work", type=Path, required=True, help="folder to make")
+    parser = argument_parser(__doc__)
     parser.add_argument("--port", type=int, default=8123)
     parser.add_argument("--epochs", type=int, default=30, help="of the first training (default: %(default)s)")
-    arguments = parser.parse_args()
-    if arguments.work.exists():
-        parser.error(f"--work must not exist: {arguments.work}")
+    arguments = parse(parser)
     pins = str(Path(__file__).with_name("label_constraints.txt"))
     make_environment(arguments.environment, "monailabel==0.8.5", constraints=[pins])
     studies, references = write_studies(arguments.work)
