@@ -108,6 +108,20 @@ def test_compiled_network_equals_eager_at_one_size_after_another(tiny, spatial_d
                 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
+@BOTH
+@pytest.mark.parametrize("use_checkpoint", [False, True], ids=["", "checkpoint"])
+def test_training_compiles_without_a_graph_break(tiny, spatial_dims, use_checkpoint):
+    torch._dynamo.reset()
+    net, x = (
+        tiny(spatial_dims, channels=(4, 6, 8), use_checkpoint=use_checkpoint),
+        torch.rand(1, 1, *[16] * spatial_dims),
+    )
+    with plain():
+        heads = torch.compile(net.train(), fullgraph=True, backend="eager")(x)
+        for head, wanted in zip(heads, net(x), strict=True):
+            torch.testing.assert_close(head, wanted, **TORCH)
+
+
 @COMPILER
 @pytest.mark.parametrize("size", [16, 17], ids=["even", "odd"])
 def test_inductor_compiles_pooling_with_open_sizes(size):
