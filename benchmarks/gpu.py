@@ -34,14 +34,15 @@ from typing import Any
 import torch
 from ignite.engine import Events
 from ignite.handlers import TimeLimit
-from measure import MIB, inference, machine, ratio, train_step
+from measure import MIB, inference, machine, matmul_peak, ratio, train_step
 from monai.bundle import ConfigWorkflow
-from monai.networks.nets import BasicUNet, BasicUNetPlusPlus, DynUNet, SegResNet
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from versus import REFERENCE, run
+from versus import networks as versus_networks
 
-from monai_unetpp import UNetPlusPlus, from_basic_unet_plus_plus, load_network, score_levels
+from monai_unetpp import UNetPlusPlus, load_network, score_levels
 from monai_unetpp.data.phantoms import write_phantoms
 from monai_unetpp.errors import find_cause
 from monai_unetpp.files import atomic_write, write_csv
@@ -50,6 +51,7 @@ from monai_unetpp.levels.cost import interleaved, multiply_adds, peak_memory
 from monai_unetpp.network import kernels
 
 ROOT = Path(__file__).parents[1]
+PLAIN = "UNetPlusPlus, plain"  # a name of versus.py
 COLUMNS = ("part", "case", "figure", "value", "unit", "machine")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # of the largest absolute value of a head: another order of adding; mantissas of 8 and of 11 bits
@@ -140,7 +142,12 @@ def measured(part: str, figures: Callable[[], Figures]) -> list[Row]:
 def rates(device: str, sizes: Sizes, work: Path) -> Figures:  # noqa: ARG001
     """Matrix products by precision, and copies."""
     for name, dtype in DTYPES.items():
-        yield "", f"matrix product, {name}", product_rate(device, sizes, dtype) / 1e12, "T multiply-adds/s"
+        yield (
+            "",
+            f"matrix product, {name}",
+            matmul_peak(device, sizes.product, dtype) / 1e12,
+            "T multiply-adds/s",
+        )
     yield "", "copy", copy_rate(device, sizes) / 1e9, "GB/s read and written"
 
 
@@ -174,17 +181,21 @@ def versus(device: str, sizes: Sizes, work: Path) -> Figures:  # noqa: ARG001
     """Training and inference in float32 and in the mixed precision of the device."""
     for shape in sizes.shapes:
         for precision in sizes.precisions:
-            product, copied = product_rate(device, sizes, DTYPES[precision]), copy_rate(device, sizes)
+            product = matmul_peak(device, sizes.product, DTYPES[precision])
+            copied = copy_rate(device, sizes)
             for task, passes in ((inference, 1), (train_step, 3)):  # backward: twice the forward
                 nets = networks(len(shape) - 2, device, sizes, task is train_step)
                 x = torch.rand(shape, device=device)
-                jobs = {name: partial(run, task, name, net, x, precision) for name, net in nets.items()}
+                jobs = {
+                    name: partial(run, task, name, net, x, precision != "float32")
+                    for name, net in nets.items()
+                }
                 seconds = interleaved(jobs, sizes.rounds, device)
                 for name, job in jobs.items():
                     case = f"{len(shape) - 2}D {precision} {task.__name__}, {name}"
                     took = sorted(seconds[name])[len(seconds[name]) // 2]
                     yield case, "time", took * 1e3, "ms"
-                    yield case, "time ratio", ratio(seconds, name, "BasicUNetPlusPlus"), ""
+                    yield case, "time ratio", ratio(seconds, name, REFERENCE), ""
                     yield case, "peak memory", peak_memory(job, device), "MiB"
                     inner = getattr(nets[name], "_orig_mod", nets[name])
                     work_of = passes * multiply_adds(inner, shape)
@@ -285,45 +296,13 @@ PARTS: Mapping[str, Callable[[str, Sizes, Path], Figures]] = {
 
 
 def networks(dims: int, device: str, sizes: Sizes, training: bool) -> dict[str, nn.Module]:
-    """Return the networks to compare, with the same widths; ours have the weights of the first."""
-    widths = (*sizes.widths, sizes.widths[0])
+    """Return the networks of versus.py, and ours compiled."""
     torch.manual_seed(0)
-    reference = BasicUNetPlusPlus(dims, 1, 2, widths, deep_supervision=True)
-
-    def ours(**changes: Any) -> UNetPlusPlus:
-        net = UNetPlusPlus(**{**from_basic_unet_plus_plus(reference).arguments, **changes})
-        net.load_state_dict(from_basic_unet_plus_plus(reference).state_dict())
-        return net
-
-    nets: dict[str, nn.Module] = {
-        "BasicUNetPlusPlus": reference,
-        "UNetPlusPlus, plain": ours(),
-        "UNetPlusPlus, memory": ours(),
-        "BasicUNet": BasicUNet(dims, 1, 2, widths),
-        "DynUNet": DynUNet(dims, 1, 2, [3] * 5, [1, 2, 2, 2, 2], [2] * 4, list(sizes.widths)),
-        "SegResNet": SegResNet(dims, init_filters=sizes.widths[0], in_channels=1, out_channels=2),
-    }
-    if training:
-        nets["UNetPlusPlus, plain, use_checkpoint"] = ours(use_checkpoint=True)
-    else:
-        for level in range(1, len(sizes.widths) - 1):
-            nets[f"UNetPlusPlus, plain, L{level}"] = ours()
-            nets[f"UNetPlusPlus, plain, L{level}"].level = level
+    makers = versus_networks(dims, 2, sizes.widths)
+    nets = {name: make() for name, make in makers.items() if training or "checkpoint" not in name}
     if sizes.compiled:
-        nets["UNetPlusPlus, plain, compiled"] = torch.compile(ours())
+        nets["UNetPlusPlus, compiled"] = torch.compile(makers[PLAIN]())
     return {name: net.to(device) for name, net in nets.items()}
-
-
-def run(
-    task: Callable[[nn.Module, Tensor], None], name: str, net: nn.Module, x: Tensor, precision: str
-) -> None:
-    """Do a task in a precision, with the kernels that the name of the network says."""
-    dtype = DTYPES[precision]
-    with (
-        kernels.use("memory" if "memory" in name else "plain"),
-        torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32),
-    ):
-        task(net, x)
 
 
 def modes(net: UNetPlusPlus, x: Tensor, dims: int, sizes: Sizes) -> dict[str, Callable[[], list[Tensor]]]:
@@ -379,14 +358,8 @@ class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def traffic(net: nn.Module, x: Tensor, precision: str) -> int:
     """Return the bytes that the operators of a forward pass read and write."""
     with torch.no_grad(), _Traffic() as counted:
-        run(lambda net, x: net.eval()(x), "plain", net, x, precision)
+        run(lambda net, x: net.eval()(x), PLAIN, net, x, precision != "float32")
     return counted.moved
-
-
-def product_rate(device: str, sizes: Sizes, dtype: torch.dtype) -> float:
-    """Return the multiply-adds per second of a large matrix product, the best of five."""
-    a = torch.rand(sizes.product, sizes.product, device=device, dtype=dtype)
-    return sizes.product**3 / min(interleaved({"": lambda: a @ a}, 5, device)[""])
 
 
 def copy_rate(device: str, sizes: Sizes) -> float:
@@ -417,7 +390,7 @@ def workflow(bundle: str, device: str, sizes: Sizes, work: Path, part: str, **ch
         dataset_dir=str(phantoms(bundle, sizes, work)),
         device=device,
         max_epochs=1000,
-        val_interval=2,
+        val_interval=1,  # a time limit may end it after any epoch
         **{**dict(sizes.recipe), **changes},
     )
     flow.initialize()

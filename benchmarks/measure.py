@@ -59,9 +59,9 @@ def peak_memory(job: Callable[[], None], device: str) -> float:
     return top / MIB
 
 
-def matmul_peak(device: str, size: int = 2048) -> float:
-    """Return the multiply-adds per second of a large float32 matrix product, the best of five."""
-    a = torch.rand(size, size, device=device)
+def matmul_peak(device: str, size: int = 2048, dtype: torch.dtype = torch.float32) -> float:
+    """Return the multiply-adds per second of a large matrix product, the best of five."""
+    a = torch.rand(size, size, device=device, dtype=dtype)
     return size**3 / min(interleaved({"": lambda: a @ a}, 5, device)[""])
 
 

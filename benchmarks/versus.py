@@ -29,9 +29,9 @@ REFERENCE = "BasicUNetPlusPlus"
 KERNELS = {"UNetPlusPlus, memory": "memory", "UNetPlusPlus, plain": "plain"}  # network -> its kernels
 
 
-def networks(dims: int, classes: int) -> dict[str, Callable[[], nn.Module]]:
+def networks(dims: int, classes: int, widths: tuple[int, ...] = WIDTHS) -> dict[str, Callable[[], nn.Module]]:
     """Return functions that build the networks to compare; ours has the weights of the reference."""
-    reference = BasicUNetPlusPlus(dims, 1, classes, (*WIDTHS, WIDTHS[0]), deep_supervision=True)
+    reference = BasicUNetPlusPlus(dims, 1, classes, (*widths, widths[0]), deep_supervision=True)
 
     def checkpointed() -> UNetPlusPlus:
         arguments = from_basic_unet_plus_plus(reference).arguments
@@ -42,19 +42,19 @@ def networks(dims: int, classes: int) -> dict[str, Callable[[], nn.Module]]:
         "UNetPlusPlus": lambda: from_basic_unet_plus_plus(reference),
         **{name: partial(from_basic_unet_plus_plus, reference) for name in KERNELS},
         "UNetPlusPlus, use_checkpoint": checkpointed,
-        "BasicUNet": lambda: BasicUNet(dims, 1, classes, (*WIDTHS, WIDTHS[0])),
+        "BasicUNet": lambda: BasicUNet(dims, 1, classes, (*widths, widths[0])),
         "DynUNet": lambda: DynUNet(
-            dims, 1, classes, [3] * 5, [1, 2, 2, 2, 2], [2] * 4, list(WIDTHS), deep_supervision=False
+            dims, 1, classes, [3] * 5, [1, 2, 2, 2, 2], [2] * 4, list(widths), deep_supervision=False
         ),
     }
-    makers["SegResNet"] = lambda: SegResNet(dims, init_filters=WIDTHS[0], in_channels=1, out_channels=classes)
-    for level in range(1, len(WIDTHS) - 1):
+    makers["SegResNet"] = lambda: SegResNet(dims, init_filters=widths[0], in_channels=1, out_channels=classes)
+    for level in range(1, len(widths) - 1):
         makers[f"UNetPlusPlus, L{level}"] = partial(at_level, reference, level)
     if dims == 2 and importlib.util.find_spec("segmentation_models_pytorch"):
         import segmentation_models_pytorch as smp
 
         makers["smp UnetPlusPlus (resnet18)"] = lambda: smp.UnetPlusPlus(
-            "resnet18", encoder_weights=None, in_channels=1, classes=classes, decoder_channels=WIDTHS[::-1]
+            "resnet18", encoder_weights=None, in_channels=1, classes=classes, decoder_channels=widths[::-1]
         )
     return makers
 

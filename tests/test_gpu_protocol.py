@@ -24,7 +24,7 @@ def gpu():
         patch.syspath_prepend(str(BUNDLES.parent / "benchmarks"))
         import gpu
     yield gpu
-    for name in ("gpu", "measure"):
+    for name in ("gpu", "measure", "versus"):
         sys.modules.pop(name, None)
 
 

@@ -538,6 +538,8 @@ def test_kinds_of_axes_tell_channels_from_space_where_all_have_spacings(tmp_path
     found = volume_loader()(nrrd(tmp_path / "two.nrrd", fields, array=layers))
     np.testing.assert_array_equal(found.numpy(), np.moveaxis(layers, -1, 0))
     np.testing.assert_allclose(found.affine, NRRD_AFFINE)
+    with pytest.raises(ValueError, match="must have 4 kinds, one for each axis, got 2"):
+        volume_loader()(nrrd(tmp_path / "few.nrrd", {**fields, "kinds": "domain domain"}, array=layers))
     with pytest.raises(ValueError, match="as many axes of space"):  # which one is not of space, nothing says
         volume_loader()(nrrd(tmp_path / "four.nrrd", {**fields, "kinds": None}, array=layers))
 

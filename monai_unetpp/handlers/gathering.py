@@ -16,9 +16,9 @@ Case = TypeVar("Case")
 def gather_cases(cases: list[Case]) -> list[Case]:
     """Return the cases of all processes, in the order in which a ``DistributedSampler`` shared them out.
 
-    Every process has to call it. A case is any object that can be pickled.
+    Every process has to call it. A case is any object that can be pickled, but None.
     """
     if idist.get_world_size() == 1:
         return cases
-    shares: Any = idist.all_gather([(case,) for case in cases])  # a tuple is never the filling None
-    return [packed[0] for row in zip_longest(*shares) for packed in row if packed is not None]
+    shares: Any = idist.all_gather(cases)
+    return [case for row in zip_longest(*shares) for case in row if case is not None]

@@ -194,6 +194,8 @@ def _place(
         spacings = fields.text("spacings").split()
         numbers = [_number(path, text) for text in spacings]
         kinds = fields.text("kinds").lower().split() or [""] * len(size)
+        if len(kinds) != len(size):
+            raise ValueError(f"{path} must have {len(size)} kinds, one for each axis, got {len(kinds)}.")
         named = zip(numbers, kinds, strict=False)
         spatial = tuple(a for a, (n, kind) in enumerate(named) if not np.isnan(n) and kind in OF_SPACE)
         if len(spacings) != len(size) or not spatial:

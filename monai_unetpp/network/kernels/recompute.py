@@ -57,9 +57,8 @@ def recipe(x: Tensor) -> Recipe:
     graph has kept nothing: to look would be to compute all of it again, at every step.
     """
     node: Any = x.grad_fn
-    if _is_checkpointed():
-        return Recipe(x.detach(), _same)
-    if type(node) in (_Repeat._backward_cls, cpu.NormAct._backward_cls):
+    ours = type(node) in (_Repeat._backward_cls, cpu.NormAct._backward_cls)
+    if ours and not _is_checkpointed():
         return Recipe(node.saved_tensors[0].detach(), node.make_again)
     return Recipe(x.detach(), _same)
 
