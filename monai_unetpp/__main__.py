@@ -237,6 +237,8 @@ def segment(parser: argparse.ArgumentParser) -> Run:
     share(parser, "--checkpoint", help="file of weights; default that of the bundle")
     levels = "level k of L^k; auto: the calibrated one, or the deepest; early-exit: as deep as a window needs"
     parser.add_argument("--level", default="auto", help=f"{levels} (%(default)s)")
+    numbers = "float32, bfloat16, float16; auto: the calibrated one, or the usual one of the device"
+    parser.add_argument("--precision", default="auto", help=f"{numbers} (%(default)s)")
     parser.add_argument("--device", help="such as cpu or cuda:1; default a GPU if there is one")
     parser.add_argument("--probability", type=int, metavar="CLASS", help="write its probability as well")
     maps = "write the disagreement of the heads as well, and rank the scans by expected error"
@@ -260,7 +262,7 @@ def _segment(args: argparse.Namespace) -> object:
         settings["ckpt_path"] = args.checkpoint
     if args.device is not None:
         settings["device"] = f"$torch.device({args.device!r})"
-    settings |= {key: getattr(args, key) for key in (*FLAGS, "override_record")}
+    settings |= {key: getattr(args, key) for key in (*FLAGS, "override_record", "precision")}
     level = int(args.level) if args.level.isdecimal() else args.level
     with _shown("monai_unetpp.bundle.chosen"):
         return segment_distributed(

@@ -48,6 +48,7 @@ def export_level(
     formats: Sequence[str] = FORMATS,
     overwrite: bool = False,
     source: PathLike | None = None,
+    precision: str | None = None,
 ) -> dict[str, Path]:
     """Write L^level as ``model.pt``, ``model.ts``, ``model.pt2``, ``model.onnx``: all of them, or none.
 
@@ -65,6 +66,7 @@ def export_level(
         overwrite: Whether existing files may be replaced.
         source: Path of the weights of ``network``; their record, if they have one, is written as
             ``model.json``.
+        precision: Precision that is good enough for this level, for that record.
 
     Returns:
         The path of each format.
@@ -94,18 +96,19 @@ def export_level(
             reread = _READ[suffix](pruned, part)
             for x in (example, smaller):
                 _check(suffix, reread(x), network(x))
-    _write_record(paths, source)
+    _write_record(paths, source, precision)
     sizes = ", ".join(f"{path.name} ({path.stat().st_size / 1024:.0f} KiB)" for path in paths.values())
     logger.info(f"Wrote L{level} to {directory}, each gives the full network's head: {sizes}.")
     return paths
 
 
-def _write_record(paths: Mapping[str, Path], source: PathLike | None) -> None:
+def _write_record(paths: Mapping[str, Path], source: PathLike | None, precision: str | None) -> None:
     """Write the record of the weights that were exported, with the checksum of each form."""
     record = read_record(source) if source is not None else None
     if record is not None:
         files = {path.name: sha256(path) for path in paths.values()}
-        write_record(next(iter(paths.values())), replace(without_levels(record), files=files))
+        record = replace(without_levels(record), files=files, precision=precision)
+        write_record(next(iter(paths.values())), record)
 
 
 def check_formats(formats: Iterable[str]) -> None:

@@ -56,15 +56,16 @@ OTHERS = {
     "pixdim": ({"pixdim": [3.0, 3.0, 3.0]}, r"pixdim \[4\.0, 4\.0, 4\.0\], now \[3\.0, 3\.0, 3\.0\]"),
     "overlap": ({"windows#overlap": 0.25}, r"configuration '\w+', now '\w+'"),
     "precision": (
-        {"amp": True, "amp_kwargs": {"dtype": "$torch.bfloat16"}},
+        {"precision": "bfloat16"},
         "precision 'float32', now 'bfloat16'",
     ),
 }
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_mask_of_other_settings_is_named_and_not_taken(scan, out, deep, name):
+def test_mask_of_other_settings_is_named_and_not_taken(scan, out, deep, name, monkeypatch):
     settings, message = OTHERS[name]
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     segment_one(scan, out, deep)
     before = (out / "RAS_seg.nii.gz").read_bytes()
     outcome = segment_one(scan, out, deep, **settings)

@@ -289,9 +289,12 @@ def test_segmenting_does_not_import_what_paints_phantoms():
 # Early exit
 
 
-def test_early_exit_stops_windows_and_says_where(balls, out, deep):
-    settings = {"windows#threshold": 0.9}
-    outcomes = segment_here(balls / "imagesTr", out, deep, channels=DEEP, **settings)
+def test_early_exit_stops_windows_and_says_where(balls, out, deep, tmp_path):
+    weights = torch.load(deep)
+    weights["heads.0.weight"] *= 100  # L1 is sure of itself
+    torch.save(weights, tmp_path / "sure.pt")
+    settings = {"channels": DEEP, "windows#threshold": 0.9}
+    outcomes = segment_here(balls / "imagesTr", out, str(tmp_path / "sure.pt"), **settings)
     for outcome in outcomes:
         assert outcome.exits[0] > 0
         assert outcome.exits[1:] == (0,)
@@ -301,6 +304,7 @@ def test_early_exit_stops_windows_and_says_where(balls, out, deep):
 def test_a_network_of_two_dimensions_goes_slice_by_slice(balls, out, tmp_path, threshold):
     torch.manual_seed(0)
     net = UNetPlusPlus(2, 1, 3, channels=DEEP, strides=2).eval()
+    net.heads["0"].weight.data *= 100  # L1 is sure of itself
     torch.save(net.state_dict(), tmp_path / "model.pt")
     settings = {"spatial_dims": 2, "channels": DEEP, "windows#threshold": threshold, "windows#overlap": 0}
     weights, source = str(tmp_path / "model.pt"), balls / "imagesTr" / "RAS.nii.gz"

@@ -24,6 +24,7 @@ from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike
 from monai_unetpp.levels import LevelScore
 from monai_unetpp.levels.score import METRICS
+from monai_unetpp.levels.select import by_precision
 from monai_unetpp.network import UNetPlusPlus, unwrap
 
 __all__ = ["HeadLosses", "sqlite_store", "track_levels", "track_training"]
@@ -145,7 +146,8 @@ def track_levels(
 
     Args:
         handlers: Handlers such as ``TensorBoardStatsHandler`` or ``MLFlowHandler``, not attached yet.
-        scores: Scores of all levels from ``score_levels``, shallowest first.
+        scores: Scores of all levels from ``score_levels``; those of a second precision get its name:
+            ``levels/dice_bfloat16``.
         level: Chosen level.
         directory: Folder with the files of ``write_levels``.
         parameters: Name -> value, for MLflow.
@@ -162,11 +164,17 @@ def track_levels(
             chosen = {**(parameters or {}), "level": level}
             engine.add_event_handler(Events.STARTED, _log_parameters, handler, chosen)
 
+    first, *others = by_precision(scores).values()
+
     def score() -> None:
-        engine.state.metrics = _metrics(scores[engine.state.epoch - 1])
+        of_level = [levels[engine.state.epoch - 1] for levels in others]
+        engine.state.metrics = _metrics(first[engine.state.epoch - 1])
+        for each in of_level:
+            named = _metrics(each).items()
+            engine.state.metrics |= {f"{name}_{each.precision}": value for name, value in named}
 
     engine.add_event_handler(Events.EPOCH_STARTED, score)
-    engine.run([None], max_epochs=len(scores))
+    engine.run([None], max_epochs=len(first))
 
 
 def _metrics(score: LevelScore) -> dict[str, float]:

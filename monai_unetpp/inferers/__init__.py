@@ -4,23 +4,27 @@
 from typing import TYPE_CHECKING
 
 from monai_unetpp.extras import renamed
+from monai_unetpp.inferers.mixed_precision import AutocastInferer
 from monai_unetpp.inferers.uncertainty import disagreement
 from monai_unetpp.inferers.volume import Segmentation, VolumeInferer
 from monai_unetpp.inferers.windows import (
     EarlyExitInferer,
     EarlyExitSliceInferer,
     early_exit_like,
+    window_change,
     window_inferer,
     window_uncertainty,
 )
 
 __all__ = [
+    "AutocastInferer",
     "EarlyExitInferer",
     "EarlyExitSliceInferer",
     "Segmentation",
     "VolumeInferer",
     "disagreement",
     "early_exit_like",
+    "window_change",
     "window_inferer",
     "window_uncertainty",
 ]

@@ -10,7 +10,7 @@ import torch
 from monai.inferers import SliceInferer, SlidingWindowInferer
 from torch import Tensor
 
-from monai_unetpp.inferers.uncertainty import probabilities
+from monai_unetpp.inferers.uncertainty import labels, probabilities
 from monai_unetpp.network import UNetPlusPlus, unwrap
 
 __all__ = [
@@ -18,16 +18,21 @@ __all__ = [
     "EarlyExitSliceInferer",
     "FlatOnce",
     "early_exit_like",
+    "window_change",
     "window_inferer",
     "window_uncertainty",
 ]
+
+# Shares of the threshold, measured on liver and nodules (benchmarks/README.md). L1 is compared with nothing, and
+# is at times sure and wrong: it has to be surer.
+FIRST = 0.25  # uncertainty, at L1
+CHANGED = 2.0  # voxels that changed, from L2 on
 
 
 def window_uncertainty(logits: Tensor) -> Tensor:
     """Return the expected error of each window: the share of its voxels that are expected to be wrong.
 
-    It is the mean over voxels of 1 - the probability of the most probable class. Other rules were measured,
-    and which one is best changes with the length of the training (benchmarks/README.md).
+    It is the mean over voxels of 1 - the probability of the most probable class.
 
     Args:
         logits: Logits (B, K, *spatial).
@@ -40,12 +45,29 @@ def window_uncertainty(logits: Tensor) -> Tensor:
     return 1 - most_probable.flatten(start_dim=1).mean(dim=1)
 
 
+def window_change(logits: Tensor, previous: Tensor) -> Tensor:
+    """Return the share of each window's voxels whose most probable class is not that of another level.
+
+    Args:
+        logits: Logits (B, K, *spatial) of a level.
+        previous: Logits (B, K, *spatial) of the level before.
+
+    Returns:
+        Share (B,), in [0, 1].
+    """
+    return (labels(logits) != labels(previous)).flatten(start_dim=1).float().mean(dim=1)
+
+
 class EarlyExitInferer(SlidingWindowInferer):
     """MONAI's sliding window over a UNet++, in which a window stops at the first level that is confident.
 
-    A batch of windows is computed diagonal by diagonal of the triangle. After each one, windows whose
-    :func:`window_uncertainty` is at most ``threshold`` keep their segmentation; the others continue with
-    the maps that they have, so that nothing is computed twice. Windows of a single value are computed once.
+    A batch of windows is computed diagonal by diagonal of the triangle. After each one, windows that are
+    confident keep their segmentation; the others continue with the maps that they have, so that nothing is
+    computed twice. Windows of a single value are computed once.
+
+    A window is confident at L^k, k > 1, if its :func:`window_uncertainty` is at most ``threshold``, and its
+    :func:`window_change` since L^(k-1) at most twice that; at L^1, which is compared with nothing, if its
+    uncertainty is at most a quarter of ``threshold``. Other rules were measured (benchmarks/README.md).
 
     Args:
         threshold: Uncertainty up to which a window stops, in [0, 1); with 0 all windows reach the deepest
@@ -106,18 +128,29 @@ class EarlyExitInferer(SlidingWindowInferer):
         result = torch.empty_like(logits)
         active = torch.arange(len(windows), device=windows.device)
         self.exits += [0] * (network.level - len(self.exits))
+        previous = None
         for k in range(1, network.level):
-            uncertain = window_uncertainty(logits) > self.threshold
-            confident = ~uncertain
+            confident = self._confident(logits, previous)
+            uncertain = ~confident
             result[active[confident]] = logits[confident]
             self.exits[k - 1] += int(confident.sum())
             if not uncertain.any():
                 return result
-            active = active[uncertain]
+            active, previous = active[uncertain], logits[uncertain]
             logits = diagonals.send(uncertain.nonzero()[:, 0] if confident.any() else None)
         result[active] = logits
         self.exits[network.level - 1] += len(active)
         return result
+
+    def _confident(self, logits: Tensor, previous: Tensor | None) -> Tensor:
+        """Return which windows stop at a level, (B,); ``previous`` are the logits of the level before."""
+        uncertainty = window_uncertainty(logits)
+        if self.threshold == 0:
+            return torch.zeros_like(uncertainty, dtype=torch.bool)
+        if previous is None:
+            return uncertainty <= FIRST * self.threshold
+        changed = window_change(logits, previous)
+        return (uncertainty <= self.threshold) & (changed <= CHANGED * self.threshold)
 
 
 class EarlyExitSliceInferer(EarlyExitInferer, SliceInferer):

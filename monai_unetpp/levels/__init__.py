@@ -3,7 +3,7 @@
 
 - score: accuracy and cost of each level
 - cost: multiply-adds, seconds and memory of a forward pass
-- select: the shallowest level that is good enough
+- select: the shallowest level that is good enough, and the precision for it
 - calibration: the threshold of early exit, and the file beside the weights
 - report: table and figure
 """
@@ -11,7 +11,7 @@
 from monai_unetpp.levels.calibration import ExitScore, calibrate_exit, read_calibration, write_calibration
 from monai_unetpp.levels.report import check_report, draw_levels, write_levels
 from monai_unetpp.levels.score import LevelScore, score_levels
-from monai_unetpp.levels.select import select_level
+from monai_unetpp.levels.select import select_level, select_precision
 
 __all__ = [
     "ExitScore",
@@ -22,6 +22,7 @@ __all__ = [
     "read_calibration",
     "score_levels",
     "select_level",
+    "select_precision",
     "write_calibration",
     "write_levels",
 ]

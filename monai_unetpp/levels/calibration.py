@@ -7,7 +7,6 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from monai_unetpp.files import PathLike
 from monai_unetpp.inferers import early_exit_like
 from monai_unetpp.levels.score import default_postprocessing, evaluating
-from monai_unetpp.network import unwrap_unetplusplus
+from monai_unetpp.network import kernels, unwrap_unetplusplus
 from monai_unetpp.weights import Record, read_record, record_path, sha256, write_record
 
 __all__ = [
@@ -33,8 +32,8 @@ __all__ = [
 ]
 
 THRESHOLDS = (
-    *(0.99, 0.2, 0.1, 0.07, 0.05, 0.03, 0.02, 0.015, 0.01),
-    *(0.007, 0.005, 0.003, 0.002, 0.001, 5e-4, 2e-4),
+    *(0.99, 0.5, 0.2, 0.1, 0.07, 0.05, 0.04, 0.03, 0.025, 0.02, 0.0175, 0.015, 0.0125, 0.01),
+    *(0.009, 0.008, 0.007, 0.006, 0.005, 0.004, 0.003, 0.002, 0.001, 5e-4, 2e-4),
 )
 
 logger = logging.getLogger(__name__)
@@ -67,11 +66,14 @@ class Calibration:
         weights: SHA-256 of the file.
         level: Level that is deep enough, see :func:`~monai_unetpp.select_level`.
         exit: Score of early exit at the chosen threshold.
+        precision: Precision that is good enough, see :func:`~monai_unetpp.levels.select_precision`; None if
+            none was scored.
     """
 
     weights: str
     level: int
     exit: ExitScore
+    precision: str | None = None
 
 
 def calibrate_exit(
@@ -106,7 +108,7 @@ def calibrate_exit(
     network = unwrap_unetplusplus(network)
     post = postprocessing or default_postprocessing(network.arguments["out_channels"])
     device = next(network.parameters()).device
-    autocast = partial(torch.autocast, device.type, enabled=amp, **(amp_kwargs or {}))
+    autocast = kernels.autocast(device, amp, amp_kwargs)
 
     def score(threshold: float) -> tuple[float, tuple[int, ...]]:
         early = early_exit_like(inferer, threshold)
@@ -140,14 +142,14 @@ def calibrate_exit(
     return best
 
 
-def write_calibration(weights: PathLike, level: int, exit: ExitScore) -> Path:
+def write_calibration(weights: PathLike, level: int, exit: ExitScore, precision: str | None = None) -> Path:
     """Write the calibration into the record beside the file of weights; return the path of the record."""
     try:
         record = read_record(weights) or Record(sha256(weights))
     except ValueError as error:  # of weights that were replaced
         logger.warning(f"{error} A new record is written, with the calibration alone.")
         record = Record(sha256(weights))
-    return write_record(weights, replace(record, level=level, exit=asdict(exit)))
+    return write_record(weights, replace(record, level=level, precision=precision, exit=asdict(exit)))
 
 
 def read_calibration(weights: PathLike) -> Calibration:
@@ -168,7 +170,7 @@ def read_calibration(weights: PathLike) -> Calibration:
     except (ValueError, KeyError, TypeError) as error:
         reason = str(error) if type(error) is ValueError else f"{path} is damaged: {error!r}"
         raise ValueError(f"{reason.rstrip('.')}; {how}") from error
-    return Calibration(record.weights, record.level, found)
+    return Calibration(record.weights, record.level, found, record.precision)
 
 
 def case_dice(item: Mapping[str, Any]) -> Tensor:

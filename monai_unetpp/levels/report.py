@@ -11,7 +11,7 @@ from typing import Any
 from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike, atomic_write, refuse_existing, write_csv
 from monai_unetpp.levels.score import METRICS, LevelScore
-from monai_unetpp.levels.select import within
+from monai_unetpp.levels.select import by_precision, within
 
 __all__ = ["check_report", "draw_levels", "write_levels"]
 
@@ -37,6 +37,7 @@ def write_levels(
     tolerance: float,
     title: str = "",
     overwrite: bool = False,
+    precision: str | None = None,
 ) -> Path:
     """Write ``levels.csv``, ``levels.md`` and ``levels.png``: the scores of all levels and the chosen one.
 
@@ -47,38 +48,52 @@ def write_levels(
         tolerance: Loss of Dice that was accepted.
         title: Title of table and figure, such as the name of the data set.
         overwrite: Whether existing files may be replaced.
+        precision: Chosen precision; by default the first one that was scored.
 
     Returns:
         Path of the directory.
 
     Raises:
-        ValueError: if ``level`` is not in ``scores``.
+        ValueError: if ``scores`` has no ``level`` in this precision.
         FileExistsError: if one of the files exists and ``overwrite`` is false.
         ModuleNotFoundError: if matplotlib is not installed.
     """
     directory = Path(directory)
+    first, *others = by_precision(scores)
     if level not in [score.level for score in scores]:
-        raise ValueError(f"level must be one of those in scores, 1..{len(scores)}, got {level!r}.")
-    figure = draw_levels(scores, level, tolerance, title)
+        highest = max(score.level for score in scores)
+        raise ValueError(f"level must be one of those in scores, 1..{highest}, got {level!r}.")
+    if precision not in (None, first, *others):
+        raise ValueError(f"precision must be one of {', '.join([first, *others])}, got {precision!r}.")
+    figure = draw_levels(scores, level, tolerance, title, precision)
     rows = [_row(score, scores) for score in scores]
     table, text, picture = (directory / name for name in _FILES)
     write_csv(table, rows, overwrite)
     with atomic_write(text, overwrite) as path:
-        path.write_text(_markdown(scores, level, tolerance, title), encoding="utf-8")
+        path.write_text(_markdown(scores, level, tolerance, title, precision or first), encoding="utf-8")
     with atomic_write(picture, overwrite) as path:
         figure.savefig(path, dpi=150)
     logger.info(f"Wrote {', '.join(_FILES)} to {directory}.")
     return directory
 
 
-def draw_levels(scores: Sequence[LevelScore], level: int, tolerance: float, title: str = "") -> Any:
+def draw_levels(
+    scores: Sequence[LevelScore],
+    level: int,
+    tolerance: float,
+    title: str = "",
+    precision: str | None = None,
+) -> Any:
     """Return a matplotlib figure: Dice against time, one point per level, with an area for the parameters.
+
+    Each precision has a line of its own.
 
     Args:
         scores: Scores of all levels, from :func:`score_levels`.
         level: Chosen level, drawn in another colour.
         tolerance: Loss of Dice that was accepted, drawn as a band below the best level.
         title: Title of the figure.
+        precision: Chosen precision; by default the first one that was scored.
 
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
@@ -88,25 +103,29 @@ def draw_levels(scores: Sequence[LevelScore], level: int, tolerance: float, titl
 
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.add_subplot()
-    best = max(score.dice for score in scores)
+    series = by_precision(scores)
+    first, *others = series
+    best = max(score.dice for score in series[first])
     most = max(score.parameters for score in scores)
     seconds = [score.seconds for score in scores]
     unit, scale = ("ms", 1e3) if max(seconds) < 1 else ("s", 1.0)
     axes.axhspan(best - tolerance, best, color=BAND, zorder=0)
-    axes.plot([s * scale for s in seconds], [s.dice for s in scores], color="0.75", linewidth=1, zorder=1)
+    for line in series.values():
+        axes.plot([s.seconds * scale for s in line], [s.dice for s in line], color="0.75", lw=1, zorder=1)
     for score in scores:
         x, area = score.seconds * scale, max(MAX_AREA * score.parameters / most, 12)
-        colour = CHOSEN if score.level == level else OTHER
+        chosen = (score.level, score.precision) == (level, precision or first)
+        colour = CHOSEN if chosen else OTHER
         axes.scatter(x, score.dice, s=area, color=colour, alpha=0.85, linewidth=0, zorder=2)
         axes.annotate(
-            f"L{score.level}  {_short(score.parameters)}",
+            f"{_name(score, others)}  {_short(score.parameters)}",
             (x, score.dice),
             xytext=(0, -((area / 3.14) ** 0.5) - 5),  # below the point, whose area is given in points
             textcoords="offset points",
             ha="center",
             va="top",
             color=colour,
-            weight="bold" if score.level == level else "normal",
+            weight="bold" if chosen else "normal",
         )
     low = min(score.dice for score in scores)
     room = max(best - low, tolerance, 0.01)
@@ -124,8 +143,8 @@ def draw_levels(scores: Sequence[LevelScore], level: int, tolerance: float, titl
 
 def _row(score: LevelScore, scores: Sequence[LevelScore]) -> dict[str, Any]:
     """Return a row of the CSV file: the score of a level, and its share of the deepest level's cost."""
-    deepest = scores[-1]
-    row: dict[str, Any] = {"level": score.level}
+    deepest = _deepest(scores)
+    row: dict[str, Any] = {"level": score.level, "precision": score.precision}
     for metric in METRICS:
         row[metric] = round(getattr(score, metric), 4)
         by_class = getattr(score, f"{metric}_per_class")
@@ -137,16 +156,27 @@ def _row(score: LevelScore, scores: Sequence[LevelScore]) -> dict[str, Any]:
     return row
 
 
-def _markdown(scores: Sequence[LevelScore], level: int, tolerance: float, title: str) -> str:
+def _deepest(scores: Sequence[LevelScore]) -> LevelScore:
+    """Return the score of the deepest level in the first precision, with which costs are compared."""
+    return next(iter(by_precision(scores).values()))[-1]
+
+
+def _name(score: LevelScore, others: Sequence[str]) -> str:
+    return f"L{score.level} {score.precision}" if others else f"L{score.level}"
+
+
+def _markdown(scores: Sequence[LevelScore], level: int, tolerance: float, title: str, precision: str) -> str:
     classes = list(scores[0].dice_per_class)
     heading = ["", "Dice", *(f"Dice {name}" for name in classes if len(classes) > 1), "IoU", "surface Dice"]
     heading += ["parameters", "multiply-adds", "time", "memory"]
     lines = [heading, ["---"] * len(heading)]
+    first, *others = by_precision(scores)
+    deepest = _deepest(scores)
     for score in scores:
-        cells = [f"**L{score.level}**" if score.level == level else f"L{score.level}", f"{score.dice:.3f}"]
+        name, chosen = _name(score, others), (score.level, score.precision) == (level, precision)
+        cells = [f"**{name}**" if chosen else name, f"{score.dice:.3f}"]
         cells += [f"{score.dice_per_class[name]:.3f}" for name in classes if len(classes) > 1]
         cells += [f"{score.iou:.3f}", f"{score.surface_dice:.3f}"]
-        deepest = scores[-1]
         cells.append(f"{score.parameters:,} ({score.parameters / deepest.parameters:.1%})")
         cells.append(f"{score.multiply_adds / 1e9:.2f} G ({score.multiply_adds / deepest.multiply_adds:.0%})")
         cells.append(f"{score.seconds * 1e3:.3g} ms ({score.seconds / deepest.seconds:.0%})")
@@ -156,7 +186,8 @@ def _markdown(scores: Sequence[LevelScore], level: int, tolerance: float, title:
     cases = len(scores[0].dice_per_case)
     note = (
         f"Means over {cases} cases. Costs are of one window, in brackets their share of the deepest level's. "
-        + _why_chosen(scores, level, tolerance)
+        + _why_chosen(by_precision(scores)[first], level, tolerance)
+        + (f" Precision: {precision}." if others else "")
     )
     return f"# {title or 'Levels of UNet++'}\n\n{table}\n\n{note}\n"
 

@@ -20,7 +20,7 @@ from monai.transforms import AsDiscreted, Compose
 from torch import Tensor, nn
 
 from monai_unetpp.levels.cost import interleaved, multiply_adds, peak_memory
-from monai_unetpp.network import UNetPlusPlus, prune, unwrap_unetplusplus
+from monai_unetpp.network import UNetPlusPlus, kernels, prune, unwrap_unetplusplus
 
 __all__ = ["LevelScore", "default_postprocessing", "evaluating", "score_levels"]
 
@@ -47,6 +47,7 @@ class LevelScore:
         multiply_adds: Multiply-adds of a forward pass over one window.
         seconds: Time of a forward pass over one window, the median of interleaved rounds, s.
         peak_mib: Peak memory of the activations of a forward pass over one window, MiB.
+        precision: Type of the numbers in convolutions, such as ``"bfloat16"``.
     """
 
     level: int
@@ -61,6 +62,7 @@ class LevelScore:
     multiply_adds: int
     seconds: float
     peak_mib: float
+    precision: str = "float32"
 
 
 def score_levels(
@@ -75,11 +77,12 @@ def score_levels(
     amp: bool = False,
     amp_kwargs: Mapping[str, Any] | None = None,
     progress: bool = True,
+    precisions: Sequence[str] | None = None,
 ) -> list[LevelScore]:
     """Score every level of a trained network in one pass over a validation set, and measure its cost.
 
     One sliding window blends the volumes of all levels, so that the network computes no more than for the
-    deepest one.
+    deepest one, once in each precision.
 
     Args:
         network: UNetPlusPlus with deep supervision, on the device to compute on; compiled, parallel or
@@ -96,14 +99,17 @@ def score_levels(
         amp: Whether to compute in mixed precision, as MONAI's engines do.
         amp_kwargs: Arguments of ``torch.autocast``.
         progress: Whether to show a progress bar.
+        precisions: Precisions to score, such as those of ``monai_unetpp.network.kernels.precisions(device)``;
+            by default the one that ``amp`` and ``amp_kwargs`` give.
 
     Returns:
-        One score per level, shallowest first.
+        One score per precision and level: all levels of the first precision, shallowest first, then the next.
 
     Raises:
         TypeError: if ``network`` is no UNetPlusPlus.
         ValueError: if ``deep_supervision`` is off, the validation set is empty or background only, a label
-            does not have the size of the prediction, or the window is unknown.
+            does not have the size of the prediction, the window is unknown, or the device is not fast in one
+            of ``precisions``.
 
     Reference:
         Zhou et al., UNet++ (IEEE TMI 2020, arXiv:1912.05074), model pruning.
@@ -113,21 +119,29 @@ def score_levels(
     out_channels = network.arguments["out_channels"]
     shape = _window_shape(network, inferer, window)
     device = next(network.parameters()).device
-    autocast = partial(torch.autocast, device.type, enabled=amp, **(amp_kwargs or {}))
+    if precisions is None:
+        precisions = [kernels.precision_of(device, amp, amp_kwargs)]
+    autocasts = {name: kernels.in_precision(name, device) for name in precisions}
     postprocessing = postprocessing or default_postprocessing(out_channels)
     levels = range(1, network.depth + 1)
-    cases: dict[int, list[Tensor]] = {k: [] for k in levels}  # (metrics, classes) each
+    keys = [(name, k) for name in autocasts for k in levels]
+    cases: dict[tuple[str, int], list[Tensor]] = {key: [] for key in keys}  # (metrics, classes) each
     with evaluating(network), torch.no_grad():
         for batch in _with_progress(data, progress):
-            with autocast():
-                heads = inferer(batch["image"].to(device), network.all_heads)
-            heads = [heads] if isinstance(heads, Tensor) else heads  # MONAI unpacks a list of one head
-            for k, head in zip(levels, reversed(heads), strict=True):
-                for item in decollate_batch({**batch, "pred": head.float()}):
-                    cases[k].append(_score(postprocessing(item), surface_tolerance, warn=k == 1))
-        _check_scored(cases[1])
-        costs = _costs(network, shape, autocast, rounds)
-    return [LevelScore(level=k, **_means(cases[k], names), **costs[k]) for k in levels]
+            for name, autocast in autocasts.items():
+                with autocast():
+                    heads = inferer(batch["image"].to(device), network.all_heads)
+                heads = [heads] if isinstance(heads, Tensor) else heads  # MONAI unpacks a list of one head
+                for k, head in zip(levels, reversed(heads), strict=True):
+                    for item in decollate_batch({**batch, "pred": head.float()}):
+                        warn = (name, k) == keys[0]
+                        cases[name, k].append(_score(postprocessing(item), surface_tolerance, warn))
+        _check_scored(cases[keys[0]])
+        costs = _costs(network, shape, autocasts, rounds)
+    return [
+        LevelScore(level=k, precision=name, **_means(cases[name, k], names), **costs[name, k])
+        for name, k in keys
+    ]
 
 
 def _class_names(network: UNetPlusPlus, class_labels: Sequence[str] | None) -> list[str]:
@@ -162,23 +176,30 @@ def _means(cases: Sequence[Tensor], names: Sequence[str]) -> dict[str, Any]:
 
 
 def _costs(
-    network: UNetPlusPlus, shape: tuple[int, ...], autocast: Callable[[], Any], rounds: int
-) -> dict[int, dict[str, Any]]:
-    """Return the cost of a :class:`LevelScore` for each level, on a window of ``shape``."""
+    network: UNetPlusPlus, shape: tuple[int, ...], autocasts: Mapping[str, Callable[[], Any]], rounds: int
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return the cost of a :class:`LevelScore` for each precision and level, on a window of ``shape``."""
     device = next(network.parameters()).device
     x = torch.rand(shape, device=device)
-    jobs = {k: partial(_forward, network, k, x, autocast) for k in range(1, network.depth + 1)}
+    levels = range(1, network.depth + 1)
+    jobs = {
+        (name, k): partial(_forward, network, k, x, autocast)
+        for name, autocast in autocasts.items()
+        for k in levels
+    }
     seconds = interleaved(jobs, rounds, device)
-    costs = {}
-    for k, job in jobs.items():
-        pruned = prune(network, k)
-        costs[k] = {
-            "parameters": sum(p.numel() for p in pruned.parameters()),
-            "multiply_adds": multiply_adds(pruned, shape),
-            "seconds": statistics.median(seconds[k]),
+    pruned = {k: prune(network, k) for k in levels}
+    parameters = {k: sum(p.numel() for p in net.parameters()) for k, net in pruned.items()}
+    work = {k: multiply_adds(net, shape) for k, net in pruned.items()}
+    return {
+        (name, k): {
+            "parameters": parameters[k],
+            "multiply_adds": work[k],
+            "seconds": statistics.median(seconds[name, k]),
             "peak_mib": peak_memory(job, device),
         }
-    return costs
+        for (name, k), job in jobs.items()
+    }
 
 
 def _window_shape(

@@ -7,19 +7,18 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from monai_unetpp.bundle import config_files, configure
+from monai_unetpp.bundle import Chosen, config_files, configure
 from monai_unetpp.files import PathLike
 from monai_unetpp.inferers import EarlyExitInferer, VolumeInferer
 from monai_unetpp.levels import read_calibration
-from monai_unetpp.network import UNetPlusPlus
-from monai_unetpp.segment.provenance import precision_of, provenance
+from monai_unetpp.network import UNetPlusPlus, kernels
+from monai_unetpp.segment.provenance import provenance
 from monai_unetpp.weights import load_network
 
 __all__ = ["Pipeline", "load_pipeline"]
@@ -64,6 +63,7 @@ def load_pipeline(
     output_dir: PathLike,
     overlays: Sequence[str] = (),
     override_record: bool = False,
+    precision: str = "auto",
     **settings: Any,
 ) -> Pipeline:
     """Build the parts of a bundle's ``inference.json``.
@@ -74,14 +74,16 @@ def load_pipeline(
         output_dir: Folder of the masks.
         overlays: Names of further JSONs of the bundle that are merged over it.
         override_record: Whether ``settings`` and ``overlays`` win where the record of the weights disagrees.
+        precision: ``"float32"``, ``"bfloat16"`` or ``"float16"``; ``"auto"`` is the calibrated one where the
+            device is fast in it, or that of the configuration's ``amp`` if none was calibrated.
         **settings: Keys of the configuration with other values, such as ``ckpt_path``. A ``level`` of
             ``"auto"`` is the calibrated one, or the deepest if the weights were not calibrated.
 
     Raises:
         FileNotFoundError: if the folder has no ``inference.json``, or the bundle has no weights; or if they
             were not calibrated and ``early_exit`` is one of the overlays.
-        ValueError: if a key is unknown, a value disagrees with the record of the weights, or the weights do
-            not fit; see :func:`~monai_unetpp.load_network`.
+        ValueError: if a key is unknown, a value disagrees with the record of the weights, the device is not
+            fast in ``precision``, or the weights do not fit; see :func:`~monai_unetpp.load_network`.
     """
     paths = {"dataset_dir": input_dir, "output_dir": output_dir}
     chosen = configure(bundle, paths, overlays, override_record, settings)
@@ -92,17 +94,19 @@ def load_pipeline(
         parser["level"] = _calibrated_level(weights)
     if "early_exit" in overlays:
         read_calibration(weights)  # raises a clear error, which the parser would wrap
-    device, inferer = torch.device(get("device")), get("inferer")
+    device, inferer = torch.device("cpu" if weights.suffix == ".onnx" else get("device")), get("inferer")
     network = load_network(get("network"), weights, get("level"), device, get("runtime"))
     root, level = Path(get("bundle_root")), _level_name(network, inferer)
-    made_by = provenance(chosen, level, precision_of(device, get("amp"), get("amp_kwargs")))
+    if precision == "auto":
+        precision = _precision(chosen, device, level, "amp" in settings)
+    made_by = provenance(chosen, level, precision)
     return Pipeline(
         preprocessing=get("preprocessing"),
         network=network,
         inferer=inferer,
         postprocessing=get("postprocessing"),
         device=device,
-        autocast=partial(torch.autocast, device.type, enabled=get("amp"), **get("amp_kwargs")),
+        autocast=kernels.in_precision(precision, device),
         pixdim=tuple(get("pixdim")),
         made_by=made_by,
         window=get("sheet_window", default=None),
@@ -117,6 +121,23 @@ def _level_name(network: nn.Module, inferer: VolumeInferer) -> str:
         return f"exit {windows.threshold:g}"
     level = inferer.level or (network.level if isinstance(network, UNetPlusPlus) else None)
     return f"L{level}" if level else "exported"
+
+
+def _precision(chosen: Chosen, device: torch.device, level: str, amp_is_given: bool) -> str:
+    """Return the precision that was calibrated for a level where the device is fast in it, else ``amp``'s."""
+    record, get = chosen.record, chosen.parser.get_parsed_content
+    calibrated = None if record is None or amp_is_given else record.precision
+    # it was measured at one level, which pruned weights have alone, and early exit was calibrated in it
+    if calibrated and (record.level is None or level == f"L{record.level}" or level.startswith("exit")):
+        if kernels.is_fast_in(calibrated, device):
+            return calibrated
+        logger.info(
+            f"{chosen.weights} was calibrated in {calibrated}: float32 is faster on this {device.type}."
+        )
+        return "float32"
+    if chosen.weights.suffix == ".onnx" and not amp_is_given:  # amp is that of a GPU
+        return "float32"
+    return kernels.precision_of(device, get("amp"), get("amp_kwargs"))
 
 
 def _class_names(bundle: PathLike, number: int) -> list[str]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
-import torch
 
 from monai_unetpp._version import __version__
 from monai_unetpp.bundle import Chosen
@@ -18,7 +17,7 @@ from monai_unetpp.bundle.settings import PATHS
 from monai_unetpp.files import atomic_write
 from monai_unetpp.weights import plain, sha256
 
-__all__ = ["check_provenance", "describe", "precision_of", "provenance", "side_file", "write_provenance"]
+__all__ = ["check_provenance", "describe", "provenance", "side_file", "write_provenance"]
 
 SHOWN = ("pixdim", "roi_size", "hu_range", "largest_component")  # keys that are written by name
 # keys that do not change a mask, or are recorded by name
@@ -51,12 +50,6 @@ def provenance(chosen: Chosen, level: str, precision: str) -> dict[str, Any]:
         "configuration": _digest(_without_comments(config)),
     }
     return dict(plain(found))
-
-
-def precision_of(device: torch.device, enabled: bool, settings: Mapping[str, Any]) -> str:
-    """Return the type of the numbers in a network, such as ``"bfloat16"``."""
-    dtype = settings.get("dtype") or torch.get_autocast_dtype(device.type)
-    return str(dtype if enabled else torch.float32).removeprefix("torch.")
 
 
 def describe(made_by: Mapping[str, Any]) -> str:

@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights in files.
 
-- loading: tensors only, checked against the network, of whatever level they are; exported networks
+- loading: tensors only, checked against the network, of whatever level they are
+- exported: an ONNX file in place of a network
 - record: a JSON beside the weights that says how they were made
 """
 
-from monai_unetpp.weights.loading import (
-    RUNTIMES,
-    OnnxNetwork,
-    check_fit,
-    load_network,
-    prune_weights,
-    read_tensors,
-)
+from monai_unetpp.weights.exported import RUNTIMES, OnnxNetwork
+from monai_unetpp.weights.loading import check_fit, load_network, prune_weights, read_tensors
 from monai_unetpp.weights.record import (
     Record,
     make_record,

@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights in files: read as tensors only, checked against the network, of whatever level they are.
-
-An exported network stands in for the network with its weights: ONNX, by ONNX Runtime or OpenVINO.
-"""
+"""Weights in files: read as tensors only, checked against the network, of whatever level they are."""
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike, atomic_write, refuse_existing, save_by_memory
 from monai_unetpp.network import (
     UNetPlusPlus,
@@ -27,14 +22,10 @@ from monai_unetpp.network import (
     unprefixed,
     unwrap_unetplusplus,
 )
+from monai_unetpp.weights.exported import OnnxNetwork
 from monai_unetpp.weights.record import read_record, without_levels, write_record
 
-__all__ = ["RUNTIMES", "OnnxNetwork", "check_fit", "load_network", "prune_weights", "read_tensors"]
-
-Sizes = tuple[int | None, ...]  # None for a size that is left open
-Run = Callable[[Any], Any]
-
-RUNTIMES = ("openvino", "onnxruntime")
+__all__ = ["check_fit", "load_network", "prune_weights", "read_tensors"]
 
 
 def load_network(
@@ -169,74 +160,6 @@ def check_fit(path: PathLike, weights: Mapping[str, Tensor], network: nn.Module)
             f"{path} does not fit the network{_found(weights, wanted, prefix)}{_channels(weights, wanted)}: "
             f"{'; '.join(wrong[:3])}{more}."
         )
-
-
-class OnnxNetwork(nn.Module):
-    """An exported network on the CPU, in place of a ``UNetPlusPlus`` in evaluation mode.
-
-    Args:
-        path: Path of an ``.onnx`` file.
-        runtime: ``"openvino"`` or ``"onnxruntime"``; default the first of them that is installed.
-
-    Attributes:
-        takes: Shape of the input, ``None`` for each size that is left open.
-        gives: Shape of the output, likewise.
-
-    Raises:
-        ValueError: If ``runtime`` is unknown, or the file cannot be read.
-        ModuleNotFoundError: If the runtime is not installed.
-    """
-
-    def __init__(self, path: PathLike, runtime: str | None = None) -> None:
-        super().__init__()
-        installed = [name for name in RUNTIMES if importlib.util.find_spec(name)]
-        runtime = runtime or next(iter(installed), "onnxruntime")
-        if runtime not in RUNTIMES:
-            raise ValueError(f"runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}.")
-        require("openvino" if runtime == "openvino" else "export", runtime)
-        self.runtime = runtime
-        try:
-            self._run, self.takes, self.gives = _START[runtime](str(path))
-        except Exception as error:  # each runtime has exceptions of its own
-            raise ValueError(f"{path} cannot be read by {runtime}: {error}") from error
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in_channels, *spatial) to logits (B, out_channels, *spatial), on the device of ``x``."""
-        y = self._run(x.detach().as_subclass(Tensor).float().cpu().contiguous().numpy())
-        return torch.from_numpy(y).to(x.device)
-
-
-def _start_onnxruntime(path: str) -> tuple[Run, Sizes, Sizes]:
-    import onnxruntime  # type: ignore[import-untyped]
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    entry, end = session.get_inputs()[0], session.get_outputs()[0]
-    takes, gives = (tuple(n if isinstance(n, int) else None for n in e.shape) for e in (entry, end))
-    return lambda x: session.run(None, {entry.name: x})[0], takes, gives
-
-
-def _start_openvino(path: str) -> tuple[Run, Sizes, Sizes]:
-    import openvino  # type: ignore[import-untyped]
-
-    settings = {
-        "INFERENCE_PRECISION_HINT": "f32",  # its default is bfloat16 where the CPU has it
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
-    model = openvino.Core().compile_model(path, "CPU", settings)
-    takes, gives = (
-        tuple(n.get_length() if n.is_static else None for n in e.get_partial_shape())
-        for e in (model.input(0), model.output(0))
-    )
-    return lambda x: model(x)[0].copy(), takes, gives  # the next window overwrites the buffer
-
-
-_START: dict[str, Callable[[str], tuple[Run, Sizes, Sizes]]] = {
-    "onnxruntime": _start_onnxruntime,
-    "openvino": _start_openvino,
-}
 
 
 def _check_shapes(path: Path, exported: OnnxNetwork, network: UNetPlusPlus) -> None:

@@ -64,6 +64,7 @@ class Record:
         scores: Scores of that epoch on the held-out cases by name, such as ``"val_dice_liver"``.
         versions: Versions of Python and packages by name.
         level: Level that is deep enough, see :func:`~monai_unetpp.select_level`.
+        precision: Precision that is good enough, see :func:`~monai_unetpp.levels.select_precision`.
         exit: Score of early exit at the calibrated threshold.
         files: Other forms of the same weights, such as ``model.onnx``: SHA-256 by name.
     """
@@ -81,6 +82,7 @@ class Record:
     scores: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     level: int | None = None
+    precision: str | None = None
     exit: Json | None = None
     files: dict[str, str] = field(default_factory=dict)
 
@@ -162,7 +164,9 @@ def read_record(weights: PathLike) -> Record | None:
         ) from error
     if of_training:
         checksum = "" if weights.is_dir() else sha256(weights)
-        return dataclasses.replace(record, weights=checksum, epoch=None, scores={}, level=None, exit=None)
+        return dataclasses.replace(
+            record, weights=checksum, epoch=None, scores={}, level=None, precision=None, exit=None
+        )
     if sha256(weights) not in (record.weights, *record.files.values()):
         raise ValueError(
             f"{path} is the record of other weights than those in {weights}: put back the record that was "
@@ -173,7 +177,7 @@ def read_record(weights: PathLike) -> Record | None:
 
 def without_levels(record: Record) -> Record:
     """Return a record for weights of one level: without the calibration, which is of all levels."""
-    return dataclasses.replace(record, level=None, exit=None, files={})
+    return dataclasses.replace(record, level=None, precision=None, exit=None, files={})
 
 
 def plain(value: Any) -> Any:
