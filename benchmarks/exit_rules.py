@@ -21,10 +21,11 @@ from torch import Tensor
 
 from monai_unetpp import load_network, prune
 from monai_unetpp.files import write_csv
+from monai_unetpp.inferers.windows import CHANGED, FIRST
 from monai_unetpp.levels.calibration import case_dice
 from monai_unetpp.levels.cost import multiply_adds
 
-PERCENTILES = range(10, 100, 10)
+PERCENTILES = range(5, 100, 5)
 
 
 def uncertain(heads: Tensor) -> Tensor:
@@ -38,7 +39,16 @@ def changed(heads: Tensor) -> Tensor:
     return torch.cat([torch.tensor([torch.inf]), (labels[1:] != labels[:-1]).float().mean(dim=1)])
 
 
+def confident(heads: Tensor) -> Tensor:
+    """Return the least threshold at which ``EarlyExitInferer`` stops at each level."""
+    uncertainty = uncertain(heads).mean(dim=1)
+    least = torch.maximum(uncertainty, changed(heads) / CHANGED)
+    least[0] = uncertainty[0] / FIRST
+    return least
+
+
 RULES: dict[str, Callable[[Tensor], Tensor]] = {
+    "EarlyExitInferer": confident,
     "mean uncertainty": lambda heads: uncertain(heads).mean(dim=1),
     "uncertainty of the least certain voxel": lambda heads: uncertain(heads).amax(dim=1),
     "share of voxels with an uncertainty over 0.1": lambda heads: (
@@ -57,6 +67,8 @@ def main() -> None:
     parser.add_argument("--configs", nargs="+", required=True, help="train.json and its overlays")
     parser.add_argument("--dataset_dir", required=True)
     parser.add_argument("--checkpoint", type=Path, required=True)
+    cases = "names of the held-out cases; default those of today's split"
+    parser.add_argument("--held_out", nargs="+", help=cases)
     parser.add_argument("--out", type=Path, required=True, help="CSV")
     args = parser.parse_args()
     config = ConfigParser()
@@ -64,6 +76,9 @@ def main() -> None:
     config.update({"dataset_dir": args.dataset_dir, "resampled": ["image"], "cache_rate": 0.0})
     get = config.get_parsed_content
     get("imports")
+    if args.held_out:
+        cases = {Path(case["image"]).name.split(".")[0]: case for case in get("dataset").cases}
+        config["validate#dataset#data"] = [cases[name] for name in args.held_out]
     network = load_network(get("network"), args.checkpoint, device=get("device"))
     inferer, post = get("validate#inferer"), get("validate#postprocessing")
     depth, window = network.depth, tuple(get("roi_size"))

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from exits import stop
 from monai.inferers import SlidingWindowInferer, sliding_window_inference
 from monai.metrics import compute_dice
 
 from bundles import BUNDLES, TINY, run
-from exits import stop
 from monai_unetpp import UNetPlusPlus
 from monai_unetpp.inferers import EarlyExitInferer
 from monai_unetpp.levels import ExitScore, calibrate_exit, read_calibration, write_calibration

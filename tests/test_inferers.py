@@ -8,12 +8,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from exits import stop
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.inferers import SliceInferer, SlidingWindowInferer, sliding_window_inference
 from monai.transforms import Activationsd, Compose, CropForegroundd, Invertd, Orientationd, Spacingd
 
 from bundles import affine
-from exits import stop
 from monai_unetpp import EarlyExitInferer, UNetPlusPlus, VolumeInferer
 from monai_unetpp.inferers import disagreement, window_uncertainty
 from monai_unetpp.inferers.slabs import slabs

@@ -81,7 +81,7 @@ def test_processor_without_computes_in_float32_and_says_so_once(tiny, x, caplog)
 
 @pytest.mark.parametrize("bf16", [True, False])
 def test_gpu_has_bfloat16_or_else_float16(monkeypatch, bf16):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
     assert kernels.precisions("cuda") == ("float32", "bfloat16" if bf16 else "float16")
 
 
@@ -104,11 +104,10 @@ def test_precision_that_was_named_is_never_replaced(name, message):
 # What
 
 
+@pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("choice", ["auto", "plain"])
-def test_bfloat16_is_near_float32_and_a_pruned_level_is_its_head_bit_for_bit(
-    fast, tiny, spatial_dims, choice
-):
+def test_bfloat16_is_near_float32_and_a_pruned_level_is_its_head_bit_for_bit(tiny, spatial_dims, choice):
     net, x = tiny(spatial_dims).eval(), torch.rand(1, 1, *[16] * spatial_dims)
     with torch.no_grad(), kernels.use(choice):
         wanted = net.all_heads(x)

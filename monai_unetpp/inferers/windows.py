@@ -23,8 +23,8 @@ __all__ = [
     "window_uncertainty",
 ]
 
-# Shares of the threshold, measured on liver and nodules (benchmarks/README.md). L1 is compared with nothing, and
-# is at times sure and wrong: it has to be surer.
+# Shares of the threshold, measured on liver and nodules (benchmarks/README.md). L1 is compared with nothing,
+# and is at times sure and wrong: it has to be surer.
 FIRST = 0.25  # uncertainty, at L1
 CHANGED = 2.0  # voxels that changed, from L2 on
 

@@ -75,7 +75,8 @@ def select_precision(scores: Sequence[LevelScore], level: int, tolerance: float 
     for other in found[1:]:
         logger.info(
             f"L{level} in {other.precision}: Dice {other.dice:.4f}, {first.precision} {first.dice:.4f}, "
-            f"tolerance {tolerance:g}; {first.seconds / other.seconds:.2f}x as fast. Chosen: {chosen.precision}"
+            f"tolerance {tolerance:g}; {first.seconds / other.seconds:.2f}x as fast. "
+            f"Chosen: {chosen.precision}"
         )
     return chosen.precision
 

@@ -19,7 +19,7 @@ from monai_unetpp.inferers import EarlyExitInferer, VolumeInferer
 from monai_unetpp.levels import read_calibration
 from monai_unetpp.network import UNetPlusPlus, kernels
 from monai_unetpp.segment.provenance import provenance
-from monai_unetpp.weights import load_network
+from monai_unetpp.weights import Record, load_network
 
 __all__ = ["Pipeline", "load_pipeline"]
 
@@ -125,19 +125,25 @@ def _level_name(network: nn.Module, inferer: VolumeInferer) -> str:
 
 def _precision(chosen: Chosen, device: torch.device, level: str, amp_is_given: bool) -> str:
     """Return the precision that was calibrated for a level where the device is fast in it, else ``amp``'s."""
-    record, get = chosen.record, chosen.parser.get_parsed_content
-    calibrated = None if record is None or amp_is_given else record.precision
-    # it was measured at one level, which pruned weights have alone, and early exit was calibrated in it
-    if calibrated and (record.level is None or level == f"L{record.level}" or level.startswith("exit")):
+    calibrated = None if amp_is_given else _calibrated_precision(chosen.record, level)
+    if calibrated is not None:
         if kernels.is_fast_in(calibrated, device):
             return calibrated
-        logger.info(
-            f"{chosen.weights} was calibrated in {calibrated}: float32 is faster on this {device.type}."
-        )
+        slower = f"on this {device.type} float32 is faster."
+        logger.info(f"{chosen.weights} was calibrated in {calibrated}: {slower}")
         return "float32"
     if chosen.weights.suffix == ".onnx" and not amp_is_given:  # amp is that of a GPU
         return "float32"
+    get = chosen.parser.get_parsed_content
     return kernels.precision_of(device, get("amp"), get("amp_kwargs"))
+
+
+def _calibrated_precision(record: Record | None, level: str) -> str | None:
+    """Return the precision that was measured for a level; pruned weights have one, without its number."""
+    if record is None:
+        return None
+    early_exit = level.startswith("exit")  # it was calibrated in that precision
+    return record.precision if early_exit or level == f"L{record.level}" or record.level is None else None
 
 
 def _class_names(bundle: PathLike, number: int) -> list[str]:

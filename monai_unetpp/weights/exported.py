@@ -25,7 +25,7 @@ HINTS = {"float32": "f32", "bfloat16": "bf16"}  # precisions of OpenVINO on a CP
 class OnnxNetwork(nn.Module):
     """An exported network on the CPU, in place of a ``UNetPlusPlus`` in evaluation mode.
 
-    Inside ``torch.autocast("cpu")`` OpenVINO computes in bfloat16, as torch would; ONNX Runtime knows float32.
+    Inside ``torch.autocast("cpu")`` OpenVINO computes in bfloat16, as torch does; ONNX Runtime has none.
 
     Args:
         path: Path of an ``.onnx`` file.
