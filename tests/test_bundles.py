@@ -150,7 +150,8 @@ def test_overlay_changes_only_what_there_is_to_change(bundle, name):
         "multi_gpu_train": {"backend", "finalize", "train#sampler", "validate#sampler"}
         | {"train#dataloader#sampler", "validate#dataloader#sampler"},
         "levels": {*scored, "levels_dir", "tolerance", "surface_tolerance", "formats", "overwrite"}
-        | {"trained", "scores", "report", "export", "exit_tolerance", "exit", "calibration"},
+        | {"trained", "scores", "report", "export", "exit_tolerance", "exit", "calibration"}
+        | {"precision", "precisions", "precision_tolerance"},
     }
     unknown = {key for key in config(bundle, name) if key.lstrip("+") not in parser} - {"_desc_"}
     assert unknown == new.get(name, set())

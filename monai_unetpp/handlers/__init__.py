@@ -9,6 +9,7 @@
 - splits: held-out scans stay held out
 - validation: when a training validates
 - resuming: seeds of epochs, stopping on a signal, early stopping
+- mixed_precision: amp on a CPU
 - finite: no NaN reaches the weights
 - tables: CSV files by case and class, by lesion
 - surfaces: distances of surfaces, mm
@@ -23,6 +24,7 @@ from monai_unetpp.handlers.figures import ContactSheetSaver, OutlineImages
 from monai_unetpp.handlers.finite import FiniteSteps
 from monai_unetpp.handlers.folders import check_training_folder
 from monai_unetpp.handlers.loading import CheckpointLoader, NetworkLoader
+from monai_unetpp.handlers.mixed_precision import CPUMixedPrecision
 from monai_unetpp.handlers.resuming import EarlyStop, EpochSeeds, StopOnSignal
 from monai_unetpp.handlers.splits import SplitRecord, held_out_cases
 from monai_unetpp.handlers.surfaces import HausdorffDistance95, SurfaceDice
@@ -32,6 +34,7 @@ from monai_unetpp.handlers.validation import ValidationHandler
 
 __all__ = [
     "AbsentClasses",
+    "CPUMixedPrecision",
     "CheckpointLoader",
     "CheckpointSaver",
     "ContactSheetSaver",

@@ -19,7 +19,12 @@ from monai_unetpp.pictures.view import Array, View, choose_slices, class_colour
 from monai_unetpp.pictures.window import display_window
 from monai_unetpp.readers import volume_loader
 
-__all__ = ["draw_volume", "volume_figure", "volume_text"]
+__all__ = ["check_sheets", "draw_volume", "volume_figure", "volume_text"]
+
+
+def check_sheets() -> None:
+    """Raise a ModuleNotFoundError at the beginning of a long run if sheets cannot be drawn."""
+    require("figures", "matplotlib")
 
 
 def draw_volume(path: PathLike, image_path: PathLike, labels: ArrayLike, *args: Any, **settings: Any) -> None:

@@ -23,10 +23,9 @@ from monai.data import MetaTensor, ThreadBuffer, partition_dataset
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_unetpp.data import list_volumes
-from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike, result_path, short_name, stale_parts, write_csv
 from monai_unetpp.inferers import EarlyExitInferer, Segmentation
-from monai_unetpp.pictures import draw_volume
+from monai_unetpp.pictures import check_sheets, draw_volume
 from monai_unetpp.readers.memory import check_volume
 from monai_unetpp.segment.pipeline import Pipeline, load_pipeline
 from monai_unetpp.segment.provenance import check_provenance, describe, side_file, write_provenance
@@ -117,7 +116,7 @@ def segment(
     if number > 1:
         cases = partition_dataset(cases, num_partitions=number, even_divisible=False)[rank]
     if sheets:
-        require("figures", "matplotlib")
+        check_sheets()
     optional = {"probability": probability is not None, "uncertainty": uncertainty, "sheet": sheets}
     kinds = [*(kind for kind, wanted in optional.items() if wanted), "seg"]
     pipeline = load_pipeline(bundle, input_dir, output_dir, overlays, override_record, **settings)
