@@ -9,19 +9,16 @@ bfloat16 as well: it should be as far from float32.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
+from held_out import held_out
 from monai.data import decollate_batch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from monai_unetpp import UNetPlusPlus, load_network
-from monai_unetpp.bundle import parse_value
 from monai_unetpp.files import write_csv
 from monai_unetpp.levels.calibration import case_dice
 
@@ -52,25 +49,7 @@ def all_heads(net: UNetPlusPlus, x: Tensor) -> list[Tensor]:
 
 def main() -> None:
     """Parse arguments, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--configs", nargs="+", required=True, help="train.json and its overlays")
-    parser.add_argument("--dataset_dir", required=True)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    cases = "names of the held-out cases; default those of today's split"
-    parser.add_argument("--held_out", nargs="+", help=cases)
-    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"))
-    parser.add_argument("--out", type=Path, required=True, help="CSV")
-    args = parser.parse_args()
-    config = ConfigParser()
-    config.read_config(args.configs)
-    config.update({"dataset_dir": args.dataset_dir, "resampled": ["image"], "cache_rate": 0.0})
-    for key, value in args.set:
-        config[key] = parse_value(value)
-    get = config.get_parsed_content
-    get("imports")
-    if args.held_out:
-        cases = {Path(case["image"]).name.split(".")[0]: case for case in get("dataset").cases}
-        config["validate#dataset#data"] = [cases[name] for name in args.held_out]
+    args, get = held_out(__doc__)
     net = load_network(get("network"), args.checkpoint, device="cpu")
     inferer, post, batches = (
         get("validate#inferer"),
@@ -81,17 +60,15 @@ def main() -> None:
     found: dict[str, dict[int, list[Tensor]]] = {
         name: {k: [] for k in levels} for name in ("float32", "bfloat16")
     }
-    compared = False
     with torch.no_grad():
-        for batch in batches:
+        for n, batch in enumerate(batches):
             for name, scores in found.items():
                 compute = net.all_heads if name == "float32" else lambda x: all_heads(net, x)
                 heads = inferer(batch["image"], compute)
                 for k, head in zip(levels, reversed(heads), strict=True):
                     scores[k] += [case_dice(post(i)) for i in decollate_batch({**batch, "pred": head})]
-            if not compared:
+            if n == 0:
                 compare(net, batch["image"], get("spatial_dims"))
-                compared = True
     rows = []
     for k in levels:
         exact, short = (torch.stack(found[name][k]) for name in ("float32", "bfloat16"))

@@ -5,9 +5,9 @@
 single value once, as ``VolumeInferer`` always does; "early exit" adds early exit. Speeds are relative to
 "everywhere".
 
-It also measures the cost where no window stops (``never``, a threshold of 0), and whether the uncertainty of
-a case predicts its error. Inferers take turns, round after round; times include the windows and the way back
-to the file's grid, without reading and writing.
+It also measures the cost where no window stops (``never``, a threshold next to 0), and whether the
+uncertainty of a case predicts its error. Inferers take turns, round after round; times include the windows and
+the way back to the file's grid, without reading and writing.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from monai_unetpp.inferers import EarlyExitInferer, early_exit_like, volume
 from monai_unetpp.levels import read_calibration
 from monai_unetpp.readers import volume_loader
 from monai_unetpp.segment import load_pipeline
+
+NEVER = 1e-9  # not 0, with which no window is looked at
 
 
 def dice(found: Any, label: Any, classes: int) -> float:
@@ -69,7 +71,7 @@ def main() -> None:
         "everywhere": windows,
         "deepest": windows,
         "early exit": early_exit_like(windows, threshold),
-        "never": early_exit_like(windows, 0.0),
+        "never": early_exit_like(windows, NEVER),
     }
     rows, uncertainties = [], []
     for n, path in enumerate(args.images):

@@ -8,13 +8,11 @@ are percentiles of the numbers. Speed is by multiply-adds, relative to the deepe
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
+from held_out import held_out
 from monai.data import decollate_batch
 from monai.inferers import sliding_window_inference
 from torch import Tensor
@@ -63,22 +61,7 @@ RULES: dict[str, Callable[[Tensor], Tensor]] = {
 
 def main() -> None:
     """Parse arguments, measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--configs", nargs="+", required=True, help="train.json and its overlays")
-    parser.add_argument("--dataset_dir", required=True)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    cases = "names of the held-out cases; default those of today's split"
-    parser.add_argument("--held_out", nargs="+", help=cases)
-    parser.add_argument("--out", type=Path, required=True, help="CSV")
-    args = parser.parse_args()
-    config = ConfigParser()
-    config.read_config(args.configs)
-    config.update({"dataset_dir": args.dataset_dir, "resampled": ["image"], "cache_rate": 0.0})
-    get = config.get_parsed_content
-    get("imports")
-    if args.held_out:
-        cases = {Path(case["image"]).name.split(".")[0]: case for case in get("dataset").cases}
-        config["validate#dataset#data"] = [cases[name] for name in args.held_out]
+    args, get = held_out(__doc__)
     network = load_network(get("network"), args.checkpoint, device=get("device"))
     inferer, post = get("validate#inferer"), get("validate#postprocessing")
     depth, window = network.depth, tuple(get("roi_size"))

@@ -23,7 +23,7 @@ from monai_unetpp import LevelScore, UNetPlusPlus, prune, score_levels, select_l
 from monai_unetpp.__main__ import main
 from monai_unetpp.export import OnnxNetwork, export_level
 from monai_unetpp.handlers import CPUMixedPrecision
-from monai_unetpp.inferers import AutocastInferer
+from monai_unetpp.handlers.mixed_precision import AutocastInferer
 from monai_unetpp.levels import calibrate_exit, select_precision, write_calibration, write_levels
 from monai_unetpp.levels.calibration import ExitScore
 from monai_unetpp.network import kernels
@@ -158,7 +158,7 @@ def test_amp_of_monais_trainer_means_it_on_a_cpu(hardware, request, tiny, x):
 
 @pytest.mark.usefixtures("fast")
 def test_lists_of_heads_are_float32_and_labels_stay_what_they_are(tiny, x):
-    inferer = AutocastInferer(SimpleInferer(), amp=True, amp_kwargs=BFLOAT16)
+    inferer = AutocastInferer(SimpleInferer(), BFLOAT16)
     assert {head.dtype for head in inferer(x, tiny())} == {torch.float32}
     assert inferer(x, lambda x: (x > 0).byte()).dtype is torch.uint8
 

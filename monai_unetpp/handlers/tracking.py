@@ -167,11 +167,11 @@ def track_levels(
     first, *others = by_precision(scores).values()
 
     def score() -> None:
-        of_level = [levels[engine.state.epoch - 1] for levels in others]
-        engine.state.metrics = _metrics(first[engine.state.epoch - 1])
-        for each in of_level:
-            named = _metrics(each).items()
-            engine.state.metrics |= {f"{name}_{each.precision}": value for name, value in named}
+        n = engine.state.epoch - 1
+        engine.state.metrics = _metrics(first[n])
+        for other in others:
+            metrics = _metrics(other[n]).items()
+            engine.state.metrics |= {f"{name}_{other[n].precision}": value for name, value in metrics}
 
     engine.add_event_handler(Events.EPOCH_STARTED, score)
     engine.run([None], max_epochs=len(first))

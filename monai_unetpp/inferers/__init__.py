@@ -4,7 +4,6 @@
 from typing import TYPE_CHECKING
 
 from monai_unetpp.extras import renamed
-from monai_unetpp.inferers.mixed_precision import AutocastInferer
 from monai_unetpp.inferers.uncertainty import disagreement
 from monai_unetpp.inferers.volume import Segmentation, VolumeInferer
 from monai_unetpp.inferers.windows import (
@@ -17,7 +16,6 @@ from monai_unetpp.inferers.windows import (
 )
 
 __all__ = [
-    "AutocastInferer",
     "EarlyExitInferer",
     "EarlyExitSliceInferer",
     "Segmentation",
