@@ -6,8 +6,8 @@ single value once, as ``VolumeInferer`` always does; "early exit" adds early exi
 "everywhere".
 
 It also measures the cost where no window stops (``never``, a threshold next to 0), and whether the
-uncertainty of a case predicts its error. Inferers take turns, round after round; times include the windows and
-the way back to the file's grid, without reading and writing.
+uncertainty of a case predicts its error. Inferers take turns, round after round; times include the windows
+and the way back to the file's grid, without reading and writing.
 """
 
 from __future__ import annotations

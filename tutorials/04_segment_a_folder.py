@@ -186,7 +186,7 @@ load = Compose(
 )
 window = {"roi_size": (192, 192), "spatial_dim": 2, "sw_batch_size": 4, "overlap": 0.5, "mode": "gaussian"}
 every_slice = VolumeInferer(SliceInferer(**window), largest_component=True)
-stop_early = VolumeInferer(EarlyExitSliceInferer(threshold=0.003, **window), largest_component=True)
+stop_early = VolumeInferer(EarlyExitSliceInferer(threshold=0.007, **window), largest_component=True)
 save = SaveImageAtomicd("pred", output / "own")
 
 case = load({"image": str(noisy)})
