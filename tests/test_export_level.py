@@ -221,6 +221,29 @@ def test_runtime_segments_as_the_network_does(net, exported, tiny, runtime):
         torch.testing.assert_close(inferer(x, loaded), wanted, **TOLERANCE)
 
 
+SIGNAL_AFTER_TWO = """
+import signal, sys, torch
+from monai_unetpp.export import OnnxNetwork
+nets = [OnnxNetwork(sys.argv[1], "openvino") for _ in range(2)]
+while nets:
+    nets.pop(0)
+signal.signal(signal.SIGINT, lambda *_: print("arrived"))
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_signals_arrive_after_exported_networks_have_gone(exported):
+    """OpenVINO leaves the thread without a stack for signals when each network has a ``Core`` of its own."""
+    pytest.importorskip("openvino")
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNAL_AFTER_TWO, exported["onnx"]],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "arrived\n"), done.stderr
+
+
 def test_runtime_that_is_installed_is_taken(exported):
     pytest.importorskip("openvino")
     assert OnnxNetwork(exported["onnx"]).runtime == "openvino"

@@ -362,18 +362,42 @@ def test_early_exit_is_calibrated_in_the_precision_that_was_chosen(tiny, data):
     assert exact.full_dice != short.full_dice
 
 
+@pytest.fixture(scope="module")
+def exported(tiny, tmp_path_factory):
+    net, x = tiny(3, channels=(4, 6, 8)).eval(), torch.rand(1, 1, 16, 12, 8)
+    return export_level(net, 1, tmp_path_factory.mktemp("onnx"), x, formats=["onnx"])["onnx"], x
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("fast")
-def test_exported_network_takes_the_same_setting(tiny, tmp_path):
-    pytest.importorskip("onnxruntime")
-    net, x = tiny(3, channels=(4, 6, 8)).eval(), torch.rand(1, 1, 16, 12, 8)
-    path = export_level(net, 1, tmp_path, x, formats=["onnx"])["onnx"]
-    wanted = OnnxNetwork(path, "onnxruntime")(x)
+def test_exported_network_takes_the_same_setting(exported, monkeypatch):
+    openvino, (path, x) = pytest.importorskip("openvino"), exported
+    hints, compile_model = [], openvino.Core.compile_model
+
+    def compiled(core, path, device, settings):
+        hints.append(settings["INFERENCE_PRECISION_HINT"])
+        return compile_model(core, path, device, settings)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", compiled)
+    wanted, net = OnnxNetwork(path, "onnxruntime")(x), OnnxNetwork(path, "openvino")
     with kernels.in_precision("bfloat16", "cpu")():
         with pytest.raises(
             ValueError, match=r"precision must be float32 for .*model\.onnx in onnxruntime, got bfl"
         ):
             OnnxNetwork(path, "onnxruntime")(x)
-        pytest.importorskip("openvino")
-        short = OnnxNetwork(path, "openvino")(x)
+        for _ in range(2):
+            short = net(x)
+    assert hints == ["f32", "bf16"]
     assert (short - wanted).abs().max() < BOUND * wanted.abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("slow")
+def test_exported_network_refuses_what_the_processor_is_slow_in(exported):
+    pytest.importorskip("openvino")
+    path, x = exported
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ValueError, match="got 'bfloat16', which wants"),
+    ):
+        OnnxNetwork(path, "openvino")(x)

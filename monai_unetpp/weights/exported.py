@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike
+from monai_unetpp.network import kernels
 
 __all__ = ["RUNTIMES", "OnnxNetwork"]
 
@@ -58,7 +60,7 @@ class OnnxNetwork(nn.Module):
         """Map (B, in_channels, *spatial) to logits (B, out_channels, *spatial), on the device of ``x``.
 
         Raises:
-            ValueError: If autocast is on and the runtime does not compute in its precision.
+            ValueError: If autocast is on and the runtime or the processor does not compute in its precision.
         """
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
         precision = str(dtype).removeprefix("torch.")
@@ -68,6 +70,7 @@ class OnnxNetwork(nn.Module):
                     f"precision must be float32 for {self._path} in {self.runtime}, got {precision}: "
                     "OpenVINO computes in bfloat16, torch in both."
                 )
+            kernels.in_precision(precision, "cpu")
             self._runs[precision] = _START[self.runtime](str(self._path), precision)[0]
         y = self._runs[precision](x.detach().as_subclass(Tensor).float().cpu().contiguous().numpy())
         return torch.from_numpy(y).to(x.device)
@@ -84,15 +87,25 @@ def _start_onnxruntime(path: str, _: str) -> tuple[Run, Sizes, Sizes]:
     return lambda x: session.run(None, {entry.name: x})[0], takes, gives
 
 
-def _start_openvino(path: str, precision: str) -> tuple[Run, Sizes, Sizes]:
+@functools.cache
+def _openvino_core() -> Any:
+    """OpenVINO, once per process.
+
+    Each ``Core`` gives its thread a stack for signals and takes it back when it goes. Of two that go in the
+    order in which they came, the thread keeps the first one's, which is freed: the next signal is a crash.
+    """
     import openvino  # type: ignore[import-untyped]
 
+    return openvino.Core()
+
+
+def _start_openvino(path: str, precision: str) -> tuple[Run, Sizes, Sizes]:
     settings = {
         "INFERENCE_PRECISION_HINT": HINTS[precision],  # its default is bfloat16 where the CPU has it
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    model = openvino.Core().compile_model(path, "CPU", settings)
+    model = _openvino_core().compile_model(path, "CPU", settings)
     takes, gives = (
         tuple(n.get_length() if n.is_static else None for n in e.get_partial_shape())
         for e in (model.input(0), model.output(0))
