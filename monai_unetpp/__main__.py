@@ -130,6 +130,46 @@ def slices(parser: argparse.ArgumentParser) -> Run:
 
 
 @command
+def plan(parser: argparse.ArgumentParser) -> Run:
+    """Write a bundle for data of one's own: look at the data, choose every setting, and say why."""
+    layouts = "Decathlon, nnU-Net v2, or two folders of equal names, of volumes or of pictures"
+    parser.add_argument("data", type=Path, metavar="DATA", help=f"folder of the data set: {layouts}")
+    share(parser, "--out", help="folder to make; its name is the bundle's")
+    parser.add_argument("--images", help="folder of the images in DATA, without dataset.json")
+    parser.add_argument("--masks", help="folder of the masks in DATA, likewise")
+    names = "regular expression with a group scan: cases of one scan, or patient, stay together"
+    parser.add_argument("--scan", help=names)
+    one = "all that is not 0 in a mask is one class, as in maps of instances"
+    parser.add_argument("--foreground", action="store_true", help=one)
+    parser.add_argument("--classes", nargs="+", help="names of the classes, without the background")
+    parser.add_argument("--allow-empty", action="store_true", help="masks may be empty")
+    parser.add_argument("--skip-bad", action="store_true", help="go on without the cases that do not fit")
+    parser.add_argument("--memory", help="memory of a training step, such as 8GB; default what there is")
+    parser.add_argument("--hours", type=float, help="time of the training; default 1 on a CPU, 8 on a GPU")
+    parser.add_argument("--device", help="such as cpu or cuda:1; default a GPU if there is one")
+    pair, value = ("KEY", "VALUE"), "a setting that is not chosen but taken, such as roi_size [64,64,64]"
+    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=pair, help=value)
+    return _plan
+
+
+def _plan(args: argparse.Namespace) -> str:
+    from monai_unetpp.bundle import parse_value
+    from monai_unetpp.planning import parse_memory, plan_bundle
+
+    same = ("images", "masks", "scan", "foreground", "classes", "allow_empty", "skip_bad", "hours", "device")
+    options = {key: getattr(args, key) for key in same}
+    memory = None if args.memory is None else parse_memory(args.memory)
+    given = {key: parse_value(value) for key, value in args.set}
+    found, made = plan_bundle(args.data, args.out, memory=memory, given=given, progress=True, **options)
+    table = found.table()
+    width = max(len(name) for name, _ in table)
+    lines = [f"{name:{width}}  {value}" for name, value in table]
+    left = [f"left out: {path} {why}" for path, why in found.problems.items()]
+    following = f"written to {args.out.resolve()}; next: monai-unetpp train {args.out}"
+    return "\n".join([*lines, *left, "", *made.lines(), "", following])
+
+
+@command
 def prune(parser: argparse.ArgumentParser) -> Run:
     """Take one level out of a checkpoint: weights that need a fraction of the memory and the time."""
     share(parser, "--checkpoint", required=True)

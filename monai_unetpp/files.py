@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from monai_unetpp.extras import renamed
 
 __all__ = [
+    "PICTURE_SUFFIXES",
     "PathLike",
     "atomic_directory",
     "atomic_write",
@@ -32,6 +33,7 @@ __all__ = [
 
 PathLike = str | os.PathLike[str]
 
+PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 MAX_NAME_BYTES = 200  # file systems allow 255, of which prefixes and suffixes take some
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_SPACE_HINT = ": free some space, or write to another place"
@@ -183,7 +185,7 @@ def result_path(
     if ".." in place.parts:  # INPUT_DIR/../ct.nii.gz begins with INPUT_DIR and is not in it
         place = Path()
     name = image.name
-    for known in (".gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr"):
+    for known in (".gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr", *PICTURE_SUFFIXES):
         name = name.removesuffix(known)
     return Path(output_dir) / place / f"{name}_{kind}{suffix}"
 

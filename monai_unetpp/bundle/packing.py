@@ -231,8 +231,10 @@ def _metadata(metadata: Json, config: Json, standalone: bool) -> Json:
     image |= {"num_channels": config["in_channels"], "spatial_shape": size}
     names = list(pred["channel_def"].items())[: config["out_channels"]]
     pred |= {"num_channels": config["out_channels"], "spatial_shape": size, "channel_def": dict(names)}
-    low, high = config["hu_range"]
-    window = re.sub(r"-?\d+\.\.-?\d+ HU", f"{low}..{high} HU", metadata["image_classes"])
+    window = metadata["image_classes"]
+    if config["hu_range"] is not None:
+        low, high = config["hu_range"]
+        window = re.sub(r"-?\d+\.\.-?\d+ HU", f"{low}..{high} HU", window)
     return {
         **metadata,
         "monai_version": _installed("monai"),

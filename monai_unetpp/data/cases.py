@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Listing volumes: those of a Decathlon data set to train on, or files to segment.
+"""Listing volumes: those of a data set to train on, or files to segment.
 
 A data set is checked as a whole before the first volume is loaded; a single volume is checked by
 :class:`monai_unetpp.transforms.LoadImageAndLabeld`.
@@ -7,21 +7,24 @@ A data set is checked as a whole before the first volume is loaded; a single vol
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from monai.data import load_decathlon_datalist
-
+from monai_unetpp.data.layouts import (
+    VOLUMES,
+    WANTED,
+    find_layout,
+    index_labels,
+    read_index,
+    real_path,
+)
 from monai_unetpp.files import PathLike, result_path
-from monai_unetpp.readers import SUFFIXES, is_series
+from monai_unetpp.readers import PICTURE_SUFFIXES, is_series, other_channels
 from monai_unetpp.readers.memory import check_cache
 
 __all__ = ["DataSet", "data_folder", "list_volumes", "read_dataset", "read_labels"]
-
-VOLUMES = (".nii", ".nii.gz", *SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -44,49 +47,52 @@ def read_dataset(
     pixdim: Sequence[float] | None = None,
     cache_rate: float = 0.0,
     allow_outside: bool = False,
+    labels: Sequence[str] | None = None,
+    images: PathLike | None = None,
+    masks: PathLike | None = None,
+    scan: str | None = None,
+    skip: Sequence[str] = (),
 ) -> DataSet:
-    """Read and check the index of a data set in the layout of the Medical Segmentation Decathlon.
+    """Find the cases of a data set, and check that they are there.
 
     Args:
-        dataset_dir: Folder with ``dataset.json``.
+        dataset_dir: Folder of the data set, in one of the layouts that :func:`find_layout` knows.
         out_channels: Channels of the network, as many as the data set has labels.
         pixdim: Spacing in mm to which the cached cases are resampled; by default memory is not checked.
         cache_rate: Share of the cases that is kept in memory, in [0, 1].
         allow_outside: Whether ``dataset.json`` may name files outside of its folder, by an absolute path,
             by ``..`` or through a link. Only for a file that you trust.
+        labels: Names of the classes in the order of their values, the background first; default those in
+            ``dataset.json``.
+        images: Folder of the images where there is no ``dataset.json``; see :func:`find_layout`.
+        masks: Folder of the masks, likewise.
+        scan: Regular expression that finds the scan in the name of a case, likewise.
+        skip: Paths in ``dataset_dir`` of files that are not used, and neither is the case that they are of.
 
     Raises:
         ValueError: if ``dataset_dir`` is None; if ``dataset.json`` is damaged, has no training cases, a case
             without a label, files outside of its folder, or not ``out_channels`` labels; or if the cases do
             not fit in memory.
-        FileNotFoundError: if the folder has no ``dataset.json``, or a file that it names does not exist.
+        FileNotFoundError: if the folder holds no data set, or a file that belongs to it does not exist.
     """
     if dataset_dir is None:
-        raise ValueError("dataset_dir must be given: --dataset_dir FOLDER. " + _LAYOUT)
-    index = Path(dataset_dir) / "dataset.json"
-    if not index.is_file():
+        raise ValueError(f"dataset_dir must be given: --dataset_dir FOLDER. {WANTED}")
+    root = Path(dataset_dir)
+    layout = find_layout(root, images, masks, scan, allow_outside)
+    left_out = {str(root / path) for path in skip}
+    problems = [f"{path} {why}" for path, why in layout.problems.items() if path not in left_out]
+    if problems:
         raise FileNotFoundError(
-            f"dataset_dir has no dataset.json: {index.parent.absolute()}. {_LAYOUT} To try it on synthetic "
-            f"CT: monai-unetpp phantom --kind liver --out {index.parent} (or --kind chest)."
+            f"{root} has {len(problems)} files that do not fit, first: {problems[0]}. "
+            "monai-unetpp plan lists them all."
         )
-    names = _index_labels(index)
-    try:
-        cases = load_decathlon_datalist(index, is_segmentation=True)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is not a Decathlon data set: {error!r}.") from error
+    cases = [case for case in layout.cases if left_out.isdisjoint((case["image"], case["label"]))]
     if not cases:
-        raise ValueError(f"{index} lists no training cases.")
-    lacking = [case for case in cases if not all(isinstance(case.get(k), str) for k in ("image", "label"))]
-    if lacking:
-        raise ValueError(f"{index} must name an image and a label for every training case, got {lacking[0]}.")
-    if not allow_outside:
-        _check_inside(index, cases)
-    missing = [case[k] for case in cases for k in ("image", "label") if not Path(case[k]).exists()]
-    if missing:
-        raise FileNotFoundError(f"{index} names {len(missing)} files that do not exist, first {missing[0]}.")
+        raise ValueError(f"{root} has no training cases.")
+    names = list(labels) if labels is not None else _names(root, layout.labels)
     if len(names) != out_channels:
         raise ValueError(
-            f"out_channels must be {len(names)} for the labels {', '.join(names)} of {index}, "
+            f"out_channels must be {len(names)} for the labels {', '.join(names)} of {root}, "
             f"got {out_channels}: --out_channels {len(names)}."
         )
     if pixdim is not None:
@@ -105,15 +111,21 @@ def read_labels(dataset_dir: PathLike, otherwise: Sequence[str]) -> list[str]:
         ValueError: if ``dataset.json`` is damaged.
     """
     index = Path(dataset_dir) / "dataset.json"
-    return _index_labels(index) if index.is_file() else list(otherwise)
+    if not index.is_file():
+        return list(otherwise)
+    return _names(Path(dataset_dir), index_labels(index, read_index(index)))
 
 
-def _index_labels(index: Path) -> list[str]:
-    try:
-        labels = json.loads(index.read_text())["labels"]
-        return [labels[str(value)] for value in range(len(labels))]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is not a Decathlon data set: {error!r}.") from error
+def _names(root: Path, labels: Mapping[int, str]) -> list[str]:
+    """Return the names of the classes, whose values must be 0, 1, 2, ..."""
+    if not labels:
+        raise ValueError(f"{root} has no dataset.json that names its classes: labels must be given.")
+    if list(labels) != list(range(len(labels))):
+        raise ValueError(
+            f"{root / 'dataset.json'} must have labels of the values 0..{len(labels) - 1}, got "
+            f"{', '.join(map(str, labels))}: monai-unetpp plan takes them as they are."
+        )
+    return list(labels.values())
 
 
 def data_folder(cases: Sequence[dict[str, str]], dataset_dir: PathLike) -> Path:
@@ -127,28 +139,17 @@ def data_folder(cases: Sequence[dict[str, str]], dataset_dir: PathLike) -> Path:
     return Path(os.path.commonpath([image.parent for image in images]))
 
 
-def _check_inside(index: Path, cases: Sequence[dict[str, str]]) -> None:
-    """Raise if a data set names files outside of its folder, before any of them is opened."""
-    home = _real(index.parent)
-    paths = [case[k] for case in cases for k in ("image", "label")]
-    outside = [path for path in paths if not _real(path).is_relative_to(home)]
-    if outside:
-        raise ValueError(
-            f"{index} names {len(outside)} files outside of its folder, first {outside[0]}: move them into "
-            "it, or, if you trust it, set allow_outside=True (--dataset#allow_outside True)."
-        )
-
-
-def _real(path: PathLike) -> Path:
-    return Path(os.path.realpath(path))  # before Python 3.13 Path.resolve raises on a loop of links
-
-
-def list_volumes(source: PathLike | Sequence[PathLike]) -> list[dict[str, str]]:
+def list_volumes(
+    source: PathLike | Sequence[PathLike], channels: int = 1, pictures: bool = False
+) -> list[dict[str, str]]:
     """List the volumes to segment.
 
     Args:
         source: a file (NIfTI, NRRD, MetaImage), a folder with a DICOM series, a folder of such files and
             series at any depth (sorted, hidden ones left out), or a sequence of such.
+        channels: Channels of the network. With several, ``case_0000.nii.gz`` stands for a case whose other
+            channels are ``case_0001.nii.gz`` and so on.
+        pictures: Whether pictures (PNG, TIFF, JPEG, BMP) are what is segmented, instead of volumes.
 
     Returns:
         One dictionary per volume, with its path as ``"image"``.
@@ -158,21 +159,27 @@ def list_volumes(source: PathLike | Sequence[PathLike]) -> list[dict[str, str]]:
         ValueError: if a file is no volume, or the segmentations of two would be one file.
     """
     root, sources = (source, [source]) if isinstance(source, (str, os.PathLike)) else (None, list(source))
+    known = PICTURE_SUFFIXES if pictures else VOLUMES
+    kind = ", ".join(known) + ("" if pictures else ", or a DICOM series")
     found: list[Path] = []
     for path in map(Path, sources):
         if path.is_dir():
-            inside = _volumes_in(path)
+            inside = _volumes_in(path, known)
             if not inside:
                 raise FileNotFoundError(
-                    f"{path.absolute()} holds no volume: {', '.join(VOLUMES)}, or a DICOM series."
+                    f"{path.absolute()} holds no {'picture' if pictures else 'volume'}: {kind}."
                 )
             found += inside
         elif not path.is_file():
             raise FileNotFoundError(f"{path.absolute()} does not exist; give a volume or a folder of them.")
-        elif not path.name.lower().endswith(VOLUMES):
-            raise ValueError(f"{path} is no volume: {', '.join(VOLUMES)}, or a folder with a DICOM series.")
+        elif not path.name.lower().endswith(known):
+            wanted = kind if pictures else f"{', '.join(VOLUMES)}, or a folder with a DICOM series"
+            raise ValueError(f"{path} is no {'picture' if pictures else 'volume'}: {wanted}.")
         else:
             found.append(path)
+    if channels > 1:
+        of_others = {other for path in found for other in other_channels(path)}
+        found = [path for path in found if path not in of_others]
     first: dict[Path, Path] = {}
     for path in found:
         name = result_path(path, "", root)
@@ -182,20 +189,14 @@ def list_volumes(source: PathLike | Sequence[PathLike]) -> list[dict[str, str]]:
     return [{"image": str(path)} for path in found]
 
 
-def _volumes_in(folder: Path) -> list[Path]:
+def _volumes_in(folder: Path, known: tuple[str, ...]) -> list[Path]:
     """The volumes in a folder at any depth: the folder itself if it holds a DICOM series, and files."""
-    found = [folder] if is_series(folder) else []
+    found = [folder] if known is VOLUMES and is_series(folder) else []
     for path in sorted(path for path in folder.iterdir() if path.name[0] != "."):
-        if path.is_symlink() and _real(folder).is_relative_to(_real(path)):
+        if path.is_symlink() and real_path(folder).is_relative_to(real_path(path)):
             continue  # back up: one would go round for ever
         if path.is_dir():
-            found += _volumes_in(path)
-        elif path.name.lower().endswith(VOLUMES):
+            found += _volumes_in(path, known)
+        elif path.name.lower().endswith(known):
             found.append(path)
     return found
-
-
-_LAYOUT = (
-    "It must hold a data set in Decathlon layout (dataset.json, imagesTr, labelsTr), such as Task03_Liver "
-    "of http://medicaldecathlon.com."
-)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CT as it comes: NIfTI, MetaImage (.mhd with its .raw, .mha), NRRD, and folders with a DICOM series.
+"""Scans as they come: NIfTI, MetaImage (.mhd with its .raw, .mha), NRRD, folders of DICOM, pictures.
 
 A file is proven before it is believed: each format has a room that checks the header and reads the voxels.
 """
@@ -16,16 +16,22 @@ from monai_unetpp.readers.loader import (
     read_geometry,
     volume_loader,
 )
+from monai_unetpp.readers.names import other_channels, stem_of
+from monai_unetpp.readers.picture import PICTURE_SUFFIXES, is_picture
 
 __all__ = [
+    "PICTURE_SUFFIXES",
     "SUFFIXES",
     "VOLUME_SUFFIXES",
     "NiftiReader",
     "SimpleITKReader",
     "VolumeLoader",
     "check_header",
+    "is_picture",
     "is_series",
     "is_volume",
+    "other_channels",
     "read_geometry",
+    "stem_of",
     "volume_loader",
 ]

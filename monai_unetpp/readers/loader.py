@@ -18,8 +18,9 @@ from monai.data.utils import orientation_ras_lps
 from monai.utils import ensure_tuple
 from numpy.typing import NDArray
 
-from monai_unetpp.readers import dicom, metaimage, nifti, nrrd
+from monai_unetpp.readers import dicom, metaimage, nifti, nrrd, picture
 from monai_unetpp.readers.checks import Volume, lps_to_ras
+from monai_unetpp.readers.picture import PICTURE_SUFFIXES
 
 __all__ = [
     "SUFFIXES",
@@ -68,13 +69,15 @@ def check_header(path: PathLike) -> None:
     read_geometry(path)
 
 
-def volume_loader(series: str | None = None, phase: int | None = None) -> VolumeLoader:
+def volume_loader(
+    series: str | None = None, phase: int | None = None, modality: str | None = "CT"
+) -> VolumeLoader:
     """Return what loads a volume of any kind as MONAI's ``LoadImage`` does, channel first."""
-    return VolumeLoader(series, phase=phase)
+    return VolumeLoader(series, modality, phase)
 
 
 class VolumeLoader:
-    """Load NIfTI, MetaImage, NRRD or a folder with a DICOM series as a ``MetaTensor`` (C, X, Y, Z), float32.
+    """Load NIfTI, MetaImage, NRRD, a picture or a folder of DICOM as a ``MetaTensor`` (C, X, Y, Z), float32.
 
     In place of ``LoadImage``, whose default readers unpickle NumPy's files (MONAI 1.5) and warn of packages
     that are of no use here. ``meta`` holds where the volume lies and, if there are any, ``"warnings"``: a
@@ -94,11 +97,7 @@ class VolumeLoader:
     def __call__(self, path: PathLike) -> MetaTensor:
         """Return the volume; raises what the reader of its format raises."""
         reader = next((reader for reader in self.readers if reader.verify_suffix(path)), None)
-        if reader is None:
-            raise ValueError(
-                f"{path} cannot be read: it must be {', '.join(VOLUME_SUFFIXES)}, or a folder of DICOM."
-            )
-        volume = reader.read_volume(Path(path))
+        volume = _read(Path(path)) if reader is None else reader.read_volume(Path(path))
         array, meta = _channel_first(volume), _meta(volume)
         meta["filename_or_obj"] = str(path)
         meta["original_channel_dim"] = 0
@@ -196,10 +195,13 @@ def _format(path: Path) -> ModuleType:
         return dicom
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
+    if picture.is_picture(path):
+        return picture
     suffix = next((suffix for suffix in FORMATS if path.name.lower().endswith(suffix)), None)
     if suffix is None:
         raise ValueError(
-            f"{path} cannot be read: it must be {', '.join(VOLUME_SUFFIXES)}, or a folder of DICOM."
+            f"{path} cannot be read: it must be {', '.join((*VOLUME_SUFFIXES, *PICTURE_SUFFIXES))}, or "
+            "a folder of DICOM."
         )
     return FORMATS[suffix]
 

@@ -42,6 +42,8 @@ class Pipeline:
         window: Intensities drawn black and white in sheets, HU; ``None`` for those that suit the scan.
         names: Names of the classes, with the background's; empty if they are unknown.
         note: Names of the bundle and of its overlays, and the level, for sheets.
+        channels: Channels of the network.
+        pictures: Whether it segments pictures instead of volumes.
     """
 
     preprocessing: Any
@@ -55,6 +57,8 @@ class Pipeline:
     window: Sequence[float] | None = None
     names: tuple[str, ...] = ()
     note: str = ""
+    channels: int = 1
+    pictures: bool = False
 
 
 def load_pipeline(
@@ -112,6 +116,8 @@ def load_pipeline(
         window=get("sheet_window", default=None),
         names=tuple(made_by["labels"] or _class_names(root, get("out_channels"))),
         note=", ".join([f"bundle {root.resolve().name}", *chosen.overlays, level]),
+        channels=int(get("in_channels", default=1)),
+        pictures=bool(get("pictures", default=False)),
     )
 
 

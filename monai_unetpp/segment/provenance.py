@@ -61,7 +61,7 @@ def describe(made_by: Mapping[str, Any]) -> str:
 
 def side_file(mask: Path) -> Path:
     """Return the path of the JSON beside a mask."""
-    return mask.with_name(mask.name.removesuffix(".nii.gz") + ".json")
+    return mask.with_name(mask.name.removesuffix(".nii.gz").removesuffix(".png") + ".json")
 
 
 def write_provenance(mask: Path, made_by: Mapping[str, Any], image: str) -> None:

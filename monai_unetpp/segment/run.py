@@ -109,18 +109,18 @@ def segment(
         ModuleNotFoundError: if sheets are asked for and matplotlib is not installed.
         ValueError: if ``output_dir`` is inside of ``input_dir``, or an argument does not fit the network.
     """
-    cases = list_volumes(input_dir)
     if Path(input_dir).resolve() in (Path(output_dir).resolve(), *Path(output_dir).resolve().parents):
         raise ValueError(f"output must be outside of the folder of the scans, {input_dir}, got {output_dir}.")
-    rank, number = share
-    if number > 1:
-        cases = partition_dataset(cases, num_partitions=number, even_divisible=False)[rank]
     if sheets:
         check_sheets()
     optional = {"probability": probability is not None, "uncertainty": uncertainty, "sheet": sheets}
     kinds = [*(kind for kind, wanted in optional.items() if wanted), "seg"]
     pipeline = load_pipeline(bundle, input_dir, output_dir, overlays, override_record, **settings)
     pipeline.inferer.progress = progress
+    cases = list_volumes(input_dir, pipeline.channels, pipeline.pictures)
+    rank, number = share
+    if number > 1:
+        cases = partition_dataset(cases, num_partitions=number, even_divisible=False)[rank]
     locks = _make_locks(Path(output_dir))
     stale = stale_parts(output_dir)
     run = _Run(pipeline, Path(input_dir), Path(output_dir), kinds, probability, overwrite, locks, stale)
@@ -179,9 +179,8 @@ class _Run:
 
     def paths(self, image: str) -> dict[str, Path]:
         """Return the paths of a scan's results by kind."""
-        return {
-            k: result_path(image, self.output_dir, self.input_dir, k, RESULT_SUFFIXES[k]) for k in self.kinds
-        }
+        suffixes = RESULT_SUFFIXES | ({"seg": ".png"} if self.pipeline.pictures else {})
+        return {k: result_path(image, self.output_dir, self.input_dir, k, suffixes[k]) for k in self.kinds}
 
     def _loaded(self, cases: Sequence[Mapping[str, str]]) -> Iterator[tuple[Outcome, Any, Any]]:
         """Lock and load the scans that are not done."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing a volume as NIfTI."""
+"""Writing a volume as NIfTI, or the mask of a picture as a picture."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import nibabel as nib
+import SimpleITK as sitk  # noqa: N813
 from monai.config import KeysCollection
 from monai.transforms import SaveImaged
 from torch import Tensor
 
 from monai_unetpp.files import PathLike, atomic_write, result_path
+from monai_unetpp.readers import is_picture
 
 __all__ = ["DESCRIPTION", "RESULT_PATH", "SaveImageAtomicd", "write_nifti"]
 
@@ -24,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class SaveImageAtomicd(SaveImaged):
-    """Write each volume as NIfTI, atomically, named after the file that it was made from.
+    """Write each volume as NIfTI, or that of a picture as PNG, atomically, named after the file it is from.
 
     MONAI's ``SaveImaged`` does not write atomically, and takes the part after a dot in the name of a DICOM
     folder for a suffix. This is a subclass, so that a host that saves results itself, such as MONAI Label or
@@ -62,10 +64,21 @@ class SaveImageAtomicd(SaveImaged):
             path = volume.meta.get(RESULT_PATH)
             if path is None:
                 image = volume.meta["filename_or_obj"]
-                path = result_path(image, self.output_dir, self.input_dir, self.output_postfix)
-            write_nifti(path, volume[0], volume.affine, self.dtype, volume.meta.get(DESCRIPTION, ""))
+                suffix = ".png" if is_picture(image) else ".nii.gz"
+                path = result_path(image, self.output_dir, self.input_dir, self.output_postfix, suffix)
+            write_mask(path, volume[0], volume.affine, self.dtype, volume.meta.get(DESCRIPTION, ""))
             logger.info(f"Wrote {path}.")
         return dict(data)
+
+
+def write_mask(path: PathLike, volume: Tensor, affine: Tensor, dtype: str, description: str = "") -> None:
+    """Write a mask (*spatial) as a picture, whose pixels are classes, if ``path`` says so, else as NIfTI."""
+    if not is_picture(path):
+        write_nifti(path, volume, affine, dtype, description)
+        return
+    picture = sitk.GetImageFromArray(volume[..., 0].T.cpu().numpy().astype(dtype, copy=False))
+    with atomic_write(path) as part:
+        sitk.WriteImage(picture, str(part))
 
 
 def write_nifti(path: PathLike, volume: Tensor, affine: Tensor, dtype: str, description: str = "") -> None:

@@ -12,38 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MASK_KINDS", "label_of", "mask_rule"]
+from monai_unetpp.readers.picture import LOSSY
+
+__all__ = ["MASK_KINDS", "mask_rule"]
 
 logger = logging.getLogger(__name__)
 
 Rule = Callable[[NDArray[Any]], NDArray[np.uint8]]
 
 MASK_KINDS = ("auto", "nonzero", "threshold")
-LOSSY = (".jpg", ".jpeg")
 HALF_OF_8_BIT = 127  # JPEG blurs edges: what is brighter is the label
 MAX_CLASSES = 8  # different values of a mask without soft edges and instances
 MIN_WHITE = 200  # brightest value of a mask with soft edges
 MIN_CONTRAST = 64  # grey values between background and label of a JPEG
-
-
-def label_of(picture: NDArray[Any], lossy: bool = False) -> NDArray[np.int64]:
-    """Return one number per pixel of a mask: 0 is black, or transparent where nothing else differs.
-
-    Args:
-        picture: Grey values (rows, columns), or colours (rows, columns, channels).
-        lossy: Whether colours are blurred, so that the brightest channel tells more than the colour.
-    """
-    if picture.ndim == 2:
-        return picture.astype(np.int64)
-    colours, alpha = picture[..., :3], picture[..., 3] if picture.shape[-1] == 4 else None
-    if picture.shape[-1] == 2:
-        colours, alpha = picture[..., :1], picture[..., 1]
-    if alpha is not None and (colours == colours[:1, :1]).all() and (alpha != alpha[0, 0]).any():
-        return alpha.astype(np.int64)
-    if lossy or (colours == colours[..., :1]).all():
-        return colours.max(axis=-1).astype(np.int64)
-    factors = np.array([2**32, 2**16, 1])[-colours.shape[-1] :]
-    return np.asarray((colours.astype(np.int64) * factors).sum(axis=-1))
 
 
 def mask_rule(pictures: Iterable[tuple[Path, NDArray[np.int64]]], kind: str, folder: Path) -> Rule:
@@ -53,7 +34,7 @@ def mask_rule(pictures: Iterable[tuple[Path, NDArray[np.int64]]], kind: str, fol
     likewise, with a warning. Soft edges, as of JPEG: what is brighter than half.
 
     Args:
-        pictures: Path and numbers, as of :func:`label_of`, of every mask.
+        pictures: Path and numbers, as of :func:`~monai_unetpp.readers.picture.label_of`, of every mask.
         kind: ``"nonzero"`` or ``"threshold"`` to say which; ``"auto"`` to find out.
         folder: Folder of the masks, for messages.
 

@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
 from monai_unetpp.data.decathlon import Case, check_name, write_decathlon
-from monai_unetpp.data.sources.masks import LOSSY, MASK_KINDS, label_of, mask_rule
+from monai_unetpp.data.sources.masks import MASK_KINDS, mask_rule
 from monai_unetpp.files import PathLike
-from monai_unetpp.readers.itk import last_line
+from monai_unetpp.readers.picture import LOSSY, PICTURE_SUFFIXES, label_of, read_raw
 
 __all__ = ["NAME", "write_slices"]
 
 NAME = r"(?:.*_)?(?P<scan>[^_]+)_(?P<slice>\d+)"
-PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 
 logger = logging.getLogger(__name__)
 
@@ -131,10 +129,10 @@ class _PictureAndMask(NamedTuple):
 
 def _scans(images: Path, masks: Path, name: re.Pattern[str]) -> Mapping[str, Sequence[_PictureAndMask]]:
     """Of every scan its slices in their order."""
-    pictures = [path for path in sorted(images.glob("*")) if path.suffix.lower() in PICTURES]
+    pictures = [path for path in sorted(images.glob("*")) if path.suffix.lower() in PICTURE_SUFFIXES]
     if not pictures:
         raise FileNotFoundError(
-            f"images must be a folder of pictures ({', '.join(PICTURES)}): {images} has none."
+            f"images must be a folder of pictures ({', '.join(PICTURE_SUFFIXES)}): {images} has none."
         )
     found: dict[str, list[_PictureAndMask]] = {}
     for path in pictures:
@@ -144,7 +142,8 @@ def _scans(images: Path, masks: Path, name: re.Pattern[str]) -> Mapping[str, Seq
                 f"{path} must be named like {name.pattern}, with the scan and the number of the slice."
             )
         mask = next(
-            (p for p in (masks / f"{path.stem}{s}" for s in (path.suffix, *PICTURES)) if p.exists()), None
+            (p for p in (masks / f"{path.stem}{s}" for s in (path.suffix, *PICTURE_SUFFIXES)) if p.exists()),
+            None,
         )
         if mask is None:
             raise FileNotFoundError(f"{path} has no mask: there is no {masks / path.name}.")
@@ -175,17 +174,9 @@ def _stack(
     return np.stack(slices, axis=-1)
 
 
-def _read(path: Path) -> NDArray[Any]:
-    """Return a picture, (rows, columns) or with colours; a palette becomes its colours."""
-    try:
-        return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
-    except RuntimeError as error:
-        raise ValueError(f"{path} cannot be read: {last_line(error)}") from error
-
-
 def _grey(path: Path) -> NDArray[Any]:
     """Return the grey values of a picture; of colours their mean, rounded."""
-    picture = _read(path)
+    picture = read_raw(path)
     if picture.ndim == 2:
         return picture
     colours = picture[..., : 3 if picture.shape[-1] > 2 else 1]
@@ -193,7 +184,7 @@ def _grey(path: Path) -> NDArray[Any]:
 
 
 def _numbers(path: Path) -> NDArray[np.int64]:
-    return label_of(_read(path), lossy=path.suffix.lower() in LOSSY)
+    return label_of(read_raw(path), lossy=path.suffix.lower() in LOSSY)
 
 
 def _narrow(image: NDArray[Any]) -> NDArray[Any]:

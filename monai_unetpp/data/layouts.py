@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layouts in which people keep a data set: Decathlon, nnU-Net v2, two folders of equal names.
+
+A case of several files, one per channel, is named by the first of them, ``case_0000.nii.gz``: what loads it
+finds ``case_0001.nii.gz`` and so on beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from monai.data import load_decathlon_datalist
+
+from monai_unetpp.files import PathLike
+from monai_unetpp.readers import PICTURE_SUFFIXES, SUFFIXES, is_series
+from monai_unetpp.readers.names import CHANNEL, stem_of
+
+__all__ = ["VOLUMES", "WANTED", "Layout", "find_layout", "index_labels", "read_index", "real_path"]
+
+VOLUMES = (".nii", ".nii.gz", *SUFFIXES)
+IMAGES = ("images", "imagesTr", "image", "img", "imgs", "scans", "volumes")
+MASKS = ("labels", "labelsTr", "masks", "mask", "label", "annotations", "segmentations")
+
+WANTED = (
+    "It must hold a data set: dataset.json in the layout of the Decathlon (imagesTr, labelsTr) or of nnU-Net "
+    "v2 (imagesTr/CASE_0000.nii.gz), or two folders of equal names, such as images and labels."
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A data set as it lies in its folder; nothing of its images is read.
+
+    Args:
+        kind: ``"decathlon"``, ``"nnunet"`` or ``"folders"``.
+        cases: One dictionary per case with the paths of ``"image"`` and ``"label"``, and the name of the
+            ``"scan"`` where it is known.
+        labels: Value of a class -> its name, where ``dataset.json`` says so; the background first.
+        modality: Names of the channels, where ``dataset.json`` says so.
+        channels: Files per case.
+        problems: Path -> what is wrong there.
+    """
+
+    kind: str
+    cases: list[dict[str, str]]
+    labels: dict[int, str] = field(default_factory=dict)
+    modality: list[str] = field(default_factory=list)
+    channels: int = 1
+    problems: dict[str, str] = field(default_factory=dict)
+
+
+def find_layout(
+    dataset_dir: PathLike,
+    images: PathLike | None = None,
+    masks: PathLike | None = None,
+    scan: str | None = None,
+    allow_outside: bool = False,
+) -> Layout:
+    """Find the cases of a data set.
+
+    Args:
+        dataset_dir: Folder of the data set.
+        images: Folder of the images in it, or elsewhere; default ``images``, ``imagesTr`` or the like.
+        masks: Folder of the masks, likewise.
+        scan: Regular expression with a group ``scan`` that finds the scan in the name of a case: cases of one
+            scan, or of one patient, are never divided between training and validation.
+        allow_outside: Whether ``dataset.json`` may name files outside of its folder, by an absolute path,
+            by ``..`` or through a link. Only for a file that you trust.
+
+    Raises:
+        FileNotFoundError: if the folder holds no data set.
+        ValueError: if ``dataset.json`` is damaged, names files outside of its folder or a case without a
+            label, or ``scan`` is no such expression.
+    """
+    root = Path(dataset_dir)
+    index = root / "dataset.json"
+    if images is None and masks is None and index.is_file():
+        layout = _indexed(root, read_index(index), allow_outside)
+    else:
+        layout = _folders(root, images, masks)
+    if scan is not None:
+        layout.cases[:] = [{**case, "scan": _scan(case, _expression(scan))} for case in layout.cases]
+    return layout
+
+
+def read_index(index: Path) -> dict[str, Any]:
+    """Return what ``dataset.json`` says.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError("it must hold an object")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{index} is not the index of a data set: {error}.") from error
+    return content
+
+
+def index_labels(index: Path, content: Mapping[str, Any]) -> dict[int, str]:
+    """Return value -> name of the classes, of the Decathlon (value first) or of nnU-Net v2 (name first).
+
+    Raises:
+        ValueError: if they are neither, overlap (regions), or exclude voxels (ignore).
+    """
+    labels = content.get("labels")
+    if not isinstance(labels, dict) or not labels:
+        raise ValueError(f"{index} is not the index of a data set: it has no labels.")
+    if any(isinstance(value, list) for value in labels.values()):
+        raise ValueError(f"{index} has regions, classes that overlap: only classes that do not are known.")
+    if "ignore" in labels:
+        raise ValueError(f"{index} has the label ignore, which is not known: give these voxels a class.")
+    try:
+        if all(str(key).isdecimal() for key in labels):
+            found = {int(key): str(name) for key, name in labels.items()}
+        else:
+            found = {int(value): str(name) for name, value in labels.items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{index} is not the index of a data set: its labels are {labels}.") from error
+    return dict(sorted(found.items()))
+
+
+def _indexed(root: Path, content: Mapping[str, Any], allow_outside: bool) -> Layout:
+    """Read the cases that ``dataset.json`` lists, or, of nnU-Net, those that lie beside it."""
+    index = root / "dataset.json"
+    decathlon = "channel_names" not in content  # which nnU-Net has
+    names = content.get("modality" if decathlon else "channel_names", {})
+    modality = [str(name) for name in (names.values() if isinstance(names, dict) else [])]
+    layout = Layout(
+        "decathlon" if decathlon else "nnunet",
+        [],
+        index_labels(index, content),
+        modality,
+        1 if decathlon else len(modality),
+    )
+    cases = _decathlon(index) if decathlon else _nnunet(root, content, layout.channels)
+    if not allow_outside:
+        _check_inside(index, [path for _, files, mask in cases for path in (*files, mask)])
+    for name, files, mask in cases:
+        _add(layout, name, files, mask)
+    return layout
+
+
+_Listed = list[tuple[str, list[Path], Path]]  # name, files, mask
+
+
+def _decathlon(index: Path) -> _Listed:
+    try:
+        cases = load_decathlon_datalist(index, is_segmentation=True)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is not a Decathlon data set: {error!r}.") from error
+    if not cases:
+        raise ValueError(f"{index} lists no training cases.")
+    lacking = [case for case in cases if not all(isinstance(case.get(k), str) for k in ("image", "label"))]
+    if lacking:
+        raise ValueError(f"{index} must name an image and a label for every training case, got {lacking[0]}.")
+    return [(case.get("scan", ""), [Path(case["image"])], Path(case["label"])) for case in cases]
+
+
+def _nnunet(root: Path, content: Mapping[str, Any], channels: int) -> _Listed:
+    index, ending, listed = (
+        root / "dataset.json",
+        str(content.get("file_ending", ".nii.gz")),
+        content.get("dataset"),
+    )
+    try:
+        if listed is not None:
+            return [
+                (name, [root / path for path in case["images"]], root / case["label"])
+                for name, case in listed.items()
+            ]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{index} is not a data set of nnU-Net: {error!r}.") from error
+    stems = [
+        path.name.removesuffix(ending) for path in _listed(root / "imagesTr") if path.name.endswith(ending)
+    ]
+    names = sorted({found["case"] for stem in stems if (found := CHANNEL.fullmatch(stem))})
+    if not names:
+        raise ValueError(
+            f"{index} is of nnU-Net, but {root / 'imagesTr'} has no file like CASE_0000{ending}."
+        )
+    return [
+        (
+            name if channels > 1 else "",
+            [root / "imagesTr" / f"{name}_{n:04d}{ending}" for n in range(channels)],
+            root / "labelsTr" / f"{name}{ending}",
+        )
+        for name in names
+    ]
+
+
+def _check_inside(index: Path, paths: Sequence[Path]) -> None:
+    """Raise if a data set names files outside of its folder, before any of them is opened."""
+    home = real_path(index.parent)
+    outside = [path for path in paths if not real_path(path).is_relative_to(home)]
+    if outside:
+        raise ValueError(
+            f"{index} names {len(outside)} files outside of its folder, first {outside[0]}: move them into "
+            "it, or, if you trust it, set allow_outside=True (--dataset#allow_outside True)."
+        )
+
+
+def real_path(path: PathLike) -> Path:
+    """Return a path without links."""
+    return Path(os.path.realpath(path))  # before Python 3.13 Path.resolve raises on a loop of links
+
+
+def _add(layout: Layout, scan: str, files: Sequence[Path], mask: Path) -> None:
+    """Add a case, or the files that it lacks to the problems."""
+    for path in (*files, mask):
+        if not path.exists():
+            channel = f"channel {files.index(path)}" if path in files and len(files) > 1 else "image"
+            layout.problems[str(path)] = (
+                f"does not exist: {'mask' if path == mask else channel} of {files[0]}"
+            )
+    if all(path.exists() for path in (*files, mask)):
+        layout.cases.append({"image": str(files[0]), "label": str(mask), **({"scan": scan} if scan else {})})
+
+
+def _folders(root: Path, images: PathLike | None, masks: PathLike | None) -> Layout:
+    """Match two folders by the names of their files."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root.absolute()} does not exist. {WANTED}")
+    places = [_folder(root, given, names) for given, names in ((images, IMAGES), (masks, MASKS))]
+    if places[0] is None or places[1] is None:
+        raise FileNotFoundError(f"{root.absolute()} holds no data set. {WANTED}")
+    files, labels = _listed(places[0]), _listed(places[1])
+    by_stem: dict[str, list[Path]] = {}
+    for path in labels:
+        by_stem.setdefault(stem_of(path), []).append(path)
+    layout = Layout("folders", [])
+    groups: dict[str, list[Path]] = {}
+    for path in files:
+        stem = stem_of(path)
+        found = CHANNEL.fullmatch(stem)
+        several = found is not None and stem not in by_stem and found["case"] in by_stem
+        groups.setdefault(found["case"] if several and found else stem, []).append(path)
+    channels = {len(paths) for paths in groups.values()}
+    layout = Layout("folders", [], channels=max(channels, default=1))
+    for name, paths in groups.items():
+        masks_of = by_stem.pop(name, [])
+        stems = [stem_of(path) for path in paths]
+        twice = next((path for n, path in enumerate(paths) if stems[n] in stems[:n]), None)
+        if twice is not None:
+            layout.problems[str(twice)] = f"has the name of another image: {paths[0]}"
+        elif len(masks_of) > 1:
+            layout.problems[str(masks_of[1])] = f"has the name of another mask: {masks_of[0]}"
+        elif not masks_of:
+            layout.problems[str(paths[0])] = f"has no mask: {places[1]} has no file of the name {name}"
+        elif len(paths) < layout.channels:
+            number = next(n for n in range(layout.channels) if f"{name}_{n:04d}" not in stems)
+            layout.problems[str(paths[0])] = f"has no channel {number}: there is no {name}_{number:04d}"
+        else:
+            _add(layout, name if len(paths) > 1 else "", paths, masks_of[0])
+    for paths in by_stem.values():
+        layout.problems[str(paths[0])] = f"has no image: {places[0]} has no file of its name"
+    return layout
+
+
+def _folder(root: Path, given: PathLike | None, names: Sequence[str]) -> Path | None:
+    if given is not None:
+        if not (root / given).is_dir():
+            raise FileNotFoundError(f"{(root / given).absolute()} is no folder. {WANTED}")
+        return root / given
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def _listed(folder: Path) -> list[Path]:
+    """Return the volumes, pictures and series in a folder, sorted, without hidden ones."""
+    if not folder.is_dir():
+        return []
+    known = (*VOLUMES, *PICTURE_SUFFIXES)
+    paths = sorted(path for path in folder.iterdir() if path.name[0] != ".")
+    return [p for p in paths if (is_series(p) if p.is_dir() else p.name.lower().endswith(known))]
+
+
+def _expression(scan: str) -> re.Pattern[str]:
+    try:
+        pattern = re.compile(scan)
+    except re.error as error:
+        raise ValueError(f"scan must be a regular expression, got {scan!r}: {error}.") from error
+    if "scan" not in pattern.groupindex:
+        raise ValueError(f"scan must have the group (?P<scan>...), got {scan!r}.")
+    return pattern
+
+
+def _scan(case: Mapping[str, str], pattern: re.Pattern[str]) -> str:
+    found = pattern.search(stem_of(case["image"]))
+    if found is None:
+        raise ValueError(
+            f"scan must fit the name of every case, {pattern.pattern!r} does not fit {case['image']}."
+        )
+    return found["scan"]

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle for one's own data, every choice explained.
+
+- measuring, fingerprint: what the cases are like, one by one
+- problems: what does not fit, by file
+- rules: from a fingerprint to settings, each with its reason; images, patches, training: their parts
+- budget: memory and time of a training step
+- writing: the bundle
+- command: all of it
+"""
+
+from monai_unetpp.planning.choices import Choice, Machine, Plan
+from monai_unetpp.planning.command import parse_memory, plan_bundle
+from monai_unetpp.planning.fingerprint import Fingerprint, take_fingerprint
+from monai_unetpp.planning.measuring import CaseFacts
+from monai_unetpp.planning.rules import make_plan
+
+__all__ = [
+    "CaseFacts",
+    "Choice",
+    "Fingerprint",
+    "Machine",
+    "Plan",
+    "make_plan",
+    "parse_memory",
+    "plan_bundle",
+    "take_fingerprint",
+]

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training step takes, by formula from widths, strides and patch; and what this machine can do.
+
+The factors are fitted to ``benchmarks/results/growth.csv``, with which ``tests/test_planning.py`` compares
+them.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from monai_unetpp.levels.cost import multiply_adds
+from monai_unetpp.losses import DeepSupervisionDiceLoss
+from monai_unetpp.network import UNetPlusPlus
+from monai_unetpp.readers.memory import available_memory
+
+__all__ = ["memory_of_machine", "speed_of_machine", "step_memory", "step_multiply_adds", "total_memory"]
+
+BYTES = 4  # of a float32
+MAPS_KEPT = 2.65  # maps per node that the backward pass needs
+MAPS_PASSING = 3.4  # full-size maps that live at the same time, beside them
+LOGITS_KEPT = 2.5  # arrays of the size of the logits, in the loss
+GRADIENTS = 2.25  # arrays of the size of the weights at the end of the backward pass
+STATES = 4  # weights, gradients, and two of the optimizer
+PLAIN = 2.5  # times as much without the memory path, as on a GPU (benchmarks/README.md)
+STEP = 3.0  # multiply-adds of a training step, of those of a forward pass
+REFERENCE = {3: (40, 48, 40), 2: (256, 256)}  # patch by which the speed of a machine is measured
+BATCH = 2
+SHARE_OF_MEMORY = 0.6  # the rest is for the cases and for the process
+
+
+def step_memory(net: UNetPlusPlus, patch: Sequence[int], batch: int, plain: bool = False) -> float:
+    """Return the peak memory of a training step beyond weights and optimizer, bytes; an estimate.
+
+    Args:
+        net: Network; it may be on the device ``meta``.
+        patch: Size of the patch, voxels.
+        batch: Patches per step.
+        plain: Whether the network computes by plain torch, as on a GPU.
+    """
+    spec = net.spec
+    voxels = [
+        math.prod(math.ceil(n / d) for n, d in zip(patch, spec.divisors(i), strict=True))
+        for i in range(spec.depth + 1)
+    ]
+    kept = sum(
+        spec.width(i, j) * voxels[i] for i, j in [*((i, 0) for i in range(spec.depth + 1)), *spec.nodes]
+    )
+    maps = MAPS_KEPT * kept + MAPS_PASSING * spec.channels[0] * voxels[0]
+    logits = LOGITS_KEPT * len(spec.levels) * spec.out_channels * voxels[0]
+    activations = batch * BYTES * (maps + logits) * (PLAIN if plain else 1)
+    return max(activations, GRADIENTS * BYTES * _parameters(net))
+
+
+def total_memory(net: UNetPlusPlus, patch: Sequence[int], batch: int, plain: bool = False) -> float:
+    """Return the memory of a training step with weights, gradients and optimizer, bytes; an estimate."""
+    return step_memory(net, patch, batch, plain) + STATES * BYTES * _parameters(net)
+
+
+def step_multiply_adds(net: UNetPlusPlus, patch: Sequence[int], batch: int) -> float:
+    """Return the multiply-adds of a training step."""
+    return STEP * batch * multiply_adds(net, (1, net.spec.in_channels, *patch))
+
+
+def memory_of_machine(device: torch.device) -> float:
+    """Return the bytes that a training may take on a device."""
+    if device.type == "cuda":
+        return 0.9 * torch.cuda.mem_get_info(device)[0]
+    return SHARE_OF_MEMORY * (available_memory() or 8 * 2**30)
+
+
+def speed_of_machine(network: dict[str, Any], device: torch.device) -> float:
+    """Return the multiply-adds per second of training steps on a device, measured in a few seconds.
+
+    Args:
+        network: Arguments of the network.
+        device: Where to measure.
+    """
+    net = UNetPlusPlus(**network).to(device).train()
+    dims = net.spec.spatial_dims
+    patch = REFERENCE[dims]
+    x = torch.rand(BATCH, net.spec.in_channels, *patch, device=device)
+    target = torch.zeros(BATCH, 1, *patch, device=device)
+    loss = DeepSupervisionDiceLoss(include_background=False, batch=True)
+    seconds = []
+    for _ in range(4):
+        started = time.perf_counter()
+        loss(net(x), target).backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return step_multiply_adds(net, patch, BATCH) / statistics.median(seconds)
+
+
+def _parameters(net: UNetPlusPlus) -> int:
+    return sum(p.numel() for p in net.parameters())

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a folder of data to a bundle: fingerprint, plan, files; nothing is written before all of it fits."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from monai_unetpp.files import PathLike, refuse_existing
+from monai_unetpp.planning.budget import memory_of_machine, speed_of_machine
+from monai_unetpp.planning.choices import Machine, Plan
+from monai_unetpp.planning.fingerprint import Fingerprint, take_fingerprint
+from monai_unetpp.planning.patches import WIDTH
+from monai_unetpp.planning.rules import make_plan
+from monai_unetpp.planning.writing import write_bundle
+from monai_unetpp.readers.memory import available_memory
+
+__all__ = ["parse_memory", "plan_bundle"]
+
+logger = logging.getLogger(__name__)
+
+MOST_LISTED = 100  # problems
+HOURS = {"cpu": 1.0, "cuda": 8.0}
+UNITS = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def plan_bundle(
+    data: PathLike,
+    out: PathLike,
+    images: PathLike | None = None,
+    masks: PathLike | None = None,
+    scan: str | None = None,
+    foreground: bool = False,
+    classes: Sequence[str] | None = None,
+    allow_empty: bool = False,
+    skip_bad: bool = False,
+    memory: float | None = None,
+    hours: float | None = None,
+    device: str | None = None,
+    given: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> tuple[Fingerprint, Plan]:
+    """Write a bundle for a data set of one's own.
+
+    What does not fit is listed by file, all at once. Measured cases are kept in ``.NAME.measured.jsonl``
+    beside ``out`` until the bundle is written, so that a run that was stopped goes on.
+
+    Args:
+        data: Folder of the data set, see :func:`~monai_unetpp.data.layouts.find_layout`.
+        out: Folder to make; its name is the bundle's.
+        images: Folder of the images in it, where there is no ``dataset.json``.
+        masks: Folder of the masks, likewise.
+        scan: Regular expression with a group ``scan``, which finds the scan in the name of a case.
+        foreground: Whether all that is not 0 in a mask is one class, as for maps of instances.
+        classes: Names of the classes without the background.
+        allow_empty: Whether a mask may be empty.
+        skip_bad: Whether to go on without the cases that do not fit.
+        memory: Bytes that a training step may take; default what the machine has.
+        hours: Time of the training, h; default 1 on a CPU, 8 on a GPU.
+        device: Such as ``"cpu"``; default a GPU if there is one.
+        given: Settings that are not chosen but taken, see :func:`~monai_unetpp.planning.rules.make_plan`.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        FileExistsError: if ``out`` exists.
+        FileNotFoundError: if ``data`` holds no data set.
+        ValueError: if cases do not fit and ``skip_bad`` is false, more memory is wanted than there is, or no
+            plan is possible.
+    """
+    out, data = Path(out), Path(data)
+    refuse_existing(out)
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    limit = _memory(where, memory)
+    log = out.parent / f".{out.name}.measured.jsonl"
+    fingerprint = take_fingerprint(
+        data, images, masks, scan, foreground, classes, allow_empty, log, progress=progress
+    )
+    if fingerprint.problems and not skip_bad:
+        raise ValueError(_listed(data, fingerprint.problems))
+    kind = where.type
+    dims = 2 if all(case.picture or case.size[2] == 1 for case in fingerprint.cases) else 3
+    widths = [WIDTH[kind] * 2**i for i in range(4)]
+    network = {"spatial_dims": dims, "in_channels": 1, "out_channels": 2, "channels": widths, "strides": 2}
+    machine = Machine(
+        kind,
+        limit,
+        speed_of_machine(network, where),
+        HOURS[kind] if hours is None else hours,
+        0.25 * (available_memory() or 2**34),
+        0 if kind == "cpu" else 8,
+    )
+    plan = make_plan(fingerprint, machine, given)
+    write_bundle(plan, fingerprint, out, _readme(fingerprint, plan, out))
+    log.unlink(missing_ok=True)
+    return fingerprint, plan
+
+
+def parse_memory(text: str) -> float:
+    """Return bytes from text such as ``8GB``, ``500 MB`` or ``8``, which are GB.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    found = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?b)?\s*", text.lower())
+    try:
+        number = float(found[1]) if found else 0.0
+    except ValueError:
+        number = 0.0
+    if found is None or number <= 0:
+        raise ValueError(f"memory must be such as 8GB or 500MB, got {text!r}.")
+    return number * UNITS[found[2] or ("b" if found[3] else "g")]
+
+
+def _memory(device: torch.device, wanted: float | None) -> float:
+    there = memory_of_machine(device)
+    if wanted is not None and wanted > there:
+        raise ValueError(
+            f"memory must be at most {there / 2**30:.1f}GB, which this {device.type} can spare, got "
+            f"{wanted / 2**30:.1f}GB; to plan for another machine, run it there."
+        )
+    return there if wanted is None else wanted
+
+
+def _listed(data: Path, problems: Mapping[str, str]) -> str:
+    lines = [f"  {path} {why}" for path, why in list(problems.items())[:MOST_LISTED]]
+    if len(problems) > MOST_LISTED:
+        lines.append(f"  and {len(problems) - MOST_LISTED} more")
+    return "\n".join(
+        [f"{len(problems)} files of {data} do not fit; --skip-bad goes on without them:", *lines]
+    )
+
+
+def _readme(fingerprint: Fingerprint, plan: Plan, out: Path) -> str:
+    """Return the text of the bundle's README: the data, the choices with their reasons, the next commands."""
+    root = out.as_posix()
+    rows = [f"| {name} | {value} |" for name, value in fingerprint.table()]
+    choices = [f"| `{c.key}` | {c.value} | {c.reason} |" for c in plan.choices]
+    left = [f"- `{path}` {why}" for path, why in fingerprint.problems.items()]
+    lines = [
+        f"# {out.name}",
+        "",
+        f"A UNet++ for {', '.join(fingerprint.labels[1:])}, planned by `monai-unetpp plan` for the data set",
+        f"`{Path(fingerprint.data).name}`. Any setting is a key of `train.json`, to be changed there or on",
+        "the command line.",
+        "",
+        "```bash",
+        f"python -m monai.bundle run --config_file {root}/train.json",
+        f"monai-unetpp evaluate {root}",
+        f"monai-unetpp levels {root}",
+        f"monai-unetpp segment -i SCANS -o MASKS --bundle {root}",
+        "```",
+        "",
+        "## The data",
+        "",
+        "| | |",
+        "| --- | --- |",
+        *rows,
+        "",
+        "## The choices",
+        "",
+        "| setting | value | reason |",
+        "| --- | --- | --- |",
+        *choices,
+        "",
+    ]
+    if left:
+        lines += ["## Left out", "", *left, ""]
+    return "\n".join(lines)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the network sees of an image: dimensions, spacing, normalisation."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from monai_unetpp.planning.choices import Choices
+from monai_unetpp.planning.fingerprint import Fingerprint
+from monai_unetpp.planning.measuring import CaseFacts
+
+__all__ = ["SHORTEST", "choose_images", "median_size"]
+
+SHORTEST = 4  # voxels of the last row (Isensee)
+ANISOTROPIC = 3.0  # spacing of an axis over that of the others, from which slices are thick (Isensee)
+THICK_QUANTILE = 0.1  # of the spacings of a thick axis: the thin ones of the data set (Isensee)
+MANY_ZEROS = 0.25  # share of voxels that are 0 in all channels, as around a skull that was stripped (Isensee)
+VARYING = 2.0  # ratio of the brightness of what is segmented, from which each picture is normalised by itself
+IN_HU = ("ct", "ct_", "computed tomography")
+
+
+def choose_images(choose: Choices, fingerprint: Fingerprint) -> None:
+    """Choose dimensions, channels, classes, spacing and normalisation."""
+    cases = fingerprint.cases
+    choose.make("spatial_dims", lambda: _spatial_dims(cases))
+    choose.make("in_channels", lambda: (max(c.channels for c in cases), ", ".join(fingerprint.modality)))
+    choose.make("out_channels", lambda: (len(fingerprint.labels), ", ".join(fingerprint.labels)))
+    if fingerprint.label_values is not None:
+        choose.make("label_values", lambda: (fingerprint.label_values, _reason_of_values(fingerprint)))
+    choose.make("pixdim", lambda: _pixdim(cases, choose["spatial_dims"]))
+    _normalisation(choose, fingerprint)
+
+
+def _spatial_dims(cases: Sequence[CaseFacts]) -> tuple[int, str]:
+    if all(case.picture for case in cases):
+        return 2, "the images are pictures"
+    flat = statistics.median(case.size[2] for case in cases)
+    if flat < SHORTEST:
+        return 2, f"the volumes have {flat:g} slices, fewer than {SHORTEST}"
+    return 3, "the images are volumes"
+
+
+def _pixdim(cases: Sequence[CaseFacts], dims: int) -> tuple[list[float], str]:
+    """Median spacing by axis; along thick slices a thin one of the data set, so that little is lost."""
+    if all(case.picture for case in cases):
+        return [1.0, 1.0, 1.0], "pictures keep their pixels"
+    spacings = np.array([case.spacing for case in cases])
+    median = np.median(spacings, axis=0)
+    reason = f"median of {len(cases)} spacings"
+    if dims == 2:
+        return [*_figures(median[:2]), -1], f"{reason}; slices are not resampled across"
+    thick, others = int(median.argmax()), [a for a in range(3) if a != int(median.argmax())]
+    sizes = np.median([case.size for case in cases], axis=0)
+    few = sizes[thick] * ANISOTROPIC < sizes[others].min()
+    if median[thick] / median[others].max() >= ANISOTROPIC and few:
+        median[thick] = np.quantile(spacings[:, thick], THICK_QUANTILE)
+        median[thick] = max(median[thick], median[others].max())
+        reason += f"; slices are thick, and along them it is the {THICK_QUANTILE:.0%} quantile (Isensee)"
+    return _figures(median), reason
+
+
+def _normalisation(choose: Choices, fingerprint: Fingerprint) -> None:
+    """CT: a window of HU; MR and others: mean 0 and standard deviation 1 by case; pictures: their range."""
+    cases, names = fingerprint.cases, [name.lower() for name in fingerprint.modality]
+    hu = all(name in IN_HU for name in names) or (names == ["channel 0"] and _looks_like_hu(cases))
+    choose.make(
+        "hounsfield", lambda: (hu, "modality CT" if names != ["channel 0"] and hu else _of_values(hu))
+    )
+    if choose["hounsfield"]:
+        choose.make("hu_range", lambda: _window(cases))
+        return
+    pictures = all(case.picture for case in cases)
+    high = max(max(case.high) for case in cases)
+    bits = 255 if high <= 255 else 65535
+    medians = [np.mean([each[len(each) // 2] for each in case.quantiles]) for case in cases if case.centre]
+    low, top = np.quantile(medians, [0.1, 0.9])
+    vary = top / max(low, 1e-6)
+    if pictures and all(case.whole for case in cases) and vary < VARYING:
+        choose.make(
+            "hu_range", lambda: ([0, bits], f"pictures of {8 if bits == 255 else 16} bits, equally bright")
+        )
+        return
+    choose.make("hu_range", lambda: (None, "no unit that is the same in all images"))
+    zero = statistics.median(case.zero for case in cases)
+    nonzero = not pictures and zero > MANY_ZEROS
+    why = (
+        f"mean 0, standard deviation 1 by case and channel{', of what is not 0' if nonzero else ''} (Isensee)"
+    )
+    if pictures:
+        why += f": what is segmented differs in brightness by a factor of {vary:.1f}"
+    elif nonzero:
+        why += f": {zero:.0%} of the voxels are 0"
+    choose.make("normalize_nonzero", lambda: (nonzero, why))
+
+
+def _looks_like_hu(cases: Sequence[CaseFacts]) -> bool:
+    """Whether images of unknown modality are CT: whole numbers from air, -1000, on."""
+    lows = [case.low[0] for case in cases]
+    return all(case.whole and case.channels == 1 for case in cases) and statistics.median(lows) < -500
+
+
+def _of_values(hu: bool) -> str:
+    return "values are those of HU, from air on" if hu else "not CT"
+
+
+def _window(cases: Sequence[CaseFacts]) -> tuple[list[int], str]:
+    """0.5 and 99.5 percentile of the foreground over all cases."""
+    pooled = np.concatenate([case.quantiles[0] for case in cases if case.centre])
+    low, high = np.percentile(pooled, [0.5, 99.5])
+    return [math.floor(low), math.ceil(high)], "0.5 and 99.5 percentile of the foreground, HU (Isensee)"
+
+
+def _reason_of_values(fingerprint: Fingerprint) -> str:
+    values = fingerprint.label_values
+    if values == "nonzero":
+        return "all that is not 0 is the class"
+    if values == "threshold":
+        return "masks are JPEG: what is brighter than 127 is the class"
+    return f"values of {', '.join(fingerprint.labels)} in the masks"
+
+
+def median_size(cases: Sequence[CaseFacts], pixdim: Sequence[float]) -> list[int]:
+    """Median size at the spacing of the network, voxels."""
+    sizes = [
+        [n * a / (b if b > 0 else a) for n, a, b in zip(case.size, case.spacing, pixdim, strict=True)]
+        for case in cases
+    ]
+    return [max(1, round(float(n))) for n in np.median(sizes, axis=0)]
+
+
+def _figures(values: Any) -> list[float]:
+    return [float(f"{value:.4g}") for value in values]

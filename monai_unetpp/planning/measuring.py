@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measuring one case: geometry, intensities, classes, and what is wrong with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage  # type: ignore[import-untyped]
+
+from monai_unetpp.readers import is_picture, other_channels, volume_loader
+from monai_unetpp.readers.names import segment_names
+from monai_unetpp.readers.picture import LOSSY, read_numbers
+from monai_unetpp.transforms.classes import HALF_OF_8_BIT
+
+__all__ = ["CaseFacts", "inside", "measure_case"]
+
+QUANTILES = np.linspace(0, 100, 201)  # percentiles of a case that are kept, per channel
+SAMPLE = 20_000  # voxels per case and channel from which they are taken
+MAX_VALUES = 20  # values of a mask up to which each is measured; more are instances
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """What one case is like; axes are those of the patient, left to right, back to front, feet to head.
+
+    Args:
+        image: Path of the image in the data set.
+        label: Path of its mask.
+        scan: Name of the scan, where several cases are of one.
+        size: Voxels along each axis.
+        spacing: Distance between voxels, mm.
+        channels: Number of channels.
+        picture: Whether the image is a picture.
+        whole: Whether all values are whole numbers.
+        low: Smallest value by channel.
+        high: Largest value by channel.
+        zero: Share of the voxels that are 0 in all channels.
+        quantiles: Percentiles of the foreground by channel, in steps of 0.5.
+        mean: Mean over the image by channel.
+        std: Standard deviation, likewise.
+        values: Value of the mask -> voxels, components, and voxels of the median component.
+        centre: Centre of the foreground, as a share of the size, by axis.
+        lossy: Whether the mask is a JPEG.
+        names: Value -> name, where the mask has names (3D Slicer).
+        sha: Checksum of the files.
+        warnings: What is odd.
+        problem: Why the case cannot be used.
+    """
+
+    image: str
+    label: str
+    scan: str | None = None
+    size: tuple[int, ...] = ()
+    spacing: tuple[float, ...] = ()
+    channels: int = 0
+    picture: bool = False
+    whole: bool = False
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    zero: float = 0.0
+    quantiles: tuple[tuple[float, ...], ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    values: dict[str, tuple[int, int, float]] = field(default_factory=dict)
+    centre: tuple[float, ...] = ()
+    lossy: bool = False
+    names: dict[str, str] = field(default_factory=dict)
+    sha: str = ""
+    warnings: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def measure_case(case: Mapping[str, str], root: Path) -> CaseFacts:
+    """Load a case and measure it; what is wrong with it becomes its ``problem``."""
+    image, label = Path(case["image"]), Path(case["label"])
+    facts = CaseFacts(inside(root, image), inside(root, label), case.get("scan"))
+    try:
+        return _measure(facts, image, label)
+    except (OSError, ValueError, RuntimeError) as error:
+        return dataclasses.replace(facts, problem=str(error))
+
+
+def _measure(facts: CaseFacts, image: Path, label: Path) -> CaseFacts:
+    load = volume_loader(modality=None)
+    volumes = [load(path) for path in (image, *(other_channels(image) if not image.is_dir() else []))]
+    loaded = volumes[0]
+    wrong = next((each for each in volumes[1:] if each.shape != loaded.shape), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong.meta['filename_or_obj']} is not on the grid of {image}")
+    values = torch.cat([each.as_tensor() for each in volumes]).numpy()
+    if is_picture(image) and (values == values[:1]).all():
+        values = values[:1]  # grey, stored as colours
+    if values.ndim != 4:
+        raise ValueError(
+            f"{image} must be a volume of three axes or a picture, got {list(values.shape[1:])}."
+        )
+    finite = np.isfinite(values)
+    if not finite.all():
+        raise ValueError(f"{image} has {int((~finite).sum())} voxels that are NaN or infinite")
+    if is_picture(label):
+        mask = read_numbers(label)
+        if not is_picture(image):
+            raise ValueError(f"{label} is a picture, {image} is a volume")
+    else:
+        found = load(label)
+        mask = found[0].numpy()
+        if found.shape[0] != 1:
+            raise ValueError(f"{label} has {found.shape[0]} channels: classes that overlap are not known")
+        _check_grid(image, label, loaded, found)
+    if mask.shape != values.shape[1:]:
+        raise ValueError(f"{label} is of {_by(mask.shape)} voxels, {image} of {_by(values.shape[1:])}")
+    axes = _axes(loaded.affine.numpy())
+    zooms = np.linalg.norm(loaded.affine.numpy()[:3, :3], axis=0)
+    foreground = mask > HALF_OF_8_BIT if label.suffix.lower() in LOSSY else mask != 0
+    where = values[:, foreground] if foreground.any() else values.reshape(len(values), -1)
+    step = max(1, where.shape[1] // SAMPLE)
+    quantiles = np.percentile(where[:, ::step], QUANTILES, axis=1).T
+    centre = ndimage.center_of_mass(foreground) if foreground.any() else ()
+    return dataclasses.replace(
+        facts,
+        size=tuple(int(mask.shape[a]) for a in axes),
+        spacing=tuple(round(float(zooms[a]), 5) for a in axes),
+        channels=len(values),
+        picture=is_picture(image),
+        whole=bool((values == np.rint(values)).all()),
+        low=_rounded(values.min(axis=(1, 2, 3))),
+        high=_rounded(values.max(axis=(1, 2, 3))),
+        zero=round(float((values == 0).all(axis=0).mean()), 4),
+        quantiles=tuple(_rounded(each) for each in quantiles),
+        mean=_rounded(values.mean(axis=(1, 2, 3), dtype=np.float64)),
+        std=_rounded(values.std(axis=(1, 2, 3), dtype=np.float64)),
+        values=_values(mask, label.suffix.lower() in LOSSY),
+        centre=tuple(round(float(centre[a]) / mask.shape[a], 3) for a in axes) if centre else (),
+        lossy=label.suffix.lower() in LOSSY,
+        names=segment_names(label),
+        sha=_checksum([image]) if image.is_file() else "",
+        warnings=tuple(loaded.meta.get("warnings", ())),
+    )
+
+
+def _check_grid(image: Path, label: Path, loaded: Any, found: Any) -> None:
+    if loaded.shape[1:] != found.shape[1:]:
+        return  # said with both sizes
+    corner = np.array([*(n - 1 for n in loaded.shape[1:]), 1.0])
+    difference = np.abs((loaded.affine - found.affine).numpy()[:3])
+    apart = float(np.linalg.norm(difference @ corner))
+    if apart > 0.5 * float(loaded.pixdim.min()):
+        raise ValueError(f"{label} lies elsewhere than {image}: their affines put them {apart:.1f} mm apart")
+
+
+def _values(mask: NDArray[Any], lossy: bool) -> dict[str, tuple[int, int, float]]:
+    """Return value -> voxels, components, voxels of the median component; of many values voxels alone."""
+    if lossy:
+        mask = (mask > HALF_OF_8_BIT) * 255
+    numbers, counts = np.unique(mask, return_counts=True)
+    if (numbers != np.rint(numbers)).any():
+        off = numbers[numbers != np.rint(numbers)]
+        raise ValueError(f"the mask has values that are no whole numbers, such as {off[0]:g}")
+    found = {}
+    for value, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+        components, median = 1, float(count)
+        if value and len(numbers) <= MAX_VALUES:
+            components, median = _components(mask == value)
+        found[str(int(value))] = (int(count), components, median)
+    return found
+
+
+def _components(mask: NDArray[np.bool_]) -> tuple[int, float]:
+    """Return the number of components, which touch at corners as well, and the voxels of the median one."""
+    box = ndimage.find_objects(mask.astype(np.int8))[0]
+    labelled, number = ndimage.label(mask[box], np.ones((3,) * mask.ndim))
+    sizes = np.bincount(labelled.ravel())[1:]
+    return number, float(np.median(sizes))
+
+
+def _axes(affine: NDArray[Any]) -> list[int]:
+    """Return the axes of an array that run closest to left-right, back-front, feet-head."""
+    ornt = nib.io_orientation(affine)[:, 0]  # type: ignore[no-untyped-call]
+    return [int(np.flatnonzero(ornt == axis)[0]) for axis in range(3)]
+
+
+def _rounded(values: Any) -> tuple[float, ...]:
+    return tuple(float(f"{value:.6g}") for value in np.asarray(values).tolist())
+
+
+def inside(root: Path, path: Path) -> str:
+    """Return the path of a file in the data set, or its whole path if it lies elsewhere."""
+    try:
+        return path.relative_to(root).as_posix()
+    except ValueError:
+        return path.as_posix()
+
+
+def _by(shape: Sequence[Any]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _checksum(paths: Sequence[Path]) -> str:
+    found = hashlib.blake2b(digest_size=12)
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+    return found.hexdigest()

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a fingerprint to the settings of a bundle: every rule has a reason, every setting can be given.
+
+The rules and their sources are in ``docs/how-to/plan.md``; "Isensee" is F. Isensee et al., nnU-Net, Nature
+Methods 18 (2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from monai_unetpp.planning.choices import Choices, Machine, Plan
+from monai_unetpp.planning.fingerprint import Fingerprint
+from monai_unetpp.planning.images import choose_images, median_size
+from monai_unetpp.planning.patches import choose_patch
+from monai_unetpp.planning.training import choose_sampling, choose_schedule
+
+__all__ = ["make_plan"]
+
+
+def make_plan(fingerprint: Fingerprint, machine: Machine, given: Mapping[str, Any] | None = None) -> Plan:
+    """Choose the settings of a bundle.
+
+    Args:
+        fingerprint: Fingerprint of the data set.
+        machine: What a training may take.
+        given: Settings that are not chosen but taken, by key; the others follow from them.
+
+    Raises:
+        ValueError: if there are fewer than two scans, ``given`` has an unknown key, or not even the smallest
+            patch fits in the memory.
+    """
+    choose, cases = Choices(given or {}), fingerprint.cases
+    scans = len({case.scan or case.image for case in cases})
+    if scans < 2:
+        raise ValueError(
+            f"{fingerprint.data} has {scans} scan that can be used: at least 2 are required, one to train on "
+            "and one to validate with."
+        )
+    choose_images(choose, fingerprint)
+    size = median_size(cases, choose["pixdim"])
+    choose_patch(choose, size, machine)
+    choose_sampling(choose, fingerprint)
+    choose_schedule(choose, fingerprint, machine, size)
+    unknown = choose.given.keys() - choose.made.keys()
+    if unknown:
+        raise ValueError(f"a plan has no {sorted(unknown)[0]!r}; it has {', '.join(choose.made)}.")
+    return Plan(list(choose.made.values()))

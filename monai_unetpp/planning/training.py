@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How it is trained: which patches, how they are varied, how long."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from monai_unetpp.data import split_cases
+from monai_unetpp.planning.budget import step_multiply_adds
+from monai_unetpp.planning.choices import Choices, Machine
+from monai_unetpp.planning.fingerprint import Fingerprint
+from monai_unetpp.planning.measuring import CaseFacts
+from monai_unetpp.planning.patches import network_of
+
+__all__ = ["choose_sampling", "choose_schedule"]
+
+TINY = 0.25  # diameter of a target over the patch, from which patches are shifted
+MOST_SHIFTED = 16  # voxels
+VALIDATIONS = 20
+SHARE = 0.1  # of the time, for validation
+OVERLAP = 0.25  # of windows in validation
+FORWARD = 1 / 3  # of the time of a step
+LOADING = 1.25  # time of a step with the loading of its patches, of that without
+SIDES = ("left", "right", "links", "rechts")
+
+
+def choose_sampling(choose: Choices, fingerprint: Fingerprint) -> None:
+    """Patches per case, around which classes, shifted or not; flips and rotations."""
+    dims = choose["spatial_dims"]
+    patch = choose["roi_size"][:dims]
+    diameter = _diameter(fingerprint, choose["pixdim"], dims)
+    tiny = diameter < TINY * max(patch)
+    around = "cut around each class equally often; of a class that a case lacks, around the others"
+    choose.make("patches_per_case", lambda: (1, around))
+    wide = f"the median target is {diameter:.0f} voxels wide"
+    shift = [min(MOST_SHIFTED, n // 2) for n in patch] if tiny else None
+    why = "it must not be learnt that it is in the middle" if tiny else "not small beside the patch"
+    choose.make("shift", lambda: (shift, f"{wide}: {why}"))
+    words = {word for name in fingerprint.labels for word in name.lower().replace("_", " ").split()}
+    sided = not words.isdisjoint(SIDES)
+    axes = [axis for axis in range(dims) if not (sided and axis == 0)]
+    mirrored = "left and right are classes" if sided else "mirrored along each axis, p = 0.5 (Isensee)"
+    choose.make("flip_axes", lambda: (axes, mirrored))
+    thick = [axis for axis in range(dims) if choose["kernel_size"][0][axis] == 1]
+    rotate = [0.3] if dims == 2 else [0.26 if thick in ([], [axis]) else 0.0 for axis in range(3)]
+    within = ", within thick slices alone" if thick and dims == 3 else ""
+    choose.make("rotate_range", lambda: (rotate, f"radians{within}"))
+    choose.make("largest_component", lambda: (False, "several components may be right"))
+
+
+def _diameter(fingerprint: Fingerprint, pixdim: Sequence[float], dims: int) -> float:
+    """Median over cases of the diameter of the smallest class's median component, voxels of the network."""
+    found = []
+    for case in fingerprint.cases:
+        zooms = [b if b > 0 else a for a, b in zip(case.spacing, pixdim, strict=True)]
+        scale = math.prod(a / b for a, b in zip(case.spacing[:dims], zooms[:dims], strict=True))
+        smallest = [voxels for value, (_, _, voxels) in case.values.items() if value != "0"]
+        if smallest:
+            voxels = statistics.median(smallest) if fingerprint.label_values == "nonzero" else min(smallest)
+            ball = voxels * scale / math.pi
+            found.append(2 * math.sqrt(ball) if dims == 2 else (6 * ball) ** (1 / 3))
+    return statistics.median(found) if found else 0.0
+
+
+def choose_schedule(choose: Choices, fingerprint: Fingerprint, machine: Machine, size: Sequence[int]) -> None:
+    """Choose epochs for the stated time, of which validation takes a tenth; and how cases are loaded.
+
+    ``size`` is that of the median image at the spacing of the network, voxels.
+    """
+    cases, dims = fingerprint.cases, choose["spatial_dims"]
+    choose.make("val_fraction", lambda: (0.2, "a fifth, by scan"))
+    pairs = [{"image": case.image, **({"scan": case.scan} if case.scan else {})} for case in cases]
+    train, held_out = split_cases(pairs, choose["val_fraction"], seed=0)
+    batch, roi, seconds = choose["batch_size"], choose["roi_size"], machine.hours * 3600
+    net = network_of(choose, choose["channels"], choose["strides"], choose["kernel_size"])
+    patch = LOADING * step_multiply_adds(net, roi[:dims], 1) / machine.speed  # s
+    epoch = patch * len(train) * choose["patches_per_case"]
+    windows = math.prod(
+        max(1, math.ceil((n / p - OVERLAP) / (1 - OVERLAP))) for n, p in zip(size, roi, strict=True)
+    )
+    validation = patch * FORWARD * windows * len(held_out)
+    most = max(1, math.floor(seconds / epoch))
+    interval = max(math.ceil(most / VALIDATIONS), math.ceil(most * validation / (SHARE * seconds)))
+    epochs = max(1, math.floor(seconds / (epoch + validation / interval)))
+    steps = math.ceil(len(train) / batch)
+    step = f"a step of {batch} patches takes about {patch * batch:.2f} s, an epoch has {steps}"
+    choose.make("max_epochs", lambda: (epochs, f"{machine.hours:g} h; {step}"))
+    held = f"the {len(held_out)} held-out cases take about {validation:.0f} s"
+    choose.make("val_interval", lambda: (min(interval, epochs), held))
+    choose.make("learning_rate", lambda: (0.003, "AdamW, polynomial decay, as the bundles that ship"))
+    cached = sum(_bytes(case, choose["pixdim"]) for case in cases)
+    rate = 1.0 if cached <= machine.cache else math.floor(100 * machine.cache / cached) / 100
+    choose.make("cache_rate", lambda: (rate, f"all cases take {cached / 2**30:.2f} GiB in memory"))
+    choose.make("num_workers", lambda: (machine.workers, "processes that load beside the training"))
+
+
+def _bytes(case: CaseFacts, pixdim: Sequence[float]) -> float:
+    """Bytes of an image and its mask in float32, at the spacing of the network."""
+    widths = [b if b > 0 else a for a, b in zip(case.spacing, pixdim, strict=True)]
+    voxels = math.prod(n * a / b for n, a, b in zip(case.size, case.spacing, widths, strict=True))
+    return 4 * (case.channels + 1) * voxels
