@@ -75,7 +75,7 @@ def test_folder_without_an_index_is_named_and_left_alone(tmp_path, root, names, 
     folder = tmp_path / "my-data"
     folder.mkdir()
     message = (
-        rf"^dataset_dir has no dataset\.json: {re.escape(str(folder))}\..*medicaldecathlon"
+        rf"^dataset_dir holds no data set: {re.escape(str(folder))}\..*medicaldecathlon"
         ".*phantom --kind liver --out"
     )
     with raises_within(FileNotFoundError, message):
@@ -86,7 +86,7 @@ def test_folder_without_an_index_is_named_and_left_alone(tmp_path, root, names, 
 def test_damaged_index_is_named(data, root):
     index = data / "dataset.json"
     index.write_text(index.read_text()[:-20])
-    with raises_within(ValueError, rf"^{re.escape(str(index))} is not a Decathlon data set"):
+    with raises_within(ValueError, rf"^{re.escape(str(index))} is not a data set of the Decathlon"):
         train(root, data)
     assert files(root) == []
 

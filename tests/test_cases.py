@@ -135,7 +135,7 @@ def test_folder_without_a_data_set_is_named_with_the_command_that_makes_one(tmp_
     if exists:
         named.mkdir()
     message = (
-        rf"^dataset_dir has no dataset\.json: {re.escape(str(named))}\. .*Decathlon layout.*Task03_Liver"
+        rf"^dataset_dir holds no data set: {re.escape(str(named))}\. .*the Decathlon.*Task03_Liver"
         rf".*monai-unetpp phantom --kind liver --out {re.escape(str(named))} \(or --kind chest\)\.$"
     )
     with pytest.raises(FileNotFoundError, match=message):
@@ -156,15 +156,20 @@ def test_missing_argument_is_named_as_one_types_it():
 def test_damaged_index_is_named(tmp_path, content):
     index = tmp_path / "dataset.json"
     index.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=rf"^{re.escape(str(index))} is not a Decathlon data set"):
+    with pytest.raises(
+        ValueError, match=rf"^{re.escape(str(index))} is not a (Decathlon data set|data set of the)"
+    ):
         read_dataset(tmp_path, 3)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": ["a", "b", "c"]}, "is not a Decathlon data set"),
-        ({"labels": {"0": "a", "1": "b", "3": "d"}}, r"is not a Decathlon data set: KeyError\('2'\)"),
+        ({"labels": ["a", "b", "c"]}, "is not a data set of the Decathlon or of nnU-Net"),
+        (
+            {"labels": {"0": "a", "1": "b", "3": "d"}},
+            r"must have labels of the values 0\.\.2, got 0, 1, 3: monai-unetpp plan",
+        ),
         ({"training": ["a.nii.gz"]}, "is not a Decathlon data set"),
         ({"training": [{"image": "imagesTr/RAS.nii.gz"}]}, "must name an image and a label .*RAS"),
         ({"training": []}, "lists no training cases"),

@@ -80,19 +80,22 @@ def read_dataset(
     root = Path(dataset_dir)
     layout = find_layout(root, images, masks, scan, allow_outside)
     left_out = {str(root / path) for path in skip}
-    problems = [f"{path} {why}" for path, why in layout.problems.items() if path not in left_out]
+    problems = {path: why for path, why in layout.problems.items() if path not in left_out}
     if problems:
+        number, (first, why) = len(problems), next(iter(problems.items()))
+        if layout.kind == "folders":
+            raise FileNotFoundError(f"{root} has {number} files that do not fit, first {first}, which {why}.")
         raise FileNotFoundError(
-            f"{root} has {len(problems)} files that do not fit, first: {problems[0]}. "
-            "monai-unetpp plan lists them all."
+            f"{root / 'dataset.json'} names {number} files that do not exist, first {first}."
         )
     cases = [case for case in layout.cases if left_out.isdisjoint((case["image"], case["label"]))]
     if not cases:
         raise ValueError(f"{root} has no training cases.")
     names = list(labels) if labels is not None else _names(root, layout.labels)
+    place = root / "dataset.json" if layout.labels else root
     if len(names) != out_channels:
         raise ValueError(
-            f"out_channels must be {len(names)} for the labels {', '.join(names)} of {root}, "
+            f"out_channels must be {len(names)} for the labels {', '.join(names)} of {place}, "
             f"got {out_channels}: --out_channels {len(names)}."
         )
     if pixdim is not None:

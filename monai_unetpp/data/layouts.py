@@ -29,7 +29,8 @@ MASKS = ("labels", "labelsTr", "masks", "mask", "label", "annotations", "segment
 
 WANTED = (
     "It must hold a data set: dataset.json in the layout of the Decathlon (imagesTr, labelsTr) or of nnU-Net "
-    "v2 (imagesTr/CASE_0000.nii.gz), or two folders of equal names, such as images and labels."
+    "v2 (imagesTr/CASE_0000.nii.gz), such as Task03_Liver of http://medicaldecathlon.com, or two folders of "
+    "equal names, such as images and labels."
 )
 
 
@@ -100,7 +101,7 @@ def read_index(index: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise TypeError("it must hold an object")
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{index} is not the index of a data set: {error}.") from error
+        raise ValueError(f"{index} is not a data set of the Decathlon or of nnU-Net: {error}.") from error
     return content
 
 
@@ -112,7 +113,7 @@ def index_labels(index: Path, content: Mapping[str, Any]) -> dict[int, str]:
     """
     labels = content.get("labels")
     if not isinstance(labels, dict) or not labels:
-        raise ValueError(f"{index} is not the index of a data set: it has no labels.")
+        raise ValueError(f"{index} is not a data set of the Decathlon or of nnU-Net: it has no labels.")
     if any(isinstance(value, list) for value in labels.values()):
         raise ValueError(f"{index} has regions, classes that overlap: only classes that do not are known.")
     if "ignore" in labels:
@@ -123,7 +124,9 @@ def index_labels(index: Path, content: Mapping[str, Any]) -> dict[int, str]:
         else:
             found = {int(value): str(name) for name, value in labels.items()}
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{index} is not the index of a data set: its labels are {labels}.") from error
+        raise ValueError(
+            f"{index} is not a data set of the Decathlon or of nnU-Net: its labels are {labels}."
+        ) from error
     return dict(sorted(found.items()))
 
 
@@ -227,10 +230,10 @@ def _add(layout: Layout, scan: str, files: Sequence[Path], mask: Path) -> None:
 def _folders(root: Path, images: PathLike | None, masks: PathLike | None) -> Layout:
     """Match two folders by the names of their files."""
     if not root.is_dir():
-        raise FileNotFoundError(f"{root.absolute()} does not exist. {WANTED}")
+        raise FileNotFoundError(_nothing(root))
     places = [_folder(root, given, names) for given, names in ((images, IMAGES), (masks, MASKS))]
     if places[0] is None or places[1] is None:
-        raise FileNotFoundError(f"{root.absolute()} holds no data set. {WANTED}")
+        raise FileNotFoundError(_nothing(root))
     files, labels = _listed(places[0]), _listed(places[1])
     by_stem: dict[str, list[Path]] = {}
     for path in labels:
@@ -262,6 +265,13 @@ def _folders(root: Path, images: PathLike | None, masks: PathLike | None) -> Lay
     for paths in by_stem.values():
         layout.problems[str(paths[0])] = f"has no image: {places[0]} has no file of its name"
     return layout
+
+
+def _nothing(root: Path) -> str:
+    return (
+        f"dataset_dir holds no data set: {root.absolute()}. {WANTED} To try it on synthetic CT: monai-unetpp "
+        f"phantom --kind liver --out {root} (or --kind chest)."
+    )
 
 
 def _folder(root: Path, given: PathLike | None, names: Sequence[str]) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,66 +27,91 @@ LEAST_STEPS = 500  # of a training: a patch for which there is no time for so ma
 BATCH = {3: 2, 2: 8}
 
 
-def choose_patch(choose: Choices, size: Sequence[int], machine: Machine) -> None:
-    """Largest patch for which memory and time suffice, with as many levels as it allows.
+@dataclass(frozen=True)
+class _Candidate:
+    """A patch with the network that it allows, and what a training step takes."""
 
-    Strides and kernels follow from patch and spacing. It starts with the median image and becomes smaller
-    along the axis that is largest in comparison with it.
+    patch: list[int]
+    channels: list[int]
+    strides: list[list[int]]
+    kernels: list[list[int]]
+    batch: int
+    needed: float
+    steps: float
+
+
+def choose_patch(choose: Choices, size: Sequence[int], machine: Machine) -> None:
+    """Choose patch, widths, strides, kernels and batch.
+
+    Strides and kernels follow from patch and spacing. The patch is the median image, ``size`` voxels, or
+    becomes smaller along the axis that is longest in comparison with it until memory and time suffice.
+
+    Raises:
+        ValueError: if not even the smallest patch, or the one that was given, fits in the memory.
     """
     dims = choose["spatial_dims"]
-    spacing = [abs(value) for value in choose["pixdim"][:dims]]
-    given = choose.given.get("roi_size")
-    patch = list(given[:dims]) if given is not None else _first_patch(size[:dims], spacing, dims)
+    given, spacing = choose.given.get("roi_size"), [abs(value) for value in choose["pixdim"][:dims]]
     limits: list[str] = []
+    least = math.inf  # voxels of the smallest patch so far: strides that change may round one up again
+    patch = list(given[:dims]) if given is not None else _first_patch(size[:dims], spacing, dims)
     while True:
-        strides, kernels = _shape(patch, spacing)
-        patch = patch if given is not None else _divisible(patch, strides)
-        channels = choose.given.get("channels") or _widths(len(strides), dims, machine.device)
-        if len(channels) - 1 < len(strides):
-            strides, kernels = strides[: len(channels) - 1], kernels[: len(channels)]
-        net = network_of(choose, channels, strides, kernels)
-        batch = choose.given.get("batch_size", BATCH[dims])
-        needed = total_memory(net, patch, batch, plain=machine.device == "cuda")
-        steps = machine.hours * 3600 * machine.speed / step_multiply_adds(net, patch, batch)
-        if needed > machine.memory:
-            limits.append("memory")
-        elif steps < LEAST_STEPS and math.prod(patch) > LEAST[dims]:
-            limits.append("time")
-        else:
+        found = _candidate(choose, patch, spacing, machine, fixed=given is not None)
+        memory = found.needed / machine.memory
+        time = min(LEAST_STEPS / found.steps, math.prod(found.patch) / LEAST[dims])
+        if given is not None or max(memory, time) <= 1:
             break
-        if given is not None:
-            if limits[-1] == "memory":
-                raise ValueError(
-                    f"roi_size {given} takes {needed / 2**30:.1f} GiB, and {machine.memory / 2**30:.1f} GiB "
-                    "are available: give a smaller one, or fewer channels."
-                )
+        smaller = _smaller(found, size[:dims], max(memory, time))
+        if smaller is None or math.prod(smaller) >= least:
             break
-        smaller = _smaller(patch, size[:dims], strides)
-        if smaller is None:
-            if limits[-1] == "memory":
-                raise ValueError(
-                    f"memory must be at least {needed / 2**30:.2f} GiB for the smallest patch, {patch}, got "
-                    f"{machine.memory / 2**30:.2f}: --memory, or fewer channels (--set channels [8,16])."
-                )
-            break
-        patch = smaller
-    whole = all(n >= m for n, m in zip(patch, size, strict=False))
-    limit = (
-        f"limited by {limits[-1]}"
-        if limits
-        else ("the median image" if whole else "the largest that is taken")
-    )
+        limits.append("memory" if memory > time else "time")
+        patch, least = smaller, math.prod(smaller)
+    if found.needed > machine.memory:
+        which = f"roi_size {given}" if given is not None else f"the smallest patch, {found.patch},"
+        raise ValueError(
+            f"memory must be at least {found.needed / 2**30:.2f}GB for {which} with channels {found.channels}, "
+            f"got {machine.memory / 2**30:.2f}GB: --memory, a smaller --set roi_size, or fewer --set channels."
+        )
+    whole = all(n >= m for n, m in zip(found.patch, size, strict=False))
     at = " x ".join(map(str, size[:dims]))
-    roi = [*patch, 1] if dims == 2 else patch
-    choose.make("roi_size", lambda: (roi, f"{limit}; the median image has {at} voxels at this spacing"))
-    choose.make("channels", lambda: (channels, _reason_of_widths(len(strides), machine.device)))
-    halved = (
-        f"axes within a factor of {NEAR:g} of the finest spacing are halved, to {SHORTEST} voxels (Isensee)"
-    )
-    choose.make("strides", lambda: (strides, halved))
+    limit = f"{_limit(limits, whole)}; the median image has {at} voxels at this spacing"
+    levels = len(found.strides)
+    halved = f"axes within {NEAR:g} times the finest spacing are halved, to {SHORTEST} voxels (Isensee)"
     flat = f"3, and 1 along an axis that is coarser than others by more than {NEAR:g} (Isensee)"
-    choose.make("kernel_size", lambda: (kernels, flat))
-    choose.make("batch_size", lambda: (batch, f"a step takes {needed / 2**30:.2f} GiB by formula"))
+    choose.make("roi_size", lambda: ([*found.patch, 1] if dims == 2 else found.patch, limit))
+    choose.make("channels", lambda: (found.channels, _reason_of_widths(levels, machine.device)))
+    choose.make("strides", lambda: (found.strides, halved))
+    choose.make("kernel_size", lambda: (found.kernels, flat))
+    choose.make(
+        "batch_size", lambda: (found.batch, f"a step takes {found.needed / 2**30:.2f} GiB by formula")
+    )
+
+
+def _candidate(
+    choose: Choices, patch: Sequence[int], spacing: Sequence[float], machine: Machine, fixed: bool
+) -> _Candidate:
+    """Return a patch, rounded up to what the strides divide unless it is ``fixed``, with its network."""
+    dims, given = choose["spatial_dims"], choose.given
+    channels = given.get("channels")
+    strides, kernels = _shape(patch, spacing, DEEPEST if channels is None else len(channels) - 1)
+    strides, kernels = given.get("strides", strides), given.get("kernel_size", kernels)
+    channels = _widths(len(strides), dims, machine.device) if channels is None else channels
+    if len(channels) - 1 > len(strides):
+        raise ValueError(
+            f"channels must have at most {len(strides) + 1} entries for a patch of {_by(patch)} voxels, got "
+            f"{channels}: fewer, a larger --set roi_size, or --set strides."
+        )
+    patch = list(patch) if fixed else _divisible(patch, strides)
+    net = network_of(choose, channels, strides, kernels)
+    batch = given.get("batch_size", BATCH[dims])
+    needed = total_memory(net, patch, batch, plain=machine.device == "cuda")
+    steps = machine.hours * 3600 * machine.speed / step_multiply_adds(net, patch, batch)
+    return _Candidate(patch, channels, strides, kernels, batch, needed, steps)
+
+
+def _limit(limits: Sequence[str], whole: bool) -> str:
+    if limits:
+        return f"limited by {limits[-1]}"
+    return "the median image" if whole else "the largest that is taken"
 
 
 def _first_patch(size: Sequence[int], spacing: Sequence[float], dims: int) -> list[int]:
@@ -94,12 +120,14 @@ def _first_patch(size: Sequence[int], spacing: Sequence[float], dims: int) -> li
     return [max(SHORTEST, min(n, round(factor / s))) for n, s in zip(size, spacing, strict=True)]
 
 
-def _shape(patch: Sequence[int], spacing: Sequence[float]) -> tuple[list[list[int]], list[list[int]]]:
-    """Return strides per row and kernels per row, for at most the deepest level."""
+def _shape(
+    patch: Sequence[int], spacing: Sequence[float], deepest: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Return strides per row and kernels per row, for at most ``deepest`` levels."""
     sizes, zooms = list(patch), list(spacing)
     strides: list[list[int]] = []
     kernels = [_kernel(zooms)]
-    while len(strides) < DEEPEST:
+    while len(strides) < deepest:
         able = [axis for axis, n in enumerate(sizes) if n >= 2 * SHORTEST]
         if not able:
             break
@@ -123,14 +151,20 @@ def _divisible(patch: Sequence[int], strides: Sequence[Sequence[int]]) -> list[i
     return [math.ceil(n / f) * f for n, f in zip(patch, factors, strict=True)]
 
 
-def _smaller(patch: Sequence[int], size: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int] | None:
-    """Return a patch that is shorter along the axis that is longest in comparison with the median image."""
-    factors = [math.prod(step[axis] for step in strides) for axis in range(len(patch))]
-    able = [axis for axis, n in enumerate(patch) if n - factors[axis] >= 2 * SHORTEST]
-    if not able:
-        return None
-    axis = max(able, key=lambda a: (patch[a] / size[a], patch[a]))
-    return [n - factors[a] if a == axis else n for a, n in enumerate(patch)]
+def _smaller(found: _Candidate, size: Sequence[int], times: float) -> list[int] | None:
+    """Return a patch that is nearly ``times`` smaller, by one step of the strides at least; None without one.
+
+    It becomes shorter along the axis that is longest in comparison with the median image.
+    """
+    factors = [math.prod(step[axis] for step in found.strides) for axis in range(len(size))]
+    patch, voxels = list(found.patch), math.prod(found.patch)
+    while voxels / math.prod(patch) < max(0.8 * times, 1.0001):
+        able = [a for a, n in enumerate(patch) if n - factors[a] >= 2 * SHORTEST]
+        if not able:
+            break
+        axis = max(able, key=lambda a: (patch[a] / size[a], patch[a]))
+        patch[axis] -= factors[axis]
+    return patch if patch != found.patch else None
 
 
 def _widths(levels: int, dims: int, device: str) -> list[int]:
@@ -153,3 +187,7 @@ def network_of(choose: Choices, channels: Any, strides: Any, kernels: Any) -> UN
             strides=strides,
             kernel_size=kernels,
         )
+
+
+def _by(patch: Sequence[int]) -> str:
+    return " x ".join(map(str, patch))
