@@ -95,7 +95,7 @@ def speed_of_machine(network: dict[str, Any], device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
-    return step_multiply_adds(net, patch, BATCH) / statistics.median(seconds)
+    return step_multiply_adds(net, patch, BATCH) / statistics.median(seconds[1:])
 
 
 def _parameters(net: UNetPlusPlus) -> int:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fingerprint of a data set: what its cases are like, measured case by case, and what does not fit.
 
-MONAI's ``DataAnalyzer`` gives the same figures for cases that it reads (compared in the tests), in more time
-than is at hand for a thousand cases, and neither pictures nor values of masks that are no classes.
+MONAI's ``DataAnalyzer`` gives the same figures for the cases that it reads (compared in the tests). It stops
+at the first one that it cannot read, starts anew after an interruption, and knows neither pictures, DICOM
+series and masks whose values are no classes, nor what does not fit between cases.
 """
 
 from __future__ import annotations
@@ -208,7 +209,8 @@ def _append(log: Path | None, key: str, facts: CaseFacts) -> None:
         return
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"key": key, "facts": dataclasses.asdict(facts)}) + "\n")
+        line = json.dumps({"key": key, "facts": dataclasses.asdict(facts)})
+        file.write(f"\n{line}")  # on a line of its own, even after one that was not finished
 
 
 def _read_log(log: Path | None) -> dict[str, CaseFacts]:

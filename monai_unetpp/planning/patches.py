@@ -68,8 +68,9 @@ def choose_patch(choose: Choices, size: Sequence[int], machine: Machine) -> None
     if found.needed > machine.memory:
         which = f"roi_size {given}" if given is not None else f"the smallest patch, {found.patch},"
         raise ValueError(
-            f"memory must be at least {found.needed / 2**30:.2f}GB for {which} with channels {found.channels}, "
-            f"got {machine.memory / 2**30:.2f}GB: --memory, a smaller --set roi_size, or fewer --set channels."
+            f"memory must be at least {found.needed / 2**30:.2f}GB for {which} with channels "
+            f"{found.channels}, got {machine.memory / 2**30:.2f}GB: give more, a smaller "
+            "roi_size or fewer channels (--memory, --set)."
         )
     whole = all(n >= m for n, m in zip(found.patch, size, strict=False))
     at = " x ".join(map(str, size[:dims]))

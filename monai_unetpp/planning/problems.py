@@ -67,12 +67,13 @@ def _classes(
 ) -> tuple[list[str], list[int] | str | None]:
     """Tell the classes by ``dataset.json``, by names in the masks, or by their values."""
     found = sorted({int(value) for case in cases for value in case.values})
+    lossy = any(case.lossy for case in cases)
     if foreground:
-        return ["background", *(classes or ["foreground"])[:1]], "nonzero"
+        return ["background", *(classes or ["foreground"])[:1]], "threshold" if lossy else "nonzero"
     if layout.labels:
         values = list(layout.labels)
         return list(layout.labels.values()), None if values == list(range(len(values))) else values
-    if any(case.lossy for case in cases):
+    if lossy:
         return ["background", *(classes or ["foreground"])[:1]], "threshold"
     limit = MAX_PICTURE_CLASSES if any(case.picture for case in cases) else MAX_CLASSES
     if len(found) > limit:

@@ -1,0 +1,583 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a fingerprint to a plan, and from a folder of data to a bundle that trains and segments."""
+
+import ast
+import csv
+import json
+from pathlib import Path
+
+import monai.bundle
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+import torch
+from monai.apps.auto3dseg import DataAnalyzer
+
+from bundles import AFFINES, BUNDLES, ball, config, schema, write_cases
+from monai_unetpp import UNetPlusPlus
+from monai_unetpp.__main__ import main
+from monai_unetpp.bundle import pack_bundle, run_workflow
+from monai_unetpp.data import read_dataset
+from monai_unetpp.planning import Machine, command, make_plan, parse_memory, plan_bundle, take_fingerprint
+from monai_unetpp.planning.budget import speed_of_machine, step_memory
+from monai_unetpp.planning.fingerprint import Fingerprint
+from monai_unetpp.planning.measuring import CaseFacts
+from monai_unetpp.planning.writing import OVERLAYS, SYNTHETIC, TEMPLATE, planned_configs
+
+GROWTH = Path(__file__).parents[1] / "benchmarks" / "results" / "growth.csv"
+CPU = Machine(memory=8 * 2**30, speed=5e10, hours=10)
+TINY = {
+    "roi_size": [16, 16, 16],
+    "channels": [4, 6, 8],
+    "batch_size": 2,
+    "max_epochs": 2,
+    "learning_rate": 0.02,
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _speed():
+    """Seconds that a test need not take; the machine is measured once, below."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "speed_of_machine", lambda *_: 3e10)
+        yield
+
+
+def fingerprint(size, spacing=(1, 1, 1), number=20, modality=("CT",), target=1000, labels=("a",), **facts):
+    """A data set of equal cases, whose target has ``target`` voxels."""
+    channels = len(modality)
+    case = {
+        "size": tuple(size),
+        "spacing": tuple(map(float, spacing)),
+        "channels": channels,
+        "whole": True,
+        "low": (-1000.0,) * channels,
+        "high": (1000.0,) * channels,
+        "quantiles": (tuple(np.linspace(-100, 300, 201)),) * channels,
+        "mean": (0.0,) * channels,
+        "std": (1.0,) * channels,
+        "values": {str(n): (target, 1, float(target)) for n in range(len(labels) + 1)},
+        "centre": (0.5, 0.5, 0.5),
+        **facts,
+    }
+    cases = [CaseFacts(f"images/{n}.nii.gz", f"labels/{n}.nii.gz", **case) for n in range(number)]
+    return Fingerprint("data", cases, ["background", *labels], None, list(modality))
+
+
+# What a plan chooses, from fingerprints alone; what nnU-Net's planner chooses is in docs/how-to/plan.md
+
+
+def test_hippocampus():
+    """Small MR: the median image is the patch, of three levels."""
+    plan = make_plan(fingerprint((35, 50, 36), modality=("MRI",), labels=("anterior", "posterior")), CPU)
+    assert plan["roi_size"] == [40, 56, 40]
+    assert plan["strides"] == [[2, 2, 2]] * 3
+    assert plan["hu_range"] is None
+    assert not plan["normalize_nonzero"]
+
+
+def test_liver():
+    """Large CT: a window of HU, four levels, a patch that memory limits and that is shaped as the image."""
+    plan = make_plan(fingerprint((400, 300, 200), target=10**6, labels=("liver",)), CPU)
+    patch = plan["roi_size"]
+    assert patch[0] >= patch[1] >= patch[2]
+    assert len(plan["channels"]) == 5
+    assert plan["hu_range"] == [-98, 298]
+    assert plan["shift"] is None
+
+
+def test_lung_nodules():
+    """Tiny targets: patches are shifted, or the network would learn that a nodule is in the middle."""
+    plan = make_plan(fingerprint((51, 51, 51), target=500, labels=("nodule",)), CPU)
+    assert plan["roi_size"] == [56, 56, 56]
+    assert plan["shift"] == [16, 16, 16]
+
+
+def test_nuclei():
+    """RGB pictures of differing brightness."""
+    bright = [tuple(np.full(201, 20.0 + 200 * (n % 2))) for n in range(20)]
+    found = fingerprint(
+        (256, 256, 1), modality=("r", "g", "b"), picture=True, low=(0.0,) * 3, high=(255.0,) * 3
+    )
+    cases = [
+        CaseFacts(**{**case.__dict__, "quantiles": (q,) * 3})
+        for case, q in zip(found.cases, bright, strict=True)
+    ]
+    plan = make_plan(Fingerprint("data", cases, ["background", "nucleus"], "nonzero", ["r", "g", "b"]), CPU)
+    assert (plan["spatial_dims"], plan["in_channels"]) == (2, 3)
+    assert plan["roi_size"] == [256, 256, 1]
+    assert plan["hu_range"] is None
+    assert plan["label_values"] == "nonzero"
+
+
+def test_slices_of_ct_in_pictures_keep_their_range():
+    found = fingerprint((256, 256, 1), modality=("grey",), picture=True, low=(0.0,), high=(255.0,))
+    assert make_plan(found, CPU)["hu_range"] == [0, 255]
+
+
+def test_four_channels_of_mr():
+    """What is 0 in all channels, around a skull that was stripped, does not count for the mean."""
+    found = fingerprint((140, 170, 140), modality=("T1", "T1c", "T2", "FLAIR"), zero=0.6)
+    plan = make_plan(found, CPU)
+    assert plan["in_channels"] == 4
+    assert plan["normalize_nonzero"]
+
+
+def test_thick_slices():
+    """5 mm: not halved along the slices, and kernels of 1, until the pixels are as coarse."""
+    plan = make_plan(fingerprint((256, 256, 24), (0.8, 0.8, 5)), CPU)
+    assert plan["pixdim"] == [0.8, 0.8, 5]
+    assert (
+        plan["strides"] == [[2, 2, 1], [2, 2, 1], [2, 2, 2], [2, 2, 2]]
+        or plan["strides"][:2] == [[2, 2, 1]] * 2
+    )
+    assert plan["kernel_size"][:3] == [[3, 3, 1], [3, 3, 1], [3, 3, 3]]
+    assert plan["rotate_range"] == [0.0, 0.0, 0.26]
+
+
+def test_left_and_right_are_not_mirrored():
+    plan = make_plan(fingerprint((64, 64, 64), labels=("kidney_left", "kidney_right")), CPU)
+    assert plan["flip_axes"] == [1, 2]
+
+
+# Memory and time
+
+
+@pytest.mark.parametrize(
+    "row",
+    [r for r in csv.DictReader(GROWTH.read_text().splitlines()) if r["task"] == "train_step"],
+    ids=lambda r: r["setting"],
+)
+def test_memory_by_formula_is_what_was_measured(row):
+    setting = ast.literal_eval(row["setting"])
+    with torch.device("meta"):
+        net = UNetPlusPlus(
+            3, 1, setting.get("out_channels", 2), setting.get("channels", (32, 64, 128, 256, 512)), strides=2
+        )
+    found = step_memory(net, [setting.get("size", 48)] * 3, 1) / 2**20
+    assert found == pytest.approx(float(row["peak MiB"]), rel=0.2)
+
+
+@pytest.mark.parametrize("memory", [0.25, 0.5, 1, 2, 4, 8, 16])
+def test_more_memory_never_gives_a_smaller_patch(memory):
+    found = fingerprint((300, 300, 200))
+    sizes = [
+        np.prod(make_plan(found, Machine(memory=m * 2**30, hours=1000))["roi_size"])
+        for m in (memory, 2 * memory)
+    ]
+    assert sizes[0] <= sizes[1]
+
+
+@pytest.mark.parametrize("hours", [1e-4, 0.01, 0.1, 1, 100])
+@pytest.mark.parametrize("size", [(5, 6, 7), (60, 50, 40), (512, 512, 30), (8, 300, 300)])
+@pytest.mark.parametrize("given", [{}, {"channels": [4, 8]}])
+def test_every_size_and_time_has_a_plan_whose_network_takes_its_patch(hours, size, given):
+    if given and size == (5, 6, 7):
+        pytest.skip("one level is all that this patch allows")
+    plan = make_plan(fingerprint(size, (1, 1, 1)), Machine(hours=hours), given)
+    net = UNetPlusPlus(3, 1, 2, plan["channels"], strides=plan["strides"], kernel_size=plan["kernel_size"])
+    assert all(n % d == 0 for n, d in zip(plan["roi_size"], net.spec.divisors(net.depth), strict=True))
+    assert 1 <= plan["val_interval"] <= plan["max_epochs"]
+
+
+def test_epochs_fill_the_time():
+    found = fingerprint((35, 50, 36), number=200)
+    one, ten = (make_plan(found, Machine(hours=hours))["max_epochs"] for hours in (1, 10))
+    assert 8 * one <= ten <= 12 * one
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"roi": [8, 8, 8]}, "a plan has no 'roi'; it has spatial_dims, "),
+        (
+            {"roi_size": [16, 16, 16], "channels": [4] * 9},
+            r"channels must have at most 3 entries for a patch of 16 x 16",
+        ),
+    ],
+)
+def test_setting_that_does_not_fit_is_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        make_plan(fingerprint((40, 40, 40)), CPU, given)
+
+
+def test_too_little_memory_is_an_error_with_what_would_work():
+    with pytest.raises(
+        ValueError, match=r"memory must be at least 0\.0\d+GB for the smallest patch, .*, got 0\.00GB"
+    ):
+        make_plan(fingerprint((40, 40, 40)), Machine(memory=2**20))
+
+
+def test_one_scan_is_not_enough():
+    with pytest.raises(ValueError, match="has 1 scan that can be used: at least 2 are required"):
+        make_plan(fingerprint((40, 40, 40), number=1), CPU)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("8GB", 2**33), ("500 mb", 500 * 2**20), ("2", 2**31), ("1.5G", 1.5 * 2**30)]
+)
+def test_memory_as_one_types_it(text, wanted):
+    assert parse_memory(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["much", "", "-3GB", "0"])
+def test_memory_that_is_none(text):
+    with pytest.raises(ValueError, match="memory must be such as 8GB"):
+        parse_memory(text)
+
+
+def test_speed_of_this_machine_is_that_of_a_training_step():
+    network = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": 2}
+    assert 1e7 < speed_of_machine(network, torch.device("cpu")) < 1e13
+
+
+# The fingerprint
+
+
+@pytest.fixture(scope="module")
+def found(balls):
+    return take_fingerprint(balls)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fingerprint_agrees_with_monais_analyzer(balls, found, tmp_path):
+    index = json.loads((balls / "dataset.json").read_text())
+    listed = {"training": index["training"][:2]}
+    (tmp_path / "list.json").write_text(json.dumps(listed))
+    analyzer = DataAnalyzer(
+        str(tmp_path / "list.json"),
+        str(balls),
+        str(tmp_path / "stats.yaml"),
+        device="cpu",
+        worker=0,
+        do_ccp=True,
+        fmt="yaml",
+    )
+    theirs = {
+        Path(case["image_filepath"]).name: case for case in analyzer.get_all_case_stats()["stats_by_cases"]
+    }
+    ours = {Path(case.image).name: case for case in found.cases}
+    for name, case in theirs.items():
+        mine = ours[name]
+        assert sorted(case["image_stats"]["shape"][0]) == sorted(mine.size)
+        assert sorted(case["image_stats"]["spacing"]) == pytest.approx(sorted(mine.spacing), rel=1e-4)
+        voxels = sum(n for n, _, _ in mine.values.values())
+        for value, label in enumerate(case["label_stats"]["label"]):
+            assert label["foreground_percentage"] == pytest.approx(
+                mine.values[str(value)][0] / voxels, rel=1e-3
+            )
+            assert value == 0 or label["ncomponents"] == mine.values[str(value)][1]
+        middle = mine.quantiles[0][100]
+        assert case["image_foreground_stats"]["intensity"][0]["median"] == pytest.approx(middle, rel=0.02)
+
+
+def test_axes_are_those_of_the_patient(tmp_path):
+    data = write_cases(tmp_path / "d", (ball(n, AFFINES[n], (32, 28, 24)) for n in ("RAS", "PSR")))
+    ras, psr = sorted(take_fingerprint(data).cases, key=lambda case: case.image != "imagesTr/RAS.nii.gz")
+    assert ras.size == (32, 28, 24)
+    assert psr.size == (24, 32, 28)  # the file's axes run to the back, to the head, to the right
+
+
+def test_processes_measure_what_one_measures(tmp_path, found):
+    many = write_cases(tmp_path / "d", (ball(f"ball_{n}", AFFINES["RAS"]) for n in range(18)))
+    log = tmp_path / "log.jsonl"
+    first = take_fingerprint(many, processes=2, log=log)
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join(lines[:10]) + "\n" + lines[10][:40])  # killed while it wrote
+    assert take_fingerprint(many, processes=1, log=log) == first
+    assert len(log.read_text().split("\n")) == 1 + 9 + 1 + 9
+    assert take_fingerprint(many, processes=1, log=log) == first
+    assert len(log.read_text().split("\n")) == 1 + 9 + 1 + 9
+    assert Fingerprint.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+# Layouts
+
+
+def write_nnunet(folder, cases=4, channels=2):
+    rng = np.random.default_rng(0)
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    for n in range(cases):
+        case = ball(f"c{n}", AFFINES["RAS"])
+        for c in range(channels):
+            image = case.image + 10 * c + rng.integers(0, 3, case.image.shape)
+            nib.save(
+                nib.Nifti1Image(image.astype(np.float32), case.affine),
+                folder / f"imagesTr/c{n}_{c:04d}.nii.gz",
+            )
+        nib.save(nib.Nifti1Image(case.label, case.affine), folder / f"labelsTr/c{n}.nii.gz")
+    content = {
+        "channel_names": {str(c): f"MR{c}" for c in range(channels)},
+        "labels": {"background": 0, "ball": 1, "pip": 2},
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def write_pictures(folder, number=8, seed=0):
+    """RGBA pictures of discs, and maps of instances, 16 bit."""
+    rng = np.random.default_rng(seed)
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for n in range(number):
+        rows, columns = np.indices((40, 48))
+        mask = np.zeros((40, 48), np.uint16)
+        for k in range(3):
+            mask[(rows - rng.integers(8, 32)) ** 2 + (columns - rng.integers(8, 40)) ** 2 < 25] = 7 * k + 5
+        colours = np.stack([(mask > 0) * 120 + rng.integers(0, 60, mask.shape) for _ in range(3)], -1)
+        picture = np.concatenate([colours, np.full((40, 48, 1), 255)], -1).astype(np.uint8)
+        sitk.WriteImage(sitk.GetImageFromArray(picture, isVector=True), str(folder / f"images/p{n}.png"))
+        sitk.WriteImage(sitk.GetImageFromArray(mask), str(folder / f"masks/p{n}.png"))
+    return folder
+
+
+def test_nnunets_layout_with_two_channels(tmp_path):
+    found = take_fingerprint(write_nnunet(tmp_path / "d"))
+    assert [case.scan for case in found.cases] == ["c0", "c1", "c2", "c3"]
+    assert {case.channels for case in found.cases} == {2}
+    assert (found.labels, found.modality) == (["background", "ball", "pip"], ["MR0", "MR1"])
+
+
+def test_masks_of_3d_slicer_are_named_by_their_segments(tmp_path):
+    for n in range(3):
+        case = ball(f"c{n}", AFFINES["RAS"])
+        for name in ("images", "labels"):
+            (tmp_path / name).mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(case.image, case.affine), tmp_path / f"images/c{n}.nii.gz")
+        label = sitk.GetImageFromArray(case.label.transpose(2, 1, 0))
+        label.SetSpacing([4.0] * 3)
+        label.SetDirection([-1, 0, 0, 0, -1, 0, 0, 0, 1])
+        matrix = case.affine[:3, 3]
+        label.SetOrigin([-matrix[0], -matrix[1], matrix[2]])
+        names = ["kidney", "tumour"][:: -1 if n == 2 else 1]
+        for k, name in enumerate(names, start=1):
+            label.SetMetaData(f"Segment{k}_LabelValue", str(k))
+            label.SetMetaData(f"Segment{k}_Name", name)
+        sitk.WriteImage(label, str(tmp_path / f"labels/c{n}.seg.nrrd"))
+    found = take_fingerprint(tmp_path)
+    assert found.labels == ["background", "kidney", "tumour"]
+    assert found.problems == {
+        "labels/c2.seg.nrrd": "calls the value 2 'kidney', which is 'tumour' in most masks"
+    }
+
+
+# What does not fit
+
+
+def break_one(folder, how):
+    image, label = folder / "imagesTr" / "b1.nii.gz", folder / "labelsTr" / "b1.nii.gz"
+    volume = nib.load(label)
+    array = np.asarray(volume.dataobj)
+    if how == "no mask":
+        label.unlink()
+    elif how == "cut off":
+        image.write_bytes(image.read_bytes()[:500])
+    elif how == "empty":
+        nib.save(nib.Nifti1Image(np.zeros_like(array), volume.affine), label)
+    elif how == "value":
+        nib.save(nib.Nifti1Image(np.where(array == 2, 7, array), volume.affine), label)
+    elif how == "size":
+        nib.save(nib.Nifti1Image(array[:-1], volume.affine), label)
+    elif how == "grid":
+        nib.save(nib.Nifti1Image(array, volume.affine + np.array([[0, 0, 0, 30.0]] + [[0] * 4] * 3)), label)
+    elif how == "spacing":
+        for path in (image, label):
+            there = nib.load(path)
+            nib.save(
+                nib.Nifti1Image(np.asarray(there.dataobj), there.affine @ np.diag([0.1, 0.1, 0.1, 1])), path
+            )
+    elif how == "twice":
+        image.write_bytes((folder / "imagesTr" / "b0.nii.gz").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("how", "path", "reason"),
+    [
+        ("no mask", "labelsTr/b1.nii.gz", "does not exist: mask of .*b1.nii.gz"),
+        ("cut off", "imagesTr/b1.nii.gz", "truncated or damaged"),
+        ("empty", "labelsTr/b1.nii.gz", "is empty: --allow-empty"),
+        ("value", "labelsTr/b1.nii.gz", "has values that are no class: 7; classes are 0, 1, 2"),
+        ("size", "imagesTr/b1.nii.gz", r"labelsTr/b1.nii.gz is of 31 x 28 x 24 voxels, .* of 32 x 28 x 24"),
+        ("grid", "imagesTr/b1.nii.gz", "lies elsewhere than .*30.0 mm apart"),
+        ("spacing", "imagesTr/b1.nii.gz", "has a spacing of 0.4 x 0.4 x 0.4 mm, others about 4 x 4 x 4"),
+        ("twice", "imagesTr/b1.nii.gz", "is the same file as imagesTr/b0.nii.gz"),
+    ],
+)
+def test_what_does_not_fit_is_named_by_file_and_left_out_on_request(tmp_path, how, path, reason):
+    data = write_cases(tmp_path / "d", (ball(f"b{n}", AFFINES["RAS"]) for n in range(4)))
+    break_one(data, how)
+    out = tmp_path / "bundle"
+    with pytest.raises(ValueError, match=rf"(?s)1 files of .* do not fit; --skip-bad.*{path} .*{reason}"):
+        plan_bundle(data, out, given=TINY)
+    assert not out.exists()
+    plan_bundle(data, out, skip_bad=True, given=TINY)
+    dataset = json.loads((out / "train.json").read_text())["dataset"]
+    assert dataset["skip"] == [path]
+    assert len(read_dataset(data, 3, labels=dataset["labels"], skip=dataset["skip"]).cases) == 3
+
+
+def test_all_that_does_not_fit_is_listed_at_once(tmp_path):
+    data = write_nnunet(tmp_path / "d", 5)
+    (data / "imagesTr/c0_0001.nii.gz").unlink()
+    (data / "labelsTr/c3.nii.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"(?s)2 files of .*c0_0001.nii.gz does not exist: channel 1.*c3"):
+        plan_bundle(data, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("how", ["alpha", "grey among colours", "instances", "no masks"])
+def test_pictures_that_do_not_fit(tmp_path, how):
+    data = write_pictures(tmp_path / "d")
+    options, message = {"foreground": True}, ""
+    if how == "alpha":
+        picture = np.zeros((40, 48, 4), np.uint8)
+        picture[:20, :, 3] = 255
+        sitk.WriteImage(sitk.GetImageFromArray(picture, isVector=True), str(data / "images/p0.png"))
+        message = r"p0.png .*has an alpha channel of 0 to 255: transparent parts have no value"
+    elif how == "grey among colours":
+        sitk.WriteImage(sitk.GetImageFromArray(np.zeros((40, 48), np.uint8)), str(data / "images/p0.png"))
+        assert {case.channels for case in take_fingerprint(data, foreground=True).cases} == {1, 3}
+        return
+    elif how == "instances":
+        options, message = {}, "hold 4 values"
+        mask = np.arange(40 * 48).reshape(40, 48).astype(np.uint16)
+        sitk.WriteImage(sitk.GetImageFromArray(mask), str(data / "masks/p0.png"))
+        message = "values, 0 to 1919: instances rather than classes. --foreground"
+    else:
+        for path in (data / "masks").iterdir():
+            path.unlink()
+        message = "has no case that can be used: 8 problems, first images/p0.png: has no mask"
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        plan_bundle(data, tmp_path / "bundle", **options)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_folder_that_exists_is_left_alone(tmp_path, balls):
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(FileExistsError, match="mine"):
+        plan_bundle(balls, tmp_path / "mine")
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_more_memory_than_there_is(tmp_path, balls):
+    with pytest.raises(
+        ValueError, match=r"memory must be at most .*GB, which this cpu can spare, got 1024000.0GB"
+    ):
+        plan_bundle(balls, tmp_path / "bundle", memory=parse_memory("1000TB"))
+
+
+# The bundle
+
+
+CPU_ONLY = {"device": "$torch.device('cpu')"}
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """Bundle for two channels, and its data."""
+    root = tmp_path_factory.mktemp("planned")
+    data = write_nnunet(root / "data")
+    plan_bundle(data, root / "twochannels", given=TINY)
+    run_workflow("train", root / "twochannels", settings=CPU_ONLY)
+    return root / "twochannels", data
+
+
+def test_bundle_trains_evaluates_chooses_a_level_and_segments(planned, tmp_path):
+    bundle, data = planned
+    run_workflow("evaluate", bundle, settings=CPU_ONLY)
+    run_workflow("levels", bundle, settings={**CPU_ONLY, "formats": ["pt"]})
+    main(["segment", "-i", str(data / "imagesTr"), "-o", str(tmp_path / "out"), "--bundle", str(bundle)])
+    masks = sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz"))
+    assert masks == [f"c{n}_0000_seg.nii.gz" for n in range(4)]
+    mask, image = nib.load(tmp_path / "out" / masks[0]), nib.load(data / "imagesTr/c0_0000.nii.gz")
+    assert mask.shape == image.shape
+    np.testing.assert_allclose(mask.affine, image.affine)
+
+
+@pytest.mark.filterwarnings("ignore:No hash value provided for .*schema.json:UserWarning")
+def test_bundle_passes_what_monai_checks_and_can_be_packed(planned, tmp_path):
+    bundle, _ = planned
+    (tmp_path / "schema.json").write_text(json.dumps(schema()))
+    monai.bundle.verify_metadata(str(bundle / "metadata.json"), filepath=str(tmp_path / "schema.json"))
+    for name in ("train", "inference"):
+        monai.bundle.verify_net_in_out(
+            "network_def",
+            meta_file=str(bundle / "metadata.json"),
+            config_file=str(bundle / f"{name}.json"),
+            device="cpu",
+        )
+    packed = pack_bundle(bundle, bundle / "models" / "model.pt", tmp_path / "packed", standalone=False)
+    assert (packed / "configs" / "train.json").is_file()
+    assert not (packed / "configs" / "fingerprint.json").exists()
+
+
+def test_pictures_from_plan_to_masks(tmp_path):
+    data = write_pictures(tmp_path / "d")
+    given = {**TINY, "roi_size": [32, 32, 1], "max_epochs": 12}
+    plan_bundle(data, tmp_path / "nuclei", foreground=True, classes=["nucleus"], given=given)
+    run_workflow("train", tmp_path / "nuclei", settings=CPU_ONLY)
+    out = tmp_path / "out"
+    main(["segment", "-i", str(data / "images"), "-o", str(out), "--bundle", str(tmp_path / "nuclei")])
+    for n in range(8):
+        found = sitk.GetArrayFromImage(sitk.ReadImage(str(out / f"p{n}_seg.png")))
+        wanted = sitk.GetArrayFromImage(sitk.ReadImage(str(data / f"masks/p{n}.png"))) > 0
+        assert found.shape == wanted.shape
+        assert 2 * (found & wanted).sum() / (found.sum() + wanted.sum()) > 0.9
+
+
+def test_template_is_the_bundle_liver(planned):
+    """What is not planned is as in the bundle that ships, and so are the overlays, in all bundles."""
+    bundle, _ = planned
+    for name in OVERLAYS:
+        assert json.loads((bundle / f"{name}.json").read_text()) == config(TEMPLATE, name)
+    train, template = json.loads((bundle / "train.json").read_text()), config(TEMPLATE, "train")
+    assert template.keys() - train.keys() == {*SYNTHETIC}
+    assert train.keys() - template.keys() == set()
+    same = (
+        "loss",
+        "optimizer",
+        "lr_scheduler",
+        "state",
+        "checkpoints",
+        "initialize",
+        "run",
+        "validate",
+        "record",
+    )
+    assert all(train[key] == template[key] for key in same)
+    assert {key for key in train["train"] if train["train"][key] != template["train"][key]} <= {
+        "random_transforms"
+    }
+
+
+@pytest.mark.parametrize("name", [path.parent.name for path in BUNDLES.glob("*/train.json")])
+def test_bundles_that_ship_are_made_from_the_template(name):
+    """Up to what they override on purpose."""
+    there, here = config(TEMPLATE, "train"), config(name, "train")
+    purpose = {"_desc_", "bundle_root", "out_channels", "pixdim", "hu_range", "phantoms", "max_epochs"}
+    purpose |= {"patches_per_case", "shifted_size", "train"}
+    assert {key for key in {*there, *here} if there.get(key) != here.get(key)} <= purpose
+    differ = {key for key in there["train"] if there["train"][key] != here["train"][key]}
+    assert differ <= {"random_transforms"}
+    for overlay in OVERLAYS:
+        a, b = config(TEMPLATE, overlay), config(name, overlay)
+        assert {key for key in {*a, *b} if a.get(key) != b.get(key)} <= {"_desc_"}
+
+
+def test_path_that_monai_would_read_as_code_is_refused(tmp_path, balls):
+    with pytest.raises(ValueError, match=r"a#b must be a path without .* which MONAI reads as code"):
+        plan_bundle(balls, tmp_path / "a#b", given=TINY)
+
+
+def test_command_prints_the_data_and_a_reason_for_every_choice(tmp_path, balls, capsys):
+    settings = [word for key, value in TINY.items() for word in ("--set", key, json.dumps(value))]
+    main(["plan", str(balls), "--out", str(tmp_path / "b"), *settings])
+    printed = capsys.readouterr().out
+    assert "in 4 cases; median" in printed
+    for key in ("pixdim", "strides", "hu_range", "val_interval"):
+        assert f"\n{key} " in printed
+    assert f"next: monai-unetpp train {tmp_path / 'b'}" in printed
+    assert planned_configs  # the JSONs are compared above
