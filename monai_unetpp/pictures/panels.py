@@ -35,6 +35,7 @@ class Panels:
         captions: Text for each slice.
         window: Intensities drawn black and white.
         view: Orientation of the slices.
+        picture: Whether it is a picture: no sides of a patient, pixels instead of mm.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class Panels:
         captions: Sequence[str],
         window: DisplayWindow,
         view: View,
+        picture: bool = False,
     ) -> None:
+        self.picture = picture
         self.pairs, self.captions, self.window, self.view = pairs, captions, window, view
         self.area = drawn_area(pairs, window.background)
         height, width = self._millimetres(self.area)
@@ -66,7 +69,7 @@ class Panels:
             millimetres_across = self._draw_plane(axes, n, self.area, self.height / self.width)
             write = _writer(axes)
             write(0.03, 0.97, caption, "left", "top")
-            left, right, lower, upper = tuple(self.view.edges)
+            left, right, lower, upper = ("",) * 4 if self.picture else tuple(self.view.edges)
             write(0.02, 0.5, left, "left", "center")
             write(0.98, 0.5, right, "right", "center")
             write(0.5, 0.02, lower, "center", "bottom")
@@ -100,7 +103,7 @@ class Panels:
         length = fitting[-1] if fitting else BAR_LENGTHS_MM[0]
         share = length / millimetres_across
         axes.plot((0.97 - share, 0.97), (0.04, 0.04), color="white", lw=2, transform=axes.transAxes)
-        _writer(axes)(0.97, 0.06, f"{length} mm", "right", "bottom")
+        _writer(axes)(0.97, 0.06, f"{length} {'pixels' if self.picture else 'mm'}", "right", "bottom")
 
     def _draw_inset(self, page: Page, n: int, x: float, y: float) -> None:
         """Magnify what was found in a corner, if it is small."""

@@ -17,7 +17,7 @@ from monai_unetpp.pictures.page import Page
 from monai_unetpp.pictures.panels import Panels
 from monai_unetpp.pictures.view import Array, View, choose_slices, class_colour
 from monai_unetpp.pictures.window import display_window
-from monai_unetpp.readers import volume_loader
+from monai_unetpp.readers import is_picture, volume_loader
 
 __all__ = ["check_sheets", "draw_volume", "volume_figure", "volume_text"]
 
@@ -84,16 +84,20 @@ def volume_figure(
     chosen = choose_slices(areas, count)
     pairs = [(view.plane(turned, n), view.plane(label_map, n)) for n in chosen]
     shown = display_window(torch.as_tensor(image[0]), pairs, view.pixel, window)
-    panels = Panels(pairs, [f"{n + 1} / {len(areas)}" for n in chosen], shown, view)
+    picture = is_picture(image_path)
+    captions = [f"{n + 1} / {len(areas)}" if not picture else "" for n in chosen]
+    panels = Panels(pairs, captions, shown, view, picture)
     size = " x ".join(f"{mm:.3g}" for mm in view.spacing)
-    lines = [note, f"{view.plane_name}, voxels of {size} mm", f"window: {shown.text}"]
+    grid = " x ".join(str(n) for n in image.shape[1:3])
+    shape = f"{grid} pixels" if picture else f"{view.plane_name}, voxels of {size} mm"
+    lines = [note, shape, f"window: {shown.text}"]
     millilitres = areas.sum(0) * abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000
-    page = Page(*panels.size, Path(image_path).name, lines, _legend(millilitres, names))
+    page = Page(*panels.size, Path(image_path).name, lines, _legend(millilitres, names, picture))
     panels.draw(page)
     return page.figure
 
 
-def _legend(millilitres: Array, names: Sequence[str]) -> list[tuple[str, str]]:
+def _legend(millilitres: Array, names: Sequence[str], picture: bool) -> list[tuple[str, str]]:
     """Return colour and text of each class that was found or has a name."""
     found = millilitres[1:]
     known = {c: str(name) for c, name in enumerate(names)}
@@ -103,16 +107,18 @@ def _legend(millilitres: Array, names: Sequence[str]) -> list[tuple[str, str]]:
     classes = range(1, max(len(millilitres), len(names)))
     volumes = {c: float(millilitres[c]) if c < len(millilitres) else 0.0 for c in classes}
     return [
-        (class_colour(c), f"{known.get(c, f'class {c}')}: {volume_text(volumes[c])}")
+        (class_colour(c), f"{known.get(c, f'class {c}')}: {volume_text(volumes[c], picture)}")
         for c in classes
         if volumes[c] or c in known
     ]
 
 
-def volume_text(millilitres: float) -> str:
-    """Return a volume as text, of a small one two digits."""
+def volume_text(millilitres: float, picture: bool = False) -> str:
+    """Return a volume as text, of a small one two digits; of a picture its pixels, which are 1 mm wide."""
     if millilitres == 0:
         return "not found"
+    if picture:
+        return f"{round(1000 * millilitres):,} pixels"
     if millilitres < 0.001:
         return "< 0.001 ml"
     if millilitres < 1:

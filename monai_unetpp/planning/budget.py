@@ -24,14 +24,14 @@ __all__ = ["memory_of_machine", "speed_of_machine", "step_memory", "step_multipl
 
 BYTES = 4  # of a float32
 MAPS_KEPT = 2.65  # maps per node that the backward pass needs
-MAPS_PASSING = 3.4  # full-size maps that live at the same time, beside them
+MAPS_TRANSIENT = 3.4  # full-size maps that live at the same time, beside them
 LOGITS_KEPT = 2.5  # arrays of the size of the logits, in the loss
-GRADIENTS = 2.25  # arrays of the size of the weights at the end of the backward pass
-STATES = 4  # weights, gradients, and two of the optimizer
-PLAIN = 2.5  # times as much without the memory path, as on a GPU (benchmarks/README.md)
-STEP = 3.0  # multiply-adds of a training step, of those of a forward pass
+GRADIENT_COPIES = 2.25  # arrays of the size of the weights at the end of the backward pass
+WEIGHT_COPIES = 4  # weights, gradients, and two of the optimizer
+PLAIN_FACTOR = 2.5  # times as much without the memory path, as on a GPU (benchmarks/README.md)
+STEP_FACTOR = 3.0  # multiply-adds of a training step, of those of a forward pass
 REFERENCE = {3: (40, 48, 40), 2: (256, 256)}  # patch by which the speed of a machine is measured
-BATCH = 2
+BATCH_SIZE = 2
 SHARE_OF_MEMORY = 0.6  # the rest is for the cases and for the process
 
 
@@ -52,20 +52,20 @@ def step_memory(net: UNetPlusPlus, patch: Sequence[int], batch: int, plain: bool
     kept = sum(
         spec.width(i, j) * voxels[i] for i, j in [*((i, 0) for i in range(spec.depth + 1)), *spec.nodes]
     )
-    maps = MAPS_KEPT * kept + MAPS_PASSING * spec.channels[0] * voxels[0]
+    maps = MAPS_KEPT * kept + MAPS_TRANSIENT * spec.channels[0] * voxels[0]
     logits = LOGITS_KEPT * len(spec.levels) * spec.out_channels * voxels[0]
-    activations = batch * BYTES * (maps + logits) * (PLAIN if plain else 1)
-    return max(activations, GRADIENTS * BYTES * _parameters(net))
+    activations = batch * BYTES * (maps + logits) * (PLAIN_FACTOR if plain else 1)
+    return max(activations, GRADIENT_COPIES * BYTES * _parameters(net))
 
 
 def total_memory(net: UNetPlusPlus, patch: Sequence[int], batch: int, plain: bool = False) -> float:
     """Return the memory of a training step with weights, gradients and optimizer, bytes; an estimate."""
-    return step_memory(net, patch, batch, plain) + STATES * BYTES * _parameters(net)
+    return step_memory(net, patch, batch, plain) + WEIGHT_COPIES * BYTES * _parameters(net)
 
 
 def step_multiply_adds(net: UNetPlusPlus, patch: Sequence[int], batch: int) -> float:
     """Return the multiply-adds of a training step."""
-    return STEP * batch * multiply_adds(net, (1, net.spec.in_channels, *patch))
+    return STEP_FACTOR * batch * multiply_adds(net, (1, net.spec.in_channels, *patch))
 
 
 def memory_of_machine(device: torch.device) -> float:
@@ -85,8 +85,8 @@ def speed_of_machine(network: dict[str, Any], device: torch.device) -> float:
     net = UNetPlusPlus(**network).to(device).train()
     dims = net.spec.spatial_dims
     patch = REFERENCE[dims]
-    x = torch.rand(BATCH, net.spec.in_channels, *patch, device=device)
-    target = torch.zeros(BATCH, 1, *patch, device=device)
+    x = torch.rand(BATCH_SIZE, net.spec.in_channels, *patch, device=device)
+    target = torch.zeros(BATCH_SIZE, 1, *patch, device=device)
     loss = DeepSupervisionDiceLoss(include_background=False, batch=True)
     seconds = []
     for _ in range(4):
@@ -95,7 +95,7 @@ def speed_of_machine(network: dict[str, Any], device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
-    return step_multiply_adds(net, patch, BATCH) / statistics.median(seconds[1:])
+    return step_multiply_adds(net, patch, BATCH_SIZE) / statistics.median(seconds[1:])
 
 
 def _parameters(net: UNetPlusPlus) -> int:

@@ -15,7 +15,7 @@ from monai_unetpp.files import PathLike, refuse_existing
 from monai_unetpp.planning.budget import memory_of_machine, speed_of_machine
 from monai_unetpp.planning.choices import Machine, Plan
 from monai_unetpp.planning.fingerprint import Fingerprint, take_fingerprint
-from monai_unetpp.planning.patches import WIDTH
+from monai_unetpp.planning.patches import FIRST_WIDTH
 from monai_unetpp.planning.rules import make_plan
 from monai_unetpp.planning.writing import write_bundle
 from monai_unetpp.readers.memory import available_memory
@@ -24,7 +24,7 @@ __all__ = ["parse_memory", "plan_bundle"]
 
 logger = logging.getLogger(__name__)
 
-MOST_LISTED = 100  # problems
+MAX_LISTED = 100  # problems
 HOURS = {"cpu": 1.0, "cuda": 8.0}
 UNITS = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
@@ -84,7 +84,7 @@ def plan_bundle(
         raise ValueError(_listed(data, fingerprint.problems))
     kind = where.type
     dims = 2 if all(case.picture or case.size[2] == 1 for case in fingerprint.cases) else 3
-    widths = [WIDTH[kind] * 2**i for i in range(4)]
+    widths = [FIRST_WIDTH[kind] * 2**i for i in range(4)]
     network = {"spatial_dims": dims, "in_channels": 1, "out_channels": 2, "channels": widths, "strides": 2}
     machine = Machine(
         kind,
@@ -127,9 +127,9 @@ def _memory(device: torch.device, wanted: float | None) -> float:
 
 
 def _listed(data: Path, problems: Mapping[str, str]) -> str:
-    lines = [f"  {path} {why}" for path, why in list(problems.items())[:MOST_LISTED]]
-    if len(problems) > MOST_LISTED:
-        lines.append(f"  and {len(problems) - MOST_LISTED} more")
+    lines = [f"  {path} {why}" for path, why in list(problems.items())[:MAX_LISTED]]
+    if len(problems) > MAX_LISTED:
+        lines.append(f"  and {len(problems) - MAX_LISTED} more")
     return "\n".join(
         [f"{len(problems)} files of {data} do not fit; --skip-bad goes on without them:", *lines]
     )

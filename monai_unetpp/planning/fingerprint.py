@@ -33,7 +33,7 @@ from monai_unetpp.planning.problems import find_problems
 
 __all__ = ["Fingerprint", "take_fingerprint"]
 
-FEW = 16  # cases that are not worth further processes
+MAX_CASES_IN_ONE_PROCESS = 16  # cases that are not worth further processes
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _measured(
 @contextmanager
 def _mapped(job: Any, cases: Sequence[Any], processes: int) -> Iterator[Iterator[CaseFacts]]:
     """Yield the results of a job in the order of the cases."""
-    if processes == 1 or len(cases) <= FEW:
+    if processes == 1 or len(cases) <= MAX_CASES_IN_ONE_PROCESS:
         yield map(job, cases)
         return
     context = multiprocessing.get_context("spawn")  # a fork after torch has started its threads may hang

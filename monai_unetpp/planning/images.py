@@ -14,13 +14,17 @@ from monai_unetpp.planning.choices import Choices
 from monai_unetpp.planning.fingerprint import Fingerprint
 from monai_unetpp.planning.measuring import CaseFacts
 
-__all__ = ["SHORTEST", "choose_images", "median_size"]
+__all__ = ["MIN_AXIS_VOXELS", "choose_images", "median_size"]
 
-SHORTEST = 4  # voxels of the last row (Isensee)
-ANISOTROPIC = 3.0  # spacing of an axis over that of the others, from which slices are thick (Isensee)
+MIN_AXIS_VOXELS = 4  # voxels of the last row (Isensee)
+MIN_ANISOTROPY = 3.0  # spacing of an axis over that of the others, from which slices are thick (Isensee)
 THICK_QUANTILE = 0.1  # of the spacings of a thick axis: the thin ones of the data set (Isensee)
-MANY_ZEROS = 0.25  # share of voxels that are 0 in all channels, as around a skull that was stripped (Isensee)
-VARYING = 2.0  # ratio of the brightness of what is segmented, from which each picture is normalised by itself
+MIN_ZERO_SHARE = (
+    0.25  # share of voxels that are 0 in all channels, as around a skull that was stripped (Isensee)
+)
+MAX_BRIGHTNESS_RATIO = (
+    2.0  # ratio of the brightness of what is segmented, from which each picture is normalised by itself
+)
 IN_HU = ("ct", "ct_", "computed tomography")
 
 
@@ -40,8 +44,8 @@ def _spatial_dims(cases: Sequence[CaseFacts]) -> tuple[int, str]:
     if all(case.picture for case in cases):
         return 2, "the images are pictures"
     flat = statistics.median(case.size[2] for case in cases)
-    if flat < SHORTEST:
-        return 2, f"the volumes have {flat:g} slices, fewer than {SHORTEST}"
+    if flat < MIN_AXIS_VOXELS:
+        return 2, f"the volumes have {flat:g} slices, fewer than {MIN_AXIS_VOXELS}"
     return 3, "the images are volumes"
 
 
@@ -56,8 +60,8 @@ def _pixdim(cases: Sequence[CaseFacts], dims: int) -> tuple[list[float], str]:
         return [*_figures(median[:2]), -1], f"{reason}; slices are not resampled across"
     thick, others = int(median.argmax()), [a for a in range(3) if a != int(median.argmax())]
     sizes = np.median([case.size for case in cases], axis=0)
-    few = sizes[thick] * ANISOTROPIC < sizes[others].min()
-    if median[thick] / median[others].max() >= ANISOTROPIC and few:
+    few = sizes[thick] * MIN_ANISOTROPY < sizes[others].min()
+    if median[thick] / median[others].max() >= MIN_ANISOTROPY and few:
         median[thick] = np.quantile(spacings[:, thick], THICK_QUANTILE)
         median[thick] = max(median[thick], median[others].max())
         reason += f"; slices are thick, and along them it is the {THICK_QUANTILE:.0%} quantile (Isensee)"
@@ -80,14 +84,14 @@ def _normalisation(choose: Choices, fingerprint: Fingerprint) -> None:
     medians = [np.mean([each[len(each) // 2] for each in case.quantiles]) for case in cases if case.centre]
     low, top = np.quantile(medians, [0.1, 0.9])
     vary = top / max(low, 1e-6)
-    if pictures and all(case.whole for case in cases) and vary < VARYING:
+    if pictures and all(case.whole for case in cases) and vary < MAX_BRIGHTNESS_RATIO:
         choose.make(
             "hu_range", lambda: ([0, bits], f"pictures of {8 if bits == 255 else 16} bits, equally bright")
         )
         return
     choose.make("hu_range", lambda: (None, "no unit that is the same in all images"))
     zero = statistics.median(case.zero for case in cases)
-    nonzero = not pictures and zero > MANY_ZEROS
+    nonzero = not pictures and zero > MIN_ZERO_SHARE
     why = (
         f"mean 0, standard deviation 1 by case and channel{', of what is not 0' if nonzero else ''} (Isensee)"
     )

@@ -24,7 +24,7 @@ from monai_unetpp.transforms.classes import HALF_OF_8_BIT
 __all__ = ["CaseFacts", "inside", "measure_case"]
 
 QUANTILES = np.linspace(0, 100, 201)  # percentiles of a case that are kept, per channel
-SAMPLE = 20_000  # voxels per case and channel from which they are taken
+MAX_SAMPLE_VOXELS = 20_000  # voxels per case and channel from which they are taken
 MAX_VALUES = 20  # values of a mask up to which each is measured; more are instances
 
 
@@ -122,7 +122,7 @@ def _measure(facts: CaseFacts, image: Path, label: Path) -> CaseFacts:
     zooms = np.linalg.norm(loaded.affine.numpy()[:3, :3], axis=0)
     foreground = mask > HALF_OF_8_BIT if label.suffix.lower() in LOSSY else mask != 0
     where = values[:, foreground] if foreground.any() else values.reshape(len(values), -1)
-    step = max(1, where.shape[1] // SAMPLE)
+    step = max(1, where.shape[1] // MAX_SAMPLE_VOXELS)
     quantiles = np.percentile(where[:, ::step], QUANTILES, axis=1).T
     centre = ndimage.center_of_mass(foreground) if foreground.any() else ()
     return dataclasses.replace(

@@ -13,18 +13,18 @@ import torch
 from monai_unetpp.network import UNetPlusPlus
 from monai_unetpp.planning.budget import step_multiply_adds, total_memory
 from monai_unetpp.planning.choices import Choices, Machine
-from monai_unetpp.planning.images import SHORTEST
+from monai_unetpp.planning.images import MIN_AXIS_VOXELS
 
 __all__ = ["choose_patch", "network_of"]
 
-NEAR = 2.0  # spacings within this factor are halved together (Isensee)
-DEEPEST = 4  # levels of the papers' network
-WIDTH = {"cpu": 16, "cuda": 32}
-WIDEST = {3: 320, 2: 512}  # as nnU-Net limits them
-LARGEST = {3: 192**3, 2: 1024**2}  # voxels of a patch
-LEAST = {3: 32**3, 2: 128**2}  # voxels of a patch that is not made smaller to save time
-LEAST_STEPS = 500  # of a training: a patch for which there is no time for so many is too large
-BATCH = {3: 2, 2: 8}
+MAX_HALVED_RATIO = 2.0  # spacings within this factor are halved together (Isensee)
+MAX_LEVELS = 4  # levels of the papers' network
+FIRST_WIDTH = {"cpu": 16, "cuda": 32}
+MAX_WIDTH = {3: 320, 2: 512}  # as nnU-Net limits them
+MAX_PATCH_VOXELS = {3: 192**3, 2: 1024**2}  # voxels of a patch
+MIN_PATCH_VOXELS = {3: 32**3, 2: 128**2}  # voxels of a patch that is not made smaller to save time
+MIN_STEPS = 500  # of a training: a patch for which there is no time for so many is too large
+BATCH_SIZE = {3: 2, 2: 8}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def choose_patch(choose: Choices, size: Sequence[int], machine: Machine) -> None
     while True:
         found = _candidate(choose, patch, spacing, machine, fixed=given is not None)
         memory = found.needed / machine.memory
-        time = min(LEAST_STEPS / found.steps, math.prod(found.patch) / LEAST[dims])
+        time = min(MIN_STEPS / found.steps, math.prod(found.patch) / MIN_PATCH_VOXELS[dims])
         if given is not None or max(memory, time) <= 1:
             break
         smaller = _smaller(found, size[:dims], max(memory, time))
@@ -76,8 +76,9 @@ def choose_patch(choose: Choices, size: Sequence[int], machine: Machine) -> None
     at = " x ".join(map(str, size[:dims]))
     limit = f"{_limit(limits, whole)}; the median image has {at} voxels at this spacing"
     levels = len(found.strides)
-    halved = f"axes within {NEAR:g} times the finest spacing are halved, to {SHORTEST} voxels (Isensee)"
-    flat = f"3, and 1 along an axis that is coarser than others by more than {NEAR:g} (Isensee)"
+    near = f"axes within {MAX_HALVED_RATIO:g} times the finest spacing"
+    halved = f"{near} are halved, to {MIN_AXIS_VOXELS} voxels (Isensee)"
+    flat = f"3, and 1 along an axis that is coarser than others by more than {MAX_HALVED_RATIO:g} (Isensee)"
     choose.make("roi_size", lambda: ([*found.patch, 1] if dims == 2 else found.patch, limit))
     choose.make("channels", lambda: (found.channels, _reason_of_widths(levels, machine.device)))
     choose.make("strides", lambda: (found.strides, halved))
@@ -93,7 +94,7 @@ def _candidate(
     """Return a patch, rounded up to what the strides divide unless it is ``fixed``, with its network."""
     dims, given = choose["spatial_dims"], choose.given
     channels = given.get("channels")
-    strides, kernels = _shape(patch, spacing, DEEPEST if channels is None else len(channels) - 1)
+    strides, kernels = _shape(patch, spacing, MAX_LEVELS if channels is None else len(channels) - 1)
     strides, kernels = given.get("strides", strides), given.get("kernel_size", kernels)
     channels = _widths(len(strides), dims, machine.device) if channels is None else channels
     if len(channels) - 1 > len(strides):
@@ -103,7 +104,7 @@ def _candidate(
         )
     patch = list(patch) if fixed else _divisible(patch, strides)
     net = network_of(choose, channels, strides, kernels)
-    batch = given.get("batch_size", BATCH[dims])
+    batch = given.get("batch_size", BATCH_SIZE[dims])
     needed = total_memory(net, patch, batch, plain=machine.device == "cuda")
     steps = machine.hours * 3600 * machine.speed / step_multiply_adds(net, patch, batch)
     return _Candidate(patch, channels, strides, kernels, batch, needed, steps)
@@ -117,8 +118,8 @@ def _limit(limits: Sequence[str], whole: bool) -> str:
 
 def _first_patch(size: Sequence[int], spacing: Sequence[float], dims: int) -> list[int]:
     """Median image, or, of a large one, a part of it that is as long in mm along each axis."""
-    factor = (LARGEST[dims] * math.prod(spacing)) ** (1 / dims)
-    return [max(SHORTEST, min(n, round(factor / s))) for n, s in zip(size, spacing, strict=True)]
+    factor = (MAX_PATCH_VOXELS[dims] * math.prod(spacing)) ** (1 / dims)
+    return [max(MIN_AXIS_VOXELS, min(n, round(factor / s))) for n, s in zip(size, spacing, strict=True)]
 
 
 def _shape(
@@ -129,11 +130,11 @@ def _shape(
     strides: list[list[int]] = []
     kernels = [_kernel(zooms)]
     while len(strides) < deepest:
-        able = [axis for axis, n in enumerate(sizes) if n >= 2 * SHORTEST]
+        able = [axis for axis, n in enumerate(sizes) if n >= 2 * MIN_AXIS_VOXELS]
         if not able:
             break
         finest = min(zooms[axis] for axis in able)
-        step = [2 if a in able and zooms[a] < NEAR * finest else 1 for a in range(len(sizes))]
+        step = [2 if a in able and zooms[a] < MAX_HALVED_RATIO * finest else 1 for a in range(len(sizes))]
         strides.append(step)
         sizes = [math.ceil(n / s) for n, s in zip(sizes, step, strict=True)]
         zooms = [z * s for z, s in zip(zooms, step, strict=True)]
@@ -144,7 +145,7 @@ def _shape(
 
 
 def _kernel(zooms: Sequence[float]) -> list[int]:
-    return [1 if zoom > NEAR * min(zooms) else 3 for zoom in zooms]
+    return [1 if zoom > MAX_HALVED_RATIO * min(zooms) else 3 for zoom in zooms]
 
 
 def _divisible(patch: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:
@@ -160,7 +161,7 @@ def _smaller(found: _Candidate, size: Sequence[int], times: float) -> list[int] 
     factors = [math.prod(step[axis] for step in found.strides) for axis in range(len(size))]
     patch, voxels = list(found.patch), math.prod(found.patch)
     while voxels / math.prod(patch) < max(0.8 * times, 1.0001):
-        able = [a for a, n in enumerate(patch) if n - factors[a] >= 2 * SHORTEST]
+        able = [a for a, n in enumerate(patch) if n - factors[a] >= 2 * MIN_AXIS_VOXELS]
         if not able:
             break
         axis = max(able, key=lambda a: (patch[a] / size[a], patch[a]))
@@ -169,12 +170,14 @@ def _smaller(found: _Candidate, size: Sequence[int], times: float) -> list[int] 
 
 
 def _widths(levels: int, dims: int, device: str) -> list[int]:
-    return [min(WIDTH[device] * 2**i, WIDEST[dims]) for i in range(levels + 1)]
+    return [min(FIRST_WIDTH[device] * 2**i, MAX_WIDTH[dims]) for i in range(levels + 1)]
 
 
 def _reason_of_widths(levels: int, device: str) -> str:
     what = "a CPU" if device == "cpu" else "a GPU"
-    return f"{levels} levels, of which validation chooses; doubled per row from {WIDTH[device]}, on {what}"
+    return (
+        f"{levels} levels, of which validation chooses; doubled per row from {FIRST_WIDTH[device]}, on {what}"
+    )
 
 
 def network_of(choose: Choices, channels: Any, strides: Any, kernels: Any) -> UNetPlusPlus:

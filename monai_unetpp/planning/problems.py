@@ -15,7 +15,7 @@ __all__ = ["find_problems"]
 
 MAX_CLASSES = 100  # more values than that are instances
 MAX_PICTURE_CLASSES = 12  # of pictures, in which instances are usual
-FAR = 10.0  # times the usual spacing: another unit, or another kind of scan
+MAX_SPACING_RATIO = 10.0  # times the usual spacing: another unit, or another kind of scan
 
 Problems = dict[str, str]
 
@@ -153,11 +153,14 @@ def _kinds(cases: Sequence[CaseFacts]) -> Problems:
 
 def _spacings(cases: Sequence[CaseFacts]) -> Problems:
     """Spacings by a factor of ten apart; of two cases nobody knows which one is right."""
-    usual = [statistics.median(case.spacing[axis] for case in cases) for axis in range(3)]
+    usual = [statistics.median_low(case.spacing[axis] for case in cases) for axis in range(3)]
     return {
         case.image: f"has a spacing of {_by(case.spacing)} mm, others about {_by(usual)}: is the unit right?"
         for case in cases
-        if any(not 1 / FAR < a / b < FAR for a, b in zip(case.spacing, usual, strict=True))
+        if any(
+            not 1 / MAX_SPACING_RATIO < a / b < MAX_SPACING_RATIO
+            for a, b in zip(case.spacing, usual, strict=True)
+        )
     }
 
 

@@ -16,13 +16,13 @@ from monai_unetpp.planning.patches import network_of
 
 __all__ = ["choose_sampling", "choose_schedule"]
 
-TINY = 0.25  # diameter of a target over the patch, from which patches are shifted
-MOST_SHIFTED = 16  # voxels
+MAX_SHIFTED_SHARE = 0.25  # diameter of a target over the patch, from which patches are shifted
+MAX_SHIFT_VOXELS = 16  # voxels
 VALIDATIONS = 20
-SHARE = 0.1  # of the time, for validation
-OVERLAP = 0.25  # of windows in validation
-FORWARD = 1 / 3  # of the time of a step
-LOADING = 1.25  # time of a step with the loading of its patches, of that without
+VALIDATION_SHARE = 0.1  # of the time, for validation
+VALIDATION_OVERLAP = 0.25  # of windows in validation
+FORWARD_SHARE = 1 / 3  # of the time of a step
+LOADING_FACTOR = 1.25  # time of a step with the loading of its patches, of that without
 SIDES = ("left", "right", "links", "rechts")
 
 
@@ -31,11 +31,11 @@ def choose_sampling(choose: Choices, fingerprint: Fingerprint) -> None:
     dims = choose["spatial_dims"]
     patch = choose["roi_size"][:dims]
     diameter = _diameter(fingerprint, choose["pixdim"], dims)
-    tiny = diameter < TINY * max(patch)
+    tiny = diameter < MAX_SHIFTED_SHARE * max(patch)
     around = "cut around each class equally often; of a class that a case lacks, around the others"
     choose.make("patches_per_case", lambda: (1, around))
     wide = f"the median target is {diameter:.0f} voxels wide"
-    shift = [min(MOST_SHIFTED, n // 2) for n in patch] if tiny else None
+    shift = [min(MAX_SHIFT_VOXELS, n // 2) for n in patch] if tiny else None
     why = "it must not be learnt that it is in the middle" if tiny else "not small beside the patch"
     choose.make("shift", lambda: (shift, f"{wide}: {why}"))
     words = {word for name in fingerprint.labels for word in name.lower().replace("_", " ").split()}
@@ -75,20 +75,21 @@ def choose_schedule(choose: Choices, fingerprint: Fingerprint, machine: Machine,
     train, held_out = split_cases(pairs, choose["val_fraction"], seed=0)
     batch, roi, seconds = choose["batch_size"], choose["roi_size"], machine.hours * 3600
     net = network_of(choose, choose["channels"], choose["strides"], choose["kernel_size"])
-    patch = LOADING * step_multiply_adds(net, roi[:dims], 1) / machine.speed  # s
+    patch = LOADING_FACTOR * step_multiply_adds(net, roi[:dims], 1) / machine.speed  # s
     epoch = patch * len(train) * choose["patches_per_case"]
     windows = math.prod(
-        max(1, math.ceil((n / p - OVERLAP) / (1 - OVERLAP))) for n, p in zip(size, roi, strict=True)
+        max(1, math.ceil((n / p - VALIDATION_OVERLAP) / (1 - VALIDATION_OVERLAP)))
+        for n, p in zip(size, roi, strict=True)
     )
-    validation = patch * FORWARD * windows * len(held_out)
+    validation = patch * FORWARD_SHARE * windows * len(held_out)
     most = max(1, math.floor(seconds / epoch))
-    interval = max(math.ceil(most / VALIDATIONS), math.ceil(most * validation / (SHARE * seconds)))
+    interval = max(math.ceil(most / VALIDATIONS), math.ceil(most * validation / (VALIDATION_SHARE * seconds)))
     epochs = max(1, math.floor(seconds / (epoch + validation / interval)))
     steps = math.ceil(len(train) / batch)
     step = f"a step of {batch} patches takes about {patch * batch:.2f} s, an epoch has {steps}"
     choose.make("max_epochs", lambda: (epochs, f"{machine.hours:g} h; {step}"))
     held = f"the {len(held_out)} held-out cases take about {validation:.0f} s"
-    choose.make("val_interval", lambda: (min(interval, epochs), held))
+    choose.make("val_interval", lambda: (min(interval, choose["max_epochs"]), held))
     choose.make("learning_rate", lambda: (0.003, "AdamW, polynomial decay, as the bundles that ship"))
     cached = sum(_bytes(case, choose["pixdim"]) for case in cases)
     rate = 1.0 if cached <= machine.cache else math.floor(100 * machine.cache / cached) / 100

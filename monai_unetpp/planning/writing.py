@@ -44,7 +44,7 @@ OF_TRAINING = (
     "patches_per_case",
 )
 SYNTHETIC = ("phantom_dir", "phantoms")  # keys of what the template trains on by default
-SIGNS = frozenset('#$@%"\\')  # which MONAI's parser reads
+PARSED_SIGNS = frozenset('#$@%"\\')  # which MONAI's parser reads
 
 
 def write_bundle(plan: Plan, fingerprint: Fingerprint, out: Path, readme: str) -> None:
@@ -61,9 +61,9 @@ def write_bundle(plan: Plan, fingerprint: Fingerprint, out: Path, readme: str) -
         ValueError: if a path has a sign that MONAI's parser would read as code.
     """
     for path in (out, Path(fingerprint.data)):
-        if not SIGNS.isdisjoint(str(path)):
+        if not PARSED_SIGNS.isdisjoint(str(path)):
             raise ValueError(
-                f"{path} must be a path without {' '.join(sorted(SIGNS))}, which MONAI reads as code."
+                f"{path} must be a path without {' '.join(sorted(PARSED_SIGNS))}, which MONAI reads as code."
             )
     source = find_bundle(TEMPLATE)
     with atomic_directory(out) as part:
@@ -91,7 +91,7 @@ def planned_configs(plan: Plan, fingerprint: Fingerprint, out: Path) -> dict[str
     pictures = all(case.picture for case in fingerprint.cases)
     for config in (template["train"], template["inference"]):
         _set_shared(config, settings, out)
-        _set_preprocessing(config, settings, pictures)
+        _set_preprocessing(config, settings)
     train, inference = template["train"], template["inference"]
     train["_desc_"] = (
         f"Made by monai-unetpp plan for {Path(fingerprint.data).name}; README.md says why it is as it is."
@@ -126,7 +126,7 @@ def _set_shared(config: Json, settings: Mapping[str, Any], out: Path) -> None:
     config["network_def"] |= {"strides": settings["strides"], "kernel_size": settings["kernel_size"]}
 
 
-def _set_preprocessing(config: Json, settings: Mapping[str, Any], pictures: bool) -> None:
+def _set_preprocessing(config: Json, settings: Mapping[str, Any]) -> None:
     load, *_ = transforms = config["preprocessing_transforms"]
     load["in_channels"] = "@in_channels"
     if settings.get("label_values") is not None:
@@ -140,10 +140,6 @@ def _set_preprocessing(config: Json, settings: Mapping[str, Any], pictures: bool
             "nonzero": settings["normalize_nonzero"],
             "channel_wise": True,
         }
-    if pictures:  # they have no directions and no spacing
-        config["preprocessing_transforms"] = [
-            t for t in transforms if t["_target_"] not in ("Orientationd", "Spacingd")
-        ]
 
 
 def _dataset(dataset: Json, fingerprint: Fingerprint) -> Json:

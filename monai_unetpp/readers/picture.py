@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 LOSSY = (".jpg", ".jpeg")
+AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])  # as radiologists look at a slice: the first row is the front
 
 
 def is_picture(path: Any) -> bool:
@@ -60,7 +61,7 @@ def read(path: Path) -> Volume:
     check_fits(path, voxels_of(read_geometry(path).size))
     picture = read_raw(path)
     if picture.ndim == 2:
-        return Volume(picture.T[..., None], np.eye(4), False, ())
+        return Volume(picture.T[..., None], AFFINE.copy(), False, ())
     if picture.shape[-1] in (2, 4):
         alpha = picture[..., -1]
         if (alpha != alpha.flat[0]).any():
@@ -70,8 +71,8 @@ def read(path: Path) -> Volume:
             )
         picture = picture[..., :-1]
     if picture.shape[-1] == 1:
-        return Volume(picture[..., 0].T[..., None], np.eye(4), False, ())
-    return Volume(picture.transpose(1, 0, 2)[:, :, None], np.eye(4), True, ())
+        return Volume(picture[..., 0].T[..., None], AFFINE.copy(), False, ())
+    return Volume(picture.transpose(1, 0, 2)[:, :, None], AFFINE.copy(), True, ())
 
 
 def read_raw(path: Path) -> NDArray[Any]:

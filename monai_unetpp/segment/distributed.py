@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from monai_unetpp.files import PathLike
 from monai_unetpp.pictures import volume_text
+from monai_unetpp.readers import is_picture
 from monai_unetpp.segment.run import Outcome, segment
 
 __all__ = ["Report", "segment_distributed"]
@@ -64,7 +65,8 @@ class Report:
     def _masks(self) -> list[str]:
         done = [outcome for outcome in self.outcomes if outcome.mask]
         lines = [
-            f"{each.mask}: {', '.join(f'{name} {volume_text(ml)}' for name, ml in each.volumes)}"
+            f"{each.mask}: "
+            + ", ".join(f"{name} {volume_text(ml, is_picture(each.image))}" for name, ml in each.volumes)
             for each in done[:SHOWN]
         ]
         return lines + ([f"and {len(done) - SHOWN} more masks"] if len(done) > SHOWN else [])

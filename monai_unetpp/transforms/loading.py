@@ -17,7 +17,7 @@ from monai.transforms import MapTransform
 
 from monai_unetpp.readers import is_picture, other_channels, volume_loader
 from monai_unetpp.readers.checks import check_affine
-from monai_unetpp.readers.picture import read_numbers
+from monai_unetpp.readers.picture import AFFINE, read_numbers
 from monai_unetpp.transforms.classes import LabelValues, as_classes
 from monai_unetpp.transforms.hounsfield import looks_like_labels, why_no_hounsfield
 
@@ -137,7 +137,7 @@ class LoadImageAndLabeld(MapTransform):
         if is_picture(path):
             values = read_numbers(Path(path))
             label: MetaTensor = MetaTensor.ensure_torch_and_prune_meta(
-                values[None].astype(np.float32), {"affine": np.eye(4), "filename_or_obj": str(path)}
+                values[None].astype(np.float32), {"affine": AFFINE.copy(), "filename_or_obj": str(path)}
             )
         else:
             label = self.load(path)
