@@ -18,12 +18,13 @@ from bundles import AFFINES, BUNDLES, ball, config, schema, write_cases
 from monai_unetpp import UNetPlusPlus
 from monai_unetpp.__main__ import main
 from monai_unetpp.bundle import pack_bundle, run_workflow
-from monai_unetpp.data import read_dataset
+from monai_unetpp.data import list_volumes, read_dataset
 from monai_unetpp.planning import Machine, command, make_plan, parse_memory, plan_bundle, take_fingerprint
 from monai_unetpp.planning.budget import speed_of_machine, step_memory
 from monai_unetpp.planning.fingerprint import Fingerprint
 from monai_unetpp.planning.measuring import CaseFacts
 from monai_unetpp.planning.writing import OVERLAYS, SYNTHETIC, TEMPLATE, planned_configs
+from monai_unetpp.transforms import LoadImageAndLabeld
 
 GROWTH = Path(__file__).parents[1] / "benchmarks" / "results" / "growth.csv"
 CPU = Machine(memory=8 * 2**30, speed=5e10, hours=10)
@@ -136,9 +137,21 @@ def test_thick_slices():
     assert plan["rotate_range"] == [0.0, 0.0, 0.26]
 
 
-def test_left_and_right_are_not_mirrored():
-    plan = make_plan(fingerprint((64, 64, 64), labels=("kidney_left", "kidney_right")), CPU)
-    assert plan["flip_axes"] == [1, 2]
+@pytest.mark.parametrize(
+    "name", ["kidney_left", "Left-Hippocampus", "lung_l", "LeftKidney", "kidney (right)"]
+)
+def test_left_and_right_are_not_mirrored(name):
+    assert make_plan(fingerprint((64, 64, 64), labels=(name,)), CPU)["flip_axes"] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["liver", "cleft", "bright spot"])
+def test_what_has_no_side_is_mirrored(name):
+    assert make_plan(fingerprint((64, 64, 64), labels=(name,)), CPU)["flip_axes"] == [0, 1, 2]
+
+
+def test_pictures_of_12_bits_fill_the_range():
+    found = fingerprint((64, 64, 1), modality=("grey",), picture=True, low=(0.0,), high=(4000.0,))
+    assert make_plan(found, CPU)["hu_range"] == [0, 4095]
 
 
 # Memory and time
@@ -190,6 +203,7 @@ def test_epochs_fill_the_time():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"roi_size": 16}, r"roi_size must be \[X, Y, Z\], whole numbers, got 16"),
         ({"roi": [8, 8, 8]}, "a plan has no 'roi'; it has spatial_dims, "),
         (
             {"roi_size": [16, 16, 16], "channels": [4] * 9},
@@ -365,6 +379,90 @@ def test_masks_of_3d_slicer_are_named_by_their_segments(tmp_path):
     }
 
 
+def test_frames_are_no_channels(tmp_path):
+    """Files that are numbered, each with a mask of its own name, are cases; segment lists them all."""
+    data = write_pictures(tmp_path / "d", 4)
+    for folder in ("images", "masks"):
+        for n in range(4):
+            (data / folder / f"p{n}.png").rename(data / folder / f"p_{n:04d}.png")
+    found = take_fingerprint(data, foreground=True)
+    assert ([case.channels for case in found.cases], found.problems) == ([3] * 4, {})
+    assert len(list_volumes(data / "images", 3, pictures=True)) == 4
+
+
+def test_channels_of_other_names_are_a_problem(tmp_path):
+    data = write_nnunet(tmp_path / "d", 3)
+    content = json.loads((data / "dataset.json").read_text())
+    for n in range(3):
+        (data / "imagesTr" / f"c{n}_0000.nii.gz").rename(data / "imagesTr" / f"c{n}_flair.nii.gz")
+    content["dataset"] = {
+        f"c{n}": {
+            "images": [f"imagesTr/c{n}_flair.nii.gz", f"imagesTr/c{n}_0001.nii.gz"],
+            "label": f"labelsTr/c{n}.nii.gz",
+        }
+        for n in range(3)
+    }
+    (data / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="must be named CASE_0000, CASE_0001"):
+        take_fingerprint(data)
+
+
+def test_channel_that_lies_elsewhere_or_was_changed_is_noticed(tmp_path):
+    data, log = write_nnunet(tmp_path / "d", 3), tmp_path / "log.jsonl"
+    before = take_fingerprint(data, log=log)
+    path = data / "imagesTr" / "c0_0001.nii.gz"
+    volume = nib.load(path)
+    array = np.asarray(volume.dataobj)
+    nib.save(nib.Nifti1Image(array + np.float32(1000), volume.affine), path)
+    assert take_fingerprint(data, log=log).cases[0].mean[1] == pytest.approx(
+        before.cases[0].mean[1] + 1000, rel=1e-3
+    )
+    nib.save(nib.Nifti1Image(array, volume.affine + np.array([[0, 0, 0, 50.0]] + [[0] * 4] * 3)), path)
+    found = take_fingerprint(data, log=log)
+    assert "50.0 mm apart" in found.problems["imagesTr/c0_0000.nii.gz"]
+
+
+def test_colours_of_masks_are_the_same_class_in_every_picture(tmp_path):
+    """White is 255 beside red as without it, in a palette as in colours."""
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for n in range(4):
+        sitk.WriteImage(
+            sitk.GetImageFromArray(np.full((16, 16), 9 + n, np.uint8)), str(tmp_path / f"images/{n}.png")
+        )
+        mask = np.zeros((16, 16, 3), np.uint8)
+        mask[:4] = 255
+        if n % 2:
+            mask[8:, :, 0] = 255
+        sitk.WriteImage(sitk.GetImageFromArray(mask, isVector=True), str(tmp_path / f"masks/{n}.png"))
+    found = take_fingerprint(tmp_path)
+    assert len(found.labels) == 3
+    load = LoadImageAndLabeld(out_channels=3, label_values=found.label_values, modality=None)
+    for n in range(4):
+        label = load({"image": tmp_path / f"images/{n}.png", "label": tmp_path / f"masks/{n}.png"})["label"]
+        assert (label[0, :, :4] == 1).all()
+        assert ((label[0, :, 8:] == 2).all()) == bool(n % 2)
+
+
+def test_jpeg_and_png_masks_mean_the_same(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for n in range(4):
+        image = np.arange(256, dtype=np.uint8).reshape(16, 16) + np.uint8(n)
+        sitk.WriteImage(sitk.GetImageFromArray(image), str(tmp_path / f"images/{n}.png"))
+        mask = np.zeros((16, 16), np.uint8)
+        mask[:8] = 255 if n % 2 else 1
+        sitk.WriteImage(
+            sitk.GetImageFromArray(mask), str(tmp_path / f"masks/{n}.{'jpg' if n % 2 else 'png'}")
+        )
+    found = take_fingerprint(tmp_path)
+    load = LoadImageAndLabeld(out_channels=2, label_values=found.label_values, modality=None)
+    for n in range(4):
+        path = tmp_path / f"masks/{n}.{'jpg' if n % 2 else 'png'}"
+        label = load({"image": tmp_path / f"images/{n}.png", "label": path})["label"]
+        assert label.sum() == 128
+
+
 # What does not fit
 
 
@@ -460,6 +558,30 @@ def test_folder_that_exists_is_left_alone(tmp_path, balls):
     with pytest.raises(FileExistsError, match="mine"):
         plan_bundle(balls, tmp_path / "mine")
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"hours": 0}, "hours must be above 0, got 0"), ({"device": "mps"}, "device must be cpu or cuda")],
+)
+def test_option_that_does_not_fit_is_named(tmp_path, balls, options, message):
+    with pytest.raises(ValueError, match=message):
+        plan_bundle(balls, tmp_path / "bundle", **options)
+
+
+def test_file_to_skip_that_is_none_of_the_data_set_is_named(balls):
+    with pytest.raises(ValueError, match=r"skip must be files of .*, got .*imagesTr/other\.nii\.gz"):
+        read_dataset(balls, 3, skip=["imagesTr/other.nii.gz"])
+
+
+def test_way_to_the_data_does_not_matter(tmp_path, monkeypatch):
+    data = write_cases(tmp_path / "d", (ball(f"b{n}", AFFINES["RAS"]) for n in range(4)))
+    break_one(data, "empty")
+    (tmp_path / "x").mkdir()
+    monkeypatch.chdir(tmp_path)
+    plan_bundle("x/../d", "bundle", skip_bad=True, given=TINY)
+    dataset = json.loads(Path("bundle/train.json").read_text())["dataset"]
+    assert len(read_dataset("x/../d", 3, skip=dataset["skip"]).cases) == 3
 
 
 def test_more_memory_than_there_is(tmp_path, balls):
@@ -568,7 +690,7 @@ def test_bundles_that_ship_are_made_from_the_template(name):
 
 
 def test_path_that_monai_would_read_as_code_is_refused(tmp_path, balls):
-    with pytest.raises(ValueError, match=r"a#b must be a path without .* which MONAI reads as code"):
+    with pytest.raises(ValueError, match=r"a#b must be a name without .* which MONAI reads as code"):
         plan_bundle(balls, tmp_path / "a#b", given=TINY)
 
 

@@ -82,7 +82,7 @@ def test_argument_of_a_component_is_a_key(kidney, balls):
 
 def test_a_mistake_is_one_line_with_its_cause(kidney, tmp_path, balls, capsys):
     none = fails(capsys, "train", kidney, "--dataset_dir", tmp_path / "none")
-    assert none.startswith("error: dataset_dir has no dataset.json: ")
+    assert none.startswith("error: dataset_dir holds no data set: ")
     many = fails(capsys, "train", kidney, *words(dataset_dir=balls, out_channels=7))
     assert many.startswith("error: out_channels must be 3 for the labels background, ball, pip of ")
     overlay = fails(capsys, "train", kidney, "--overlay", "msb")
@@ -119,7 +119,7 @@ def test_monais_command_ends_in_the_cause(kidney, tmp_path):
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: dataset_dir has no dataset.json: ")
+    assert done.stderr.splitlines()[-1].startswith("error: dataset_dir holds no data set: ")
 
 
 def test_bug_keeps_its_traceback():

@@ -23,6 +23,7 @@ from monai_unetpp.data.layouts import (
 from monai_unetpp.files import PathLike, result_path
 from monai_unetpp.readers import PICTURE_SUFFIXES, is_series, other_channels
 from monai_unetpp.readers.memory import check_cache
+from monai_unetpp.readers.picture import read_raw
 
 __all__ = ["DataSet", "data_folder", "list_volumes", "read_dataset", "read_labels"]
 
@@ -77,9 +78,14 @@ def read_dataset(
     """
     if dataset_dir is None:
         raise ValueError(f"dataset_dir must be given: --dataset_dir FOLDER. {WANTED}")
-    root = Path(dataset_dir)
+    root = Path(os.path.normpath(dataset_dir))  # as MONAI makes the paths of a dataset.json
     layout = find_layout(root, images, masks, scan, allow_outside)
     left_out = {str(root / path) for path in skip}
+    known = {*layout.problems, *(case[key] for case in layout.cases for key in ("image", "label"))}
+    if not left_out <= known:
+        raise ValueError(
+            f"skip must be files of {root}, got {sorted(left_out - known)[0]}, which is none of them."
+        )
     problems = {path: why for path, why in layout.problems.items() if path not in left_out}
     if problems:
         number, (first, why) = len(problems), next(iter(problems.items()))
@@ -181,7 +187,9 @@ def list_volumes(
         else:
             found.append(path)
     if channels > 1:
-        of_others = {other for path in found for other in other_channels(path)}
+        groups = [others for path in found if len(others := other_channels(path)) == channels - 1]
+        several = [others for others in groups if not (pictures and _has_colours(others[0]))]
+        of_others = {other for others in several for other in others}
         found = [path for path in found if path not in of_others]
     first: dict[Path, Path] = {}
     for path in found:
@@ -190,6 +198,11 @@ def list_volumes(
             raise ValueError(f"{first[name]} and {path} would both be written as {name}: segment them apart.")
         first[name] = path
     return [{"image": str(path)} for path in found]
+
+
+def _has_colours(path: Path) -> bool:
+    """Whether a picture holds its channels itself: then its neighbours are others, not its channels."""
+    return read_raw(path).ndim > 2
 
 
 def _volumes_in(folder: Path, known: tuple[str, ...]) -> list[Path]:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from monai.data import load_decathlon_datalist
 
 from monai_unetpp.files import PathLike
 from monai_unetpp.readers import PICTURE_SUFFIXES, SUFFIXES, is_series
-from monai_unetpp.readers.names import CHANNEL, stem_of
+from monai_unetpp.readers.names import CHANNEL, other_channels, stem_of
 
 __all__ = ["VOLUMES", "WANTED", "Layout", "find_layout", "index_labels", "read_index", "real_path"]
 
@@ -148,7 +148,7 @@ def _indexed(root: Path, content: Mapping[str, Any], allow_outside: bool) -> Lay
         _check_inside(index, [path for _, files, mask in cases for path in (*files, mask)])
     for name, files, mask in cases:
         _add(layout, name, files, mask)
-    return layout
+    return replace(layout, channels=max(len(files) for _, files, _ in cases))
 
 
 _Listed = list[tuple[str, list[Path], Path]]  # name, files, mask
@@ -189,6 +189,8 @@ def _nnunet(root: Path, content: Mapping[str, Any], channels: int) -> _Listed:
         raise ValueError(
             f"{index} is of nnU-Net, but {root / 'imagesTr'} has no file like CASE_0000{ending}."
         )
+    if ending.lower() in PICTURE_SUFFIXES and not (root / "imagesTr" / f"{names[0]}_0001{ending}").exists():
+        channels = 1  # the channels are the colours of one picture
     return [
         (
             name if channels > 1 else "",
@@ -217,6 +219,10 @@ def real_path(path: PathLike) -> Path:
 
 def _add(layout: Layout, scan: str, files: Sequence[Path], mask: Path) -> None:
     """Add a case, or the files that it lacks to the problems."""
+    if len(files) > 1 and all(path.exists() for path in files) and other_channels(files[0]) != [*files[1:]]:
+        names = ", ".join(path.name for path in files)
+        layout.problems[str(files[0])] = f"has channels that must be named CASE_0000, CASE_0001, ...: {names}"
+        return
     for path in (*files, mask):
         if not path.exists():
             channel = f"channel {files.index(path)}" if path in files and len(files) > 1 else "image"

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from monai.data import Dataset
+from monai.transforms import Compose
 from torch import Tensor
 
 from monai_unetpp.readers import volume_loader
+from monai_unetpp.transforms import LoadImageAndLabeld
 
 __all__ = ["AbsentClasses", "ZeroDice"]
 
@@ -99,7 +101,9 @@ def _labels(dataset: Dataset) -> Iterator[Tensor]:
     """Yield the labels in memory, then those on disk."""
     in_memory = [item["label"] for item in getattr(dataset, "_cache", []) if _has_label(item)]
     yield from in_memory
-    load = volume_loader()
+    transforms = dataset.transform.flatten().transforms if isinstance(dataset.transform, Compose) else []  # type: ignore[no-untyped-call]
+    loader = next((each for each in transforms if isinstance(each, LoadImageAndLabeld)), None)
+    load = volume_loader() if loader is None else loader.load_label
     for case in list(dataset.data)[len(in_memory) :]:
         yield load(case["label"])
 

@@ -70,7 +70,7 @@ class ContactSheetSaver:
         self.window = window
         self.count = count
         self.labels = labels
-        self.load = volume_loader()
+        self.load = volume_loader(modality=None)  # the case was checked where it was loaded
         self.slices: list[_CaseSlice] = []  # one per case and class; the classes of a case are neighbours
 
     def attach(self, engine: Engine) -> None:

@@ -73,7 +73,7 @@ def volume_figure(
     Raises:
         ValueError: if ``labels`` is not on the grid of the volume.
     """
-    image = volume_loader()(image_path)
+    image = volume_loader(modality=None)(image_path)  # checked where it was segmented
     if np.shape(labels) != tuple(image.shape[1:]):
         raise ValueError(
             f"labels must be on the grid of {image_path}, {tuple(image.shape[1:])}, got {np.shape(labels)}."

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from monai_unetpp.files import PathLike, refuse_existing
+from monai_unetpp.files import PathLike
 from monai_unetpp.planning.budget import memory_of_machine, speed_of_machine
 from monai_unetpp.planning.choices import Machine, Plan
 from monai_unetpp.planning.fingerprint import Fingerprint, take_fingerprint
@@ -73,8 +74,13 @@ def plan_bundle(
             plan is possible.
     """
     out, data = Path(out), Path(data)
-    refuse_existing(out)
+    if out.exists():
+        raise FileExistsError(f"out must be a folder that does not exist, {out} does: give another.")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if where.type not in HOURS:
+        raise ValueError(f"device must be cpu or cuda, for which there are rules, got {device}.")
+    if hours is not None and not 0 < hours < math.inf:
+        raise ValueError(f"hours must be above 0, got {hours}.")
     limit = _memory(where, memory)
     log = out.parent / f".{out.name}.measured.jsonl"
     fingerprint = take_fingerprint(

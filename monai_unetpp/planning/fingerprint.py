@@ -28,11 +28,14 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_unetpp.data.layouts import Layout, find_layout
 from monai_unetpp.files import PathLike
-from monai_unetpp.planning.measuring import CaseFacts, inside, measure_case
+from monai_unetpp.planning.measuring import CaseFacts, files_of, inside, measure_case
 from monai_unetpp.planning.problems import find_problems
+from monai_unetpp.readers import read_geometry
+from monai_unetpp.readers.memory import available_memory
 
 __all__ = ["Fingerprint", "take_fingerprint"]
 
+COPIES = 12  # of a volume in float32 that measuring it takes at most
 MAX_CASES_IN_ONE_PROCESS = 16  # cases that are not worth further processes
 
 
@@ -142,9 +145,9 @@ def take_fingerprint(
         FileNotFoundError: if the folder holds no data set.
         ValueError: if the data set is damaged as a whole.
     """
-    root = Path(dataset_dir)
+    root = Path(os.path.normpath(dataset_dir))  # as MONAI makes the paths of a dataset.json
     layout = find_layout(root, images, masks, scan)
-    cases = list(_measured(root, layout, Path(log) if log is not None else None, processes, progress))
+    cases = _measured(root, layout, Path(log) if log is not None else None, processes, progress)
     labels, values, problems = find_problems(root, layout, cases, foreground, classes, allow_empty)
     good = [case for case in cases if case.image not in problems and case.label not in problems]
     channels = max((case.channels for case in good), default=1)
@@ -158,18 +161,30 @@ def take_fingerprint(
 
 def _measured(
     root: Path, layout: Layout, log: Path | None, processes: int | None, progress: bool
-) -> Iterator[CaseFacts]:
+) -> list[CaseFacts]:
+    """Return all cases in the order of the data set, those of the log without measuring them again."""
     known = _read_log(log)
-    names = {case["image"]: _key(root, case) for case in layout.cases}
+    names = {case["image"]: _key(root, case, layout.channels) for case in layout.cases}
     left = [case for case in layout.cases if names[case["image"]] not in known]
-    yield from (known[key] for key in names.values() if key in known)
-    job = partial(measure_case, root=root)
-    number = processes or os.cpu_count() or 1
+    job = partial(measure_case, root=root, channels=layout.channels)
+    number = processes or _processes([Path(case["image"]) for case in left])
     bar = tqdm(left, desc="Cases", unit="case", disable=not progress)
     with _mapped(job, left, number) as results:
         for case, facts in zip(bar, results, strict=True):
-            _append(log, names[case["image"]], facts)
-            yield facts
+            key = names[case["image"]]
+            _append(log, key, facts)
+            known[key] = facts
+    return [known[key] for key in names.values()]
+
+
+def _processes(images: Sequence[Path]) -> int:
+    """Return one process per CPU, or fewer where their largest cases would not fit in memory together."""
+    cpus, memory = os.cpu_count() or 1, available_memory()
+    files = [path for path in images if path.is_file()]
+    if memory is None or not files:
+        return cpus
+    size, _ = read_geometry(max(files, key=lambda path: path.stat().st_size))
+    return max(1, min(cpus, int(memory // (COPIES * 4 * math.prod(size)))))
 
 
 @contextmanager
@@ -195,12 +210,14 @@ def _spread(values: Sequence[Sequence[float]]) -> str:
 # The log of measured cases, by which a run that was stopped goes on
 
 
-def _key(root: Path, case: Mapping[str, str]) -> str:
+def _key(root: Path, case: Mapping[str, str], channels: int) -> str:
     """Name a case with the state of its files: one that was changed is measured again."""
     parts = []
-    for path in (Path(case["image"]), Path(case["label"])):
-        state = path.stat()
-        parts.append(f"{inside(root, path)}:{state.st_size}:{state.st_mtime_ns}")
+    for path in files_of(case, channels):
+        inner = sorted(path.iterdir()) if path.is_dir() else [path]
+        states = [each.stat() for each in inner]
+        newest = max((state.st_mtime_ns for state in states), default=0)
+        parts.append(f"{inside(root, path)}:{sum(state.st_size for state in states)}:{newest}")
     return "|".join([*parts, case.get("scan", "")])
 
 

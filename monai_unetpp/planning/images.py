@@ -71,35 +71,34 @@ def _pixdim(cases: Sequence[CaseFacts], dims: int) -> tuple[list[float], str]:
 def _normalisation(choose: Choices, fingerprint: Fingerprint) -> None:
     """CT: a window of HU; MR and others: mean 0 and standard deviation 1 by case; pictures: their range."""
     cases, names = fingerprint.cases, [name.lower() for name in fingerprint.modality]
-    hu = all(name in IN_HU for name in names) or (names == ["channel 0"] and _looks_like_hu(cases))
-    choose.make(
-        "hounsfield", lambda: (hu, "modality CT" if names != ["channel 0"] and hu else _of_values(hu))
-    )
-    if choose["hounsfield"]:
-        choose.make("hu_range", lambda: _window(cases))
-        return
+    unnamed = names == ["channel 0"]
+    hu = all(name in IN_HU for name in names) or (unnamed and _looks_like_hu(cases))
+    choose.make("hounsfield", lambda: (hu, "modality CT" if hu and not unnamed else _of_values(hu)))
     pictures = all(case.picture for case in cases)
-    high = max(max(case.high) for case in cases)
-    bits = 255 if high <= 255 else 65535
-    medians = [np.mean([each[len(each) // 2] for each in case.quantiles]) for case in cases if case.centre]
-    low, top = np.quantile(medians, [0.1, 0.9])
-    vary = top / max(low, 1e-6)
-    if pictures and all(case.whole for case in cases) and vary < MAX_BRIGHTNESS_RATIO:
-        choose.make(
-            "hu_range", lambda: ([0, bits], f"pictures of {8 if bits == 255 else 16} bits, equally bright")
-        )
+    choose.make("hu_range", lambda: _window(cases) if choose["hounsfield"] else _range(cases, pictures))
+    if choose["hu_range"] is not None:
         return
-    choose.make("hu_range", lambda: (None, "no unit that is the same in all images"))
     zero = statistics.median(case.zero for case in cases)
     nonzero = not pictures and zero > MIN_ZERO_SHARE
-    why = (
-        f"mean 0, standard deviation 1 by case and channel{', of what is not 0' if nonzero else ''} (Isensee)"
-    )
-    if pictures:
-        why += f": what is segmented differs in brightness by a factor of {vary:.1f}"
-    elif nonzero:
-        why += f": {zero:.0%} of the voxels are 0"
+    what = f", of what is not 0: {zero:.0%} of the voxels are" if nonzero else ""
+    why = f"mean 0, standard deviation 1 by case and channel{what} (Isensee)"
     choose.make("normalize_nonzero", lambda: (nonzero, why))
+
+
+def _range(cases: Sequence[CaseFacts], pictures: bool) -> tuple[list[int] | None, str]:
+    """Range of pictures that are alike; of other images there is none that fits all."""
+    if not pictures:
+        return None, "no unit that is the same in all images"
+    low, high = min(min(case.low) for case in cases), max(max(case.high) for case in cases)
+    if low < 0 or not all(case.whole for case in cases):
+        return None, "pictures of values below 0, or of fractions"
+    medians = [np.mean([each[len(each) // 2] for each in case.quantiles]) for case in cases if case.centre]
+    dark, bright = np.quantile(medians, [0.1, 0.9])
+    if bright > MAX_BRIGHTNESS_RATIO * dark:
+        times = bright / max(dark, 1e-6)
+        return None, f"what is segmented differs in brightness by a factor of {times:.1f} among the pictures"
+    bits = max(8, math.ceil(math.log2(high + 1)))  # 12 of a camera are stored in 16
+    return [0, 2**bits - 1], f"pictures of {bits} bits, equally bright"
 
 
 def _looks_like_hu(cases: Sequence[CaseFacts]) -> bool:
@@ -123,8 +122,6 @@ def _reason_of_values(fingerprint: Fingerprint) -> str:
     values = fingerprint.label_values
     if values == "nonzero":
         return "all that is not 0 is the class"
-    if values == "threshold":
-        return "masks are JPEG: what is brighter than 127 is the class"
     return f"values of {', '.join(fingerprint.labels)} in the masks"
 
 

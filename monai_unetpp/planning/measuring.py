@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from monai_unetpp.readers import is_picture, other_channels, volume_loader
+from monai_unetpp.readers.checks import check_affine
 from monai_unetpp.readers.names import segment_names
 from monai_unetpp.readers.picture import LOSSY, read_numbers
-from monai_unetpp.transforms.classes import HALF_OF_8_BIT
 
-__all__ = ["CaseFacts", "inside", "measure_case"]
+__all__ = ["CaseFacts", "files_of", "inside", "measure_case"]
 
 QUANTILES = np.linspace(0, 100, 201)  # percentiles of a case that are kept, per channel
 MAX_SAMPLE_VOXELS = 20_000  # voxels per case and channel from which they are taken
@@ -79,23 +79,34 @@ class CaseFacts:
     problem: str = ""
 
 
-def measure_case(case: Mapping[str, str], root: Path) -> CaseFacts:
-    """Load a case and measure it; what is wrong with it becomes its ``problem``."""
-    image, label = Path(case["image"]), Path(case["label"])
-    facts = CaseFacts(inside(root, image), inside(root, label), case.get("scan"))
+def files_of(case: Mapping[str, str], channels: int) -> list[Path]:
+    """Return the files of an image, one per channel if there are several, and its mask."""
+    image = Path(case["image"])
+    return [image, *(other_channels(image) if channels > 1 else []), Path(case["label"])]
+
+
+def measure_case(case: Mapping[str, str], root: Path, channels: int) -> CaseFacts:
+    """Load a case, whose channels lie in several files if there are, and measure it.
+
+    What is wrong with it becomes its ``problem``.
+    """
+    *images, label = files_of(case, channels)
+    facts = CaseFacts(inside(root, images[0]), inside(root, label), case.get("scan"))
     try:
-        return _measure(facts, image, label)
-    except (OSError, ValueError, RuntimeError) as error:
-        return dataclasses.replace(facts, problem=str(error))
+        return _measure(facts, images, label)
+    except Exception as error:  # one case does not stop the others
+        return dataclasses.replace(facts, problem=str(error) or repr(error))
 
 
-def _measure(facts: CaseFacts, image: Path, label: Path) -> CaseFacts:
-    load = volume_loader(modality=None)
-    volumes = [load(path) for path in (image, *(other_channels(image) if not image.is_dir() else []))]
+def _measure(facts: CaseFacts, images: Sequence[Path], label: Path) -> CaseFacts:
+    load, image = volume_loader(modality=None), images[0]
+    volumes = [load(path) for path in images]
     loaded = volumes[0]
-    wrong = next((each for each in volumes[1:] if each.shape != loaded.shape), None)
-    if wrong is not None:
-        raise ValueError(f"{wrong.meta['filename_or_obj']} is not on the grid of {image}")
+    check_affine(str(image), loaded.affine, loaded.shape[1:])
+    for path, each in zip(images[1:], volumes[1:], strict=True):
+        if each.shape != loaded.shape:
+            raise ValueError(f"{path} is of {_by(each.shape[1:])} voxels, {image} of {_by(loaded.shape[1:])}")
+        _check_grid(image, path, loaded, each)
     values = torch.cat([each.as_tensor() for each in volumes]).numpy()
     if is_picture(image) and (values == values[:1]).all():
         values = values[:1]  # grey, stored as colours
@@ -115,12 +126,13 @@ def _measure(facts: CaseFacts, image: Path, label: Path) -> CaseFacts:
         mask = found[0].numpy()
         if found.shape[0] != 1:
             raise ValueError(f"{label} has {found.shape[0]} channels: classes that overlap are not known")
+        check_affine(str(label), found.affine, found.shape[1:])
         _check_grid(image, label, loaded, found)
     if mask.shape != values.shape[1:]:
         raise ValueError(f"{label} is of {_by(mask.shape)} voxels, {image} of {_by(values.shape[1:])}")
     axes = _axes(loaded.affine.numpy())
     zooms = np.linalg.norm(loaded.affine.numpy()[:3, :3], axis=0)
-    foreground = mask > HALF_OF_8_BIT if label.suffix.lower() in LOSSY else mask != 0
+    foreground = mask != 0
     where = values[:, foreground] if foreground.any() else values.reshape(len(values), -1)
     step = max(1, where.shape[1] // MAX_SAMPLE_VOXELS)
     quantiles = np.percentile(where[:, ::step], QUANTILES, axis=1).T
@@ -138,11 +150,11 @@ def _measure(facts: CaseFacts, image: Path, label: Path) -> CaseFacts:
         quantiles=tuple(_rounded(each) for each in quantiles),
         mean=_rounded(values.mean(axis=(1, 2, 3), dtype=np.float64)),
         std=_rounded(values.std(axis=(1, 2, 3), dtype=np.float64)),
-        values=_values(mask, label.suffix.lower() in LOSSY),
+        values=_values(mask),
         centre=tuple(round(float(centre[a]) / mask.shape[a], 3) for a in axes) if centre else (),
         lossy=label.suffix.lower() in LOSSY,
         names=segment_names(label),
-        sha=_checksum([image]) if image.is_file() else "",
+        sha=_checksum(images) if image.is_file() else "",
         warnings=tuple(loaded.meta.get("warnings", ())),
     )
 
@@ -157,10 +169,8 @@ def _check_grid(image: Path, label: Path, loaded: Any, found: Any) -> None:
         raise ValueError(f"{label} lies elsewhere than {image}: their affines put them {apart:.1f} mm apart")
 
 
-def _values(mask: NDArray[Any], lossy: bool) -> dict[str, tuple[int, int, float]]:
+def _values(mask: NDArray[Any]) -> dict[str, tuple[int, int, float]]:
     """Return value -> voxels, components, voxels of the median component; of many values voxels alone."""
-    if lossy:
-        mask = (mask > HALF_OF_8_BIT) * 255
     numbers, counts = np.unique(mask, return_counts=True)
     if (numbers != np.rint(numbers)).any():
         off = numbers[numbers != np.rint(numbers)]

@@ -51,6 +51,9 @@ def choose_patch(choose: Choices, size: Sequence[int], machine: Machine) -> None
     """
     dims = choose["spatial_dims"]
     given, spacing = choose.given.get("roi_size"), [abs(value) for value in choose["pixdim"][:dims]]
+    if given is not None and not _is_size(given, dims):
+        wanted = "[X, Y, 1], for pictures or slices" if dims == 2 else "[X, Y, Z]"
+        raise ValueError(f"roi_size must be {wanted}, whole numbers, got {given}.")
     limits: list[str] = []
     least = math.inf  # voxels of the smallest patch so far: strides that change may round one up again
     patch = list(given[:dims]) if given is not None else _first_patch(size[:dims], spacing, dims)
@@ -108,6 +111,11 @@ def _candidate(
     needed = total_memory(net, patch, batch, plain=machine.device == "cuda")
     steps = machine.hours * 3600 * machine.speed / step_multiply_adds(net, patch, batch)
     return _Candidate(patch, channels, strides, kernels, batch, needed, steps)
+
+
+def _is_size(given: Any, dims: int) -> bool:
+    is_list = isinstance(given, (list, tuple)) and len(given) == 3
+    return is_list and all(type(n) is int and n > 0 for n in given) and (dims == 3 or given[2] == 1)
 
 
 def _limit(limits: Sequence[str], whole: bool) -> str:

@@ -69,12 +69,12 @@ def _classes(
     found = sorted({int(value) for case in cases for value in case.values})
     lossy = any(case.lossy for case in cases)
     if foreground:
-        return ["background", *(classes or ["foreground"])[:1]], "threshold" if lossy else "nonzero"
+        return ["background", *(classes or ["foreground"])[:1]], "nonzero"
     if layout.labels:
         values = list(layout.labels)
         return list(layout.labels.values()), None if values == list(range(len(values))) else values
-    if lossy:
-        return ["background", *(classes or ["foreground"])[:1]], "threshold"
+    if lossy and len(found) <= 2 + len({1, 255} & {*found}) // 2:  # 0/1 and 0/255 are one class
+        return ["background", *(classes or ["foreground"])[:1]], "nonzero"
     limit = MAX_PICTURE_CLASSES if any(case.picture for case in cases) else MAX_CLASSES
     if len(found) > limit:
         raise ValueError(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Sequence
 
@@ -22,8 +23,10 @@ VALIDATIONS = 20
 VALIDATION_SHARE = 0.1  # of the time, for validation
 VALIDATION_OVERLAP = 0.25  # of windows in validation
 FORWARD_SHARE = 1 / 3  # of the time of a step
+EPOCH_SECONDS = 2.0  # for checkpoints and metrics
 LOADING_FACTOR = 1.25  # time of a step with the loading of its patches, of that without
-SIDES = ("left", "right", "links", "rechts")
+SIDES = ("left", "right", "l", "r", "lh", "rh", "links", "rechts", "gauche", "droite", "droit")
+WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # of kidney_left, Left-Hippocampus, LeftKidney
 
 
 def choose_sampling(choose: Choices, fingerprint: Fingerprint) -> None:
@@ -38,10 +41,10 @@ def choose_sampling(choose: Choices, fingerprint: Fingerprint) -> None:
     shift = [min(MAX_SHIFT_VOXELS, n // 2) for n in patch] if tiny else None
     why = "it must not be learnt that it is in the middle" if tiny else "not small beside the patch"
     choose.make("shift", lambda: (shift, f"{wide}: {why}"))
-    words = {word for name in fingerprint.labels for word in name.lower().replace("_", " ").split()}
+    words = {word.lower() for name in fingerprint.labels for word in WORDS.findall(name)}
     sided = not words.isdisjoint(SIDES)
     axes = [axis for axis in range(dims) if not (sided and axis == 0)]
-    mirrored = "left and right are classes" if sided else "mirrored along each axis, p = 0.5 (Isensee)"
+    mirrored = "names of classes have a side" if sided else "mirrored along each axis, p = 0.5 (Isensee)"
     choose.make("flip_axes", lambda: (axes, mirrored))
     thick = [axis for axis in range(dims) if choose["kernel_size"][0][axis] == 1]
     rotate = [0.3] if dims == 2 else [0.26 if thick in ([], [axis]) else 0.0 for axis in range(3)]
@@ -76,7 +79,7 @@ def choose_schedule(choose: Choices, fingerprint: Fingerprint, machine: Machine,
     batch, roi, seconds = choose["batch_size"], choose["roi_size"], machine.hours * 3600
     net = network_of(choose, choose["channels"], choose["strides"], choose["kernel_size"])
     patch = LOADING_FACTOR * step_multiply_adds(net, roi[:dims], 1) / machine.speed  # s
-    epoch = patch * len(train) * choose["patches_per_case"]
+    epoch = EPOCH_SECONDS + patch * len(train) * choose["patches_per_case"]
     windows = math.prod(
         max(1, math.ceil((n / p - VALIDATION_OVERLAP) / (1 - VALIDATION_OVERLAP)))
         for n, p in zip(size, roi, strict=True)

@@ -60,11 +60,11 @@ def write_bundle(plan: Plan, fingerprint: Fingerprint, out: Path, readme: str) -
         FileExistsError: if ``out`` exists.
         ValueError: if a path has a sign that MONAI's parser would read as code.
     """
-    for path in (out, Path(fingerprint.data)):
-        if not PARSED_SIGNS.isdisjoint(str(path)):
-            raise ValueError(
-                f"{path} must be a path without {' '.join(sorted(PARSED_SIGNS))}, which MONAI reads as code."
-            )
+    texts = [str(out), fingerprint.data, *fingerprint.labels, *fingerprint.modality, *fingerprint.problems]
+    for text in [*texts, *(place for place in fingerprint.places.values() if place is not None)]:
+        if not PARSED_SIGNS.isdisjoint(text):
+            signs = " ".join(sorted(PARSED_SIGNS))
+            raise ValueError(f"{text} must be a name without {signs}, which MONAI reads as code: rename it.")
     source = find_bundle(TEMPLATE)
     with atomic_directory(out) as part:
         for name, config in planned_configs(plan, fingerprint, out).items():

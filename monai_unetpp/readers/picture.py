@@ -25,6 +25,8 @@ __all__ = [
     "read_raw",
 ]
 
+COLOURED = 2**48  # added to the number of a colour, which is none of a grey value
+HALF_OF_8_BIT = 127
 LOSSY = (".jpg", ".jpeg")
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])  # as radiologists look at a slice: the first row is the front
 
@@ -89,9 +91,13 @@ def read_raw(path: Path) -> NDArray[Any]:
 
 
 def read_numbers(path: Path) -> NDArray[np.int64]:
-    """Return one number per pixel of a mask, (columns, rows, 1); see :func:`label_of`."""
-    numbers = label_of(read_raw(path), lossy=path.suffix.lower() in LOSSY)
-    return numbers.T[..., None]
+    """Return one number per pixel of a mask, (columns, rows, 1); see :func:`label_of`.
+
+    JPEG blurs edges: what is brighter than half of 8 bits is 255, the rest is 0.
+    """
+    lossy = path.suffix.lower() in LOSSY
+    numbers = label_of(read_raw(path), lossy)
+    return (255 * (numbers > HALF_OF_8_BIT) if lossy else numbers).T[..., None]
 
 
 def label_of(picture: NDArray[Any], lossy: bool = False) -> NDArray[np.int64]:
@@ -108,7 +114,9 @@ def label_of(picture: NDArray[Any], lossy: bool = False) -> NDArray[np.int64]:
         colours, alpha = picture[..., :1], picture[..., 1]
     if alpha is not None and (colours == colours[:1, :1]).all() and (alpha != alpha[0, 0]).any():
         return alpha.astype(np.int64)
-    if lossy or (colours == colours[..., :1]).all():
-        return colours.max(axis=-1).astype(np.int64)
+    grey = colours.max(axis=-1).astype(np.int64)
+    if lossy:
+        return grey
     factors = np.array([2**32, 2**16, 1])[-colours.shape[-1] :]
-    return np.asarray((colours.astype(np.int64) * factors).sum(axis=-1))
+    coded = COLOURED + (colours.astype(np.int64) * factors).sum(axis=-1)
+    return np.where((colours == colours[..., :1]).all(axis=-1), grey, coded)

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HALF_OF_8_BIT", "RULES", "LabelValues", "as_classes"]
+__all__ = ["LabelValues", "as_classes"]
 
 LabelValues = Sequence[int] | str | None
 
-RULES = ("nonzero", "threshold")
-HALF_OF_8_BIT = 127  # JPEG blurs edges: what is brighter is the label
 MOST_NAMED = 10  # values that a message lists
 
 
@@ -24,7 +22,7 @@ def as_classes(numbers: NDArray[Any], label_values: LabelValues, name: str) -> N
     Args:
         numbers: Values of the mask, whole numbers.
         label_values: Values of the classes in their order, the background first; ``"nonzero"`` for one class,
-            which is all that is not 0; ``"threshold"`` for one class, which is what is brighter than 127.
+            which is all that is not 0.
         name: Name of the mask, for the message.
 
     Raises:
@@ -32,12 +30,8 @@ def as_classes(numbers: NDArray[Any], label_values: LabelValues, name: str) -> N
     """
     if label_values == "nonzero":
         return (numbers != 0).astype(np.float32)
-    if label_values == "threshold":
-        return (numbers > HALF_OF_8_BIT).astype(np.float32)
     if label_values is None or isinstance(label_values, str):
-        raise ValueError(
-            f"label_values must be a list of values, or {' or '.join(RULES)}, got {label_values!r}."
-        )
+        raise ValueError(f"label_values must be a list of values, or 'nonzero', got {label_values!r}.")
     classes = np.full(numbers.shape, -1, np.float32)
     for number, value in enumerate(label_values):
         classes[numbers == value] = number

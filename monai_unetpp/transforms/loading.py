@@ -90,7 +90,7 @@ class LoadImageAndLabeld(MapTransform):
             path = case[key]
             is_label = key == self.label_key
             try:
-                case[key] = self._label(path) if is_label else self._channels(path)
+                case[key] = self.load_label(path) if is_label else self._channels(path)
             except Exception as error:
                 if Path(path).is_dir() and str(path) in str(error):
                     raise  # of a series more can be wrong than damage
@@ -132,7 +132,7 @@ class LoadImageAndLabeld(MapTransform):
                 raise ValueError(f"{other} must lie where {path} lies; they are {apart:.1f} mm apart.")
         return MetaTensor(torch.cat([each.as_tensor() for each in channels]), meta=volume.meta)
 
-    def _label(self, path: str) -> MetaTensor:
+    def load_label(self, path: str) -> MetaTensor:
         """Load a label map as classes."""
         if is_picture(path):
             values = read_numbers(Path(path))
