@@ -13,6 +13,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 from monai.apps.auto3dseg import DataAnalyzer
+from monai.bundle import ConfigParser
 
 from bundles import AFFINES, BUNDLES, ball, config, schema, write_cases
 from monai_unetpp import UNetPlusPlus
@@ -690,8 +691,19 @@ def test_bundles_that_ship_are_made_from_the_template(name):
 
 
 def test_path_that_monai_would_read_as_code_is_refused(tmp_path, balls):
-    with pytest.raises(ValueError, match=r"a#b must be a name without .* which MONAI reads as code"):
+    with pytest.raises(ValueError, match=r"a#b must have no # and no .* which MONAI reads as code"):
         plan_bundle(balls, tmp_path / "a#b", given=TINY)
+
+
+def test_expression_for_scans_reaches_the_training_as_it_is(tmp_path):
+    data = write_cases(
+        tmp_path / "d", (ball(f"b_{n}_{3 * k}", AFFINES["RAS"]) for n in range(3) for k in range(2))
+    )
+    plan_bundle(data, tmp_path / "b", scan=r"_(?P<scan>\d+)_\d+$", given=TINY)
+    parser = ConfigParser(json.loads((tmp_path / "b" / "train.json").read_text()))
+    split = parser.get_parsed_content("split")
+    assert sorted(case["scan"] for side in split for case in side) == ["0", "0", "1", "1", "2", "2"]
+    assert {case["scan"] for case in split[0]}.isdisjoint(case["scan"] for case in split[1])
 
 
 def test_command_prints_the_data_and_a_reason_for_every_choice(tmp_path, balls, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ OF_TRAINING = (
     "patches_per_case",
 )
 SYNTHETIC = ("phantom_dir", "phantoms")  # keys of what the template trains on by default
-PARSED_SIGNS = frozenset('#$@%"\\')  # which MONAI's parser reads
+PARSED = re.compile(r"[$@%]|.*#")  # what MONAI's parser reads: signs at the beginning, and # anywhere
 
 
 def write_bundle(plan: Plan, fingerprint: Fingerprint, out: Path, readme: str) -> None:
@@ -62,9 +63,10 @@ def write_bundle(plan: Plan, fingerprint: Fingerprint, out: Path, readme: str) -
     """
     texts = [str(out), fingerprint.data, *fingerprint.labels, *fingerprint.modality, *fingerprint.problems]
     for text in [*texts, *(place for place in fingerprint.places.values() if place is not None)]:
-        if not PARSED_SIGNS.isdisjoint(text):
-            signs = " ".join(sorted(PARSED_SIGNS))
-            raise ValueError(f"{text} must be a name without {signs}, which MONAI reads as code: rename it.")
+        if PARSED.match(text):
+            raise ValueError(
+                f"{text} must have no # and no $, @ or % at its beginning, which MONAI reads as code."
+            )
     source = find_bundle(TEMPLATE)
     with atomic_directory(out) as part:
         for name, config in planned_configs(plan, fingerprint, out).items():
