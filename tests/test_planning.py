@@ -445,6 +445,17 @@ def test_colours_of_masks_are_the_same_class_in_every_picture(tmp_path):
         assert ((label[0, :, 8:] == 2).all()) == bool(n % 2)
 
 
+def test_grey_picture_stored_in_colours_has_one_channel(tmp_path):
+    data = write_pictures(tmp_path / "d", 3)
+    for path in (data / "images").iterdir():
+        grey = np.repeat(sitk.GetArrayFromImage(sitk.ReadImage(str(path)))[..., :1], 3, axis=-1)
+        sitk.WriteImage(sitk.GetImageFromArray(grey, isVector=True), str(path))
+    found = take_fingerprint(data, foreground=True)
+    assert {case.channels for case in found.cases} == {1}
+    load = LoadImageAndLabeld("image", in_channels=1, modality=None)
+    assert load({"image": data / "images" / "p0.png"})["image"].shape == (1, 48, 40, 1)
+
+
 def test_jpeg_and_png_masks_mean_the_same(tmp_path):
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()

@@ -110,7 +110,7 @@ class LoadImageAndLabeld(MapTransform):
         if volume.shape[0] == self.in_channels:
             return volume
         others = other_channels(path) if volume.shape[0] == 1 else []
-        if 1 + len(others) == self.in_channels:
+        if others and 1 + len(others) == self.in_channels:
             return self._stack(path, volume, others)
         if is_picture(path) and volume.shape[0] == 1:
             volume = MetaTensor(volume.as_tensor().repeat(self.in_channels, 1, 1, 1), meta=volume.meta)
