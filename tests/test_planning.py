@@ -530,6 +530,12 @@ def test_what_does_not_fit_is_named_by_file_and_left_out_on_request(tmp_path, ho
     assert len(read_dataset(data, 3, labels=dataset["labels"], skip=dataset["skip"]).cases) == 3
 
 
+def test_largest_file_may_be_the_damaged_one(tmp_path):
+    data = write_cases(tmp_path / "d", (ball(f"b{n}", AFFINES["RAS"]) for n in range(4)))
+    (data / "imagesTr" / "b1.nii.gz").write_bytes(bytes(10**6))
+    assert list(take_fingerprint(data).problems) == ["imagesTr/b1.nii.gz"]
+
+
 def test_all_that_does_not_fit_is_listed_at_once(tmp_path):
     data = write_nnunet(tmp_path / "d", 5)
     (data / "imagesTr/c0_0001.nii.gz").unlink()
@@ -652,6 +658,7 @@ def test_pictures_from_plan_to_masks(tmp_path):
     data = write_pictures(tmp_path / "d")
     given = {**TINY, "roi_size": [32, 32, 1], "max_epochs": 12}
     plan_bundle(data, tmp_path / "nuclei", foreground=True, classes=["nucleus"], given=given)
+    assert json.loads((tmp_path / "nuclei" / "inference.json").read_text())["input"] == str(data / "images")
     run_workflow("train", tmp_path / "nuclei", settings=CPU_ONLY)
     out = tmp_path / "out"
     main(["segment", "-i", str(data / "images"), "-o", str(out), "--bundle", str(tmp_path / "nuclei")])

@@ -183,7 +183,10 @@ def _processes(images: Sequence[Path]) -> int:
     files = [path for path in images if path.is_file()]
     if memory is None or not files:
         return cpus
-    size, _ = read_geometry(max(files, key=lambda path: path.stat().st_size))
+    try:
+        size, _ = read_geometry(max(files, key=lambda path: path.stat().st_size))
+    except (OSError, ValueError):  # said with the others' problems, where it is measured
+        return cpus
     return max(1, min(cpus, int(memory // (COPIES * 4 * math.prod(size)))))
 
 

@@ -109,9 +109,7 @@ def planned_configs(plan: Plan, fingerprint: Fingerprint, out: Path) -> dict[str
     train["dataset"] = _dataset(train["dataset"], fingerprint)
     train["train"]["random_transforms"] = _random_transforms(train["train"]["random_transforms"], settings)
     train["augmentation"] = _augmentation(settings)
-    inference["input"] = str(
-        Path(fingerprint.data).absolute() / (fingerprint.places.get("images") or "imagesTr")
-    )
+    inference["input"] = str((Path(fingerprint.data).absolute() / fingerprint.cases[0].image).parent)
     inference = _after(inference, "hounsfield", {"pictures": pictures})
     inference["dataset"]["data"] = "$list_volumes(@dataset_dir, @in_channels, @pictures)"
     inference["largest_component"] = settings["largest_component"]
