@@ -151,10 +151,10 @@ def _indexed(root: Path, content: Mapping[str, Any], allow_outside: bool) -> Lay
     return replace(layout, channels=max(len(files) for _, files, _ in cases))
 
 
-_Listed = list[tuple[str, list[Path], Path]]  # name, files, mask
+_Cases = list[tuple[str, list[Path], Path]]  # scan, files, mask
 
 
-def _decathlon(index: Path) -> _Listed:
+def _decathlon(index: Path) -> _Cases:
     try:
         cases = load_decathlon_datalist(index, is_segmentation=True)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -167,12 +167,9 @@ def _decathlon(index: Path) -> _Listed:
     return [(case.get("scan", ""), [Path(case["image"])], Path(case["label"])) for case in cases]
 
 
-def _nnunet(root: Path, content: Mapping[str, Any], channels: int) -> _Listed:
-    index, ending, listed = (
-        root / "dataset.json",
-        str(content.get("file_ending", ".nii.gz")),
-        content.get("dataset"),
-    )
+def _nnunet(root: Path, content: Mapping[str, Any], channels: int) -> _Cases:
+    index, ending = root / "dataset.json", str(content.get("file_ending", ".nii.gz"))
+    listed = content.get("dataset")
     try:
         if listed is not None:
             return [

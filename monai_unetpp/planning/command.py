@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -22,8 +21,6 @@ from monai_unetpp.planning.writing import write_bundle
 from monai_unetpp.readers.memory import available_memory
 
 __all__ = ["parse_memory", "plan_bundle"]
-
-logger = logging.getLogger(__name__)
 
 MAX_LISTED = 100  # problems
 HOURS = {"cpu": 1.0, "cuda": 8.0}
@@ -101,7 +98,7 @@ def plan_bundle(
         0 if kind == "cpu" else 8,
     )
     plan = make_plan(fingerprint, machine, given)
-    write_bundle(plan, fingerprint, out, _readme(fingerprint, plan, out))
+    write_bundle(plan, fingerprint, out)
     log.unlink(missing_ok=True)
     return fingerprint, plan
 
@@ -139,40 +136,3 @@ def _listed(data: Path, problems: Mapping[str, str]) -> str:
     return "\n".join(
         [f"{len(problems)} files of {data} do not fit; --skip-bad goes on without them:", *lines]
     )
-
-
-def _readme(fingerprint: Fingerprint, plan: Plan, out: Path) -> str:
-    """Return the text of the bundle's README: the data, the choices with their reasons, the next commands."""
-    root = out.as_posix()
-    rows = [f"| {name} | {value} |" for name, value in fingerprint.table()]
-    choices = [f"| `{c.key}` | {c.value} | {c.reason} |" for c in plan.choices]
-    left = [f"- `{path}` {why}" for path, why in fingerprint.problems.items()]
-    lines = [
-        f"# {out.name}",
-        "",
-        f"A UNet++ for {', '.join(fingerprint.labels[1:])}, planned by `monai-unetpp plan` for the data set",
-        f"`{Path(fingerprint.data).name}`. All of it is in `train.json` and `inference.json`.",
-        "",
-        "```bash",
-        f"python -m monai.bundle run --config_file {root}/train.json",
-        f"monai-unetpp evaluate {root}",
-        f"monai-unetpp levels {root}",
-        f"monai-unetpp segment -i SCANS -o MASKS --bundle {root}",
-        "```",
-        "",
-        "## The data",
-        "",
-        "| | |",
-        "| --- | --- |",
-        *rows,
-        "",
-        "## The choices",
-        "",
-        "| setting | value | reason |",
-        "| --- | --- | --- |",
-        *choices,
-        "",
-    ]
-    if left:
-        lines += ["## Left out", "", *left, ""]
-    return "\n".join(lines)

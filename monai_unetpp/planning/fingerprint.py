@@ -35,7 +35,7 @@ from monai_unetpp.readers.memory import available_memory
 
 __all__ = ["Fingerprint", "take_fingerprint"]
 
-COPIES = 12  # of a volume in float32 that measuring it takes at most
+VOLUME_COPIES = 12  # of a volume in float32 that measuring it takes at most
 MAX_CASES_IN_ONE_PROCESS = 16  # cases that are not worth further processes
 
 
@@ -187,7 +187,7 @@ def _processes(images: Sequence[Path]) -> int:
         size, _ = read_geometry(max(files, key=lambda path: path.stat().st_size))
     except (OSError, ValueError):  # said with the others' problems, where it is measured
         return cpus
-    return max(1, min(cpus, int(memory // (COPIES * 4 * math.prod(size)))))
+    return max(1, min(cpus, int(memory // (VOLUME_COPIES * 4 * math.prod(size)))))
 
 
 @contextmanager

@@ -13,11 +13,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from numpy.typing import NDArray
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from monai_unetpp.readers import is_picture, other_channels, volume_loader
-from monai_unetpp.readers.checks import check_affine
+from monai_unetpp.readers.checks import check_affine, greatest_distance
 from monai_unetpp.readers.names import segment_names
 from monai_unetpp.readers.picture import LOSSY, read_numbers
 
@@ -159,14 +160,12 @@ def _measure(facts: CaseFacts, images: Sequence[Path], label: Path) -> CaseFacts
     )
 
 
-def _check_grid(image: Path, label: Path, loaded: Any, found: Any) -> None:
+def _check_grid(image: Path, other: Path, loaded: MetaTensor, found: MetaTensor) -> None:
     if loaded.shape[1:] != found.shape[1:]:
         return  # said with both sizes
-    corner = np.array([*(n - 1 for n in loaded.shape[1:]), 1.0])
-    difference = np.abs((loaded.affine - found.affine).numpy()[:3])
-    apart = float(np.linalg.norm(difference @ corner))
+    apart = greatest_distance(loaded, found)
     if apart > 0.5 * float(loaded.pixdim.min()):
-        raise ValueError(f"{label} lies elsewhere than {image}: their affines put them {apart:.1f} mm apart")
+        raise ValueError(f"{other} lies elsewhere than {image}: their affines put them {apart:.1f} mm apart")
 
 
 def _values(mask: NDArray[Any]) -> dict[str, tuple[int, int, float]]:

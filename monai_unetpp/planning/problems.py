@@ -73,7 +73,7 @@ def _classes(
     if layout.labels:
         values = list(layout.labels)
         return list(layout.labels.values()), None if values == list(range(len(values))) else values
-    if lossy and len(found) <= 2 + len({1, 255} & {*found}) // 2:  # 0/1 and 0/255 are one class
+    if lossy and {*found} <= {0, 1, 255}:  # JPEG beside masks of 0 and 1, or of 0 and 255
         return ["background", *(classes or ["foreground"])[:1]], "nonzero"
     limit = MAX_PICTURE_CLASSES if any(case.picture for case in cases) else MAX_CLASSES
     if len(found) > limit:

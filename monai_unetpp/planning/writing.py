@@ -33,29 +33,26 @@ SHARED = (
     "roi_size",
 )
 OF_TRAINING = (
-    *(
-        "val_fraction",
-        "cache_rate",
-        "num_workers",
-        "max_epochs",
-        "val_interval",
-        "learning_rate",
-        "batch_size",
-    ),
+    "val_fraction",
+    "cache_rate",
+    "num_workers",
+    "max_epochs",
+    "val_interval",
+    "learning_rate",
+    "batch_size",
     "patches_per_case",
 )
 SYNTHETIC = ("phantom_dir", "phantoms")  # keys of what the template trains on by default
 PARSED = re.compile(r"[$@%]|.*#")  # what MONAI's parser reads: signs at the beginning, and # anywhere
 
 
-def write_bundle(plan: Plan, fingerprint: Fingerprint, out: Path, readme: str) -> None:
+def write_bundle(plan: Plan, fingerprint: Fingerprint, out: Path) -> None:
     """Write a bundle atomically.
 
     Args:
         plan: Settings of the bundle.
         fingerprint: Fingerprint of the data set.
         out: Folder to make; its name is the bundle's.
-        readme: Text of the ``README.md``.
 
     Raises:
         FileExistsError: if ``out`` exists.
@@ -75,7 +72,7 @@ def write_bundle(plan: Plan, fingerprint: Fingerprint, out: Path, readme: str) -
             shutil.copyfile(source / name, part / name)
         data = Path(fingerprint.data).name
         (part / "data_license.txt").write_text(f"The licence of the data set {data} is not stated here.\n")
-        (part / "README.md").write_text(readme, encoding="utf-8")
+        (part / "README.md").write_text(_readme(fingerprint, plan, out), encoding="utf-8")
         (part / "plan").mkdir()
         _write(part / "plan" / "fingerprint.json", fingerprint.to_json(), None)
         _write(
@@ -239,3 +236,40 @@ def _after(config: Json, key: str, more: Mapping[str, Any]) -> Json:
 
 def _write(path: Path, content: Mapping[str, Any] | Sequence[Any], indent: int | None = 4) -> None:
     path.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
+
+
+def _readme(fingerprint: Fingerprint, plan: Plan, out: Path) -> str:
+    """Return the text of the bundle's README: the data, the choices with their reasons, the next commands."""
+    root = out.as_posix()
+    rows = [f"| {name} | {value} |" for name, value in fingerprint.table()]
+    choices = [f"| `{c.key}` | {c.value} | {c.reason} |" for c in plan.choices]
+    left = [f"- `{path}` {why}" for path, why in fingerprint.problems.items()]
+    lines = [
+        f"# {out.name}",
+        "",
+        f"A UNet++ for {', '.join(fingerprint.labels[1:])}, planned by `monai-unetpp plan` for the data set",
+        f"`{Path(fingerprint.data).name}`. All of it is in `train.json` and `inference.json`.",
+        "",
+        "```bash",
+        f"python -m monai.bundle run --config_file {root}/train.json",
+        f"monai-unetpp evaluate {root}",
+        f"monai-unetpp levels {root}",
+        f"monai-unetpp segment -i SCANS -o MASKS --bundle {root}",
+        "```",
+        "",
+        "## The data",
+        "",
+        "| | |",
+        "| --- | --- |",
+        *rows,
+        "",
+        "## The choices",
+        "",
+        "| setting | value | reason |",
+        "| --- | --- | --- |",
+        *choices,
+        "",
+    ]
+    if left:
+        lines += ["## Left out", "", *left, ""]
+    return "\n".join(lines)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.data import MetaTensor
 from monai.data.utils import orientation_ras_lps
 from numpy.typing import NDArray
 
@@ -22,6 +24,7 @@ __all__ = [
     "check_affine",
     "check_claim",
     "check_fits",
+    "greatest_distance",
     "lps_to_ras",
     "required_memory",
     "voxels_of",
@@ -129,3 +132,11 @@ def lps_to_ras(matrix: NDArray[np.float64], origin: NDArray[np.float64]) -> NDAr
 def voxels_of(size: Sequence[int]) -> int:
     """Return the number of voxels, exactly."""
     return math.prod(int(n) for n in size)
+
+
+def greatest_distance(a: MetaTensor, b: MetaTensor) -> float:
+    """Return how far apart, in mm, the affines of two arrays of one shape put the same corner."""
+    corners = itertools.product(*((0, size - 1) for size in a.shape[1:]))
+    index = np.array([(*corner, 1) for corner in corners], dtype=float).T
+    shift = (a.affine - b.affine).cpu().numpy()[:-1] @ index
+    return float(np.linalg.norm(shift, axis=0).max())

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from monai_unetpp.readers import is_picture, other_channels, volume_loader
-from monai_unetpp.readers.checks import check_affine
+from monai_unetpp.readers.checks import check_affine, greatest_distance
 from monai_unetpp.readers.picture import AFFINE, read_numbers
 from monai_unetpp.transforms.classes import LabelValues, as_classes
 from monai_unetpp.transforms.hounsfield import looks_like_labels, why_no_hounsfield
@@ -127,7 +126,7 @@ class LoadImageAndLabeld(MapTransform):
                     f"{other} must have the shape of {path}, {list(volume.shape[1:])}, "
                     f"got {list(channels[-1].shape[1:])}."
                 )
-            apart = _greatest_distance(volume, channels[-1])
+            apart = greatest_distance(volume, channels[-1])
             if apart > 0.5 * float(volume.pixdim.min()):
                 raise ValueError(f"{other} must lie where {path} lies; they are {apart:.1f} mm apart.")
         return MetaTensor(torch.cat([each.as_tensor() for each in channels]), meta=volume.meta)
@@ -180,7 +179,7 @@ class LoadImageAndLabeld(MapTransform):
                 f"label {names} must have the shape of the image, {list(image.shape[1:])}, "
                 f"got {list(label.shape[1:])}."
             )
-        apart = _greatest_distance(image, label)
+        apart = greatest_distance(image, label)
         if apart > 0.5 * float(image.pixdim.min()):
             raise ValueError(
                 f"label {names} must lie where the image lies; their affines put it {apart:.1f} mm apart."
@@ -201,11 +200,3 @@ class LoadImageAndLabeld(MapTransform):
                 f"{self.out_channels}), got {', '.join(f'{value:.9g}' for value in wrong[:MOST_NAMED])}"
                 f"{f' and {len(wrong) - MOST_NAMED} more' if len(wrong) > MOST_NAMED else ''}."
             )
-
-
-def _greatest_distance(a: MetaTensor, b: MetaTensor) -> float:
-    """How far apart, in mm, the affines of two arrays of one shape put the same corner."""
-    corners = itertools.product(*((0, size - 1) for size in a.shape[1:]))
-    index = np.array([(*corner, 1) for corner in corners], dtype=float).T
-    shift = (a.affine - b.affine).cpu().numpy()[:-1] @ index
-    return float(np.linalg.norm(shift, axis=0).max())
