@@ -8,12 +8,14 @@ CSV are not measured again, unless ``--only`` names them. A part that fails is a
 others go on. ``--toy`` does the same at sizes for a CPU.
 
 rates         matrix product and copy, which the shares of the other parts refer to
-correctness   all heads against float32 on the CPU, by precision, order in memory, eager, compiled, CUDA graph
+correctness   all heads against float32 on the CPU, by precision, kernels, order in memory, as a CUDA graph
 versus        training and inference against MONAI's networks: time, peak memory, shares of the rates
+memory        peak of a training step against the formula of ``monai-unetpp plan``
 loader        wait for a batch against the training step
 recipes       two minutes of training, by the liver and lung nodule bundles with mixed precision
 levels        score_levels and early exit, with the network of ``recipes``
 nccl          a training in as many processes as there are GPUs
+compiled      the network by torch.compile: error, time
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,20 +45,27 @@ from torch.utils._pytree import tree_leaves
 from versus import REFERENCE, run
 from versus import networks as versus_networks
 
-from monai_unetpp import UNetPlusPlus, load_network, score_levels
+from monai_unetpp import DeepSupervisionDiceLoss, UNetPlusPlus, load_network, score_levels
 from monai_unetpp.data.phantoms import write_phantoms
 from monai_unetpp.errors import find_cause
 from monai_unetpp.files import atomic_write, write_csv
 from monai_unetpp.levels import calibrate_exit
 from monai_unetpp.levels.cost import interleaved, multiply_adds, peak_memory
 from monai_unetpp.network import kernels
+from monai_unetpp.planning.budget import step_memory
 
 ROOT = Path(__file__).parents[1]
 PLAIN = "UNetPlusPlus, plain"  # a name of versus.py
 COLUMNS = ("part", "case", "figure", "value", "unit", "machine")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# of the largest absolute value of a head: another order of adding; mantissas of 8 and of 11 bits
-TOLERANCE = {"float32": 1e-4, "bfloat16": 6e-2, "float16": 1e-2}
+# tf32: torch's default for convolutions in float32 on a GPU, factors rounded to 11 bits
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# of the largest absolute value of a head: another order of adding; mantissas of 11, 8 and 11 bits
+TOLERANCE = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 6e-2, "float16": 1e-2}
 Row = dict[str, Any]
 Figures = Iterator[tuple[str, str, float | str, str]]  # case, figure, value, unit
 
@@ -67,19 +77,26 @@ class Sizes:
     widths: tuple[int, ...] = (32, 32, 64, 128, 256)
     shapes: tuple[tuple[int, ...], ...] = ((8, 1, 512, 512), (2, 1, 96, 96, 96))
     checked: tuple[tuple[int, ...], ...] = ((2, 1, 117, 96), (1, 1, 48, 40, 35))
+    planned: tuple[tuple[int, int, tuple[int, ...]], ...] = (  # dimensions, patch, widths
+        (3, 64, (32, 64, 128, 256, 320)),
+        (3, 128, (32, 64, 128, 256, 320)),
+        (3, 96, (16, 32, 64, 128)),
+        (2, 512, (32, 64, 128, 256, 512)),
+    )
     product: int = 8192
-    rounds: int = 7
+    rounds: int = 5
     cases: int = 8
-    seconds: int = 55  # of training, for each bundle
+    seconds: int = 40  # of training, for each bundle
     recipe: tuple[tuple[str, Any], ...] = (("roi_size", [96, 96, 96]), ("pixdim", [2.0, 2.0, 2.0]))
     compiled: bool = True
-    precisions: tuple[str, ...] = ("float32", "bfloat16")
+    precisions: tuple[str, ...] = ("tf32", "bfloat16")
 
 
 TOY = Sizes(
     widths=(8, 8, 8, 8, 8),
     shapes=((1, 1, 32, 32), (1, 1, 32, 32, 32)),
     checked=((1, 1, 35, 32), (1, 1, 32, 33, 32)),
+    planned=((2, 32, (4, 8)),),
     product=128,
     rounds=1,
     cases=6,
@@ -142,12 +159,9 @@ def measured(part: str, figures: Callable[[], Figures]) -> list[Row]:
 def rates(device: str, sizes: Sizes, work: Path) -> Figures:  # noqa: ARG001
     """Matrix products by precision, and copies."""
     for name, dtype in DTYPES.items():
-        yield (
-            "",
-            f"matrix product, {name}",
-            matmul_peak(device, sizes.product, dtype) / 1e12,
-            "T multiply-adds/s",
-        )
+        with rounding(name):
+            product = matmul_peak(device, sizes.product, dtype) / 1e12
+        yield "", f"matrix product, {name}", product, "T multiply-adds/s"
     yield "", "copy", copy_rate(device, sizes) / 1e9, "GB/s read and written"
 
 
@@ -155,40 +169,25 @@ def correctness(device: str, sizes: Sizes, work: Path) -> Figures:  # noqa: ARG0
     """The largest error of any head, relative to its largest value."""
     for shape in sizes.checked:
         dims = len(shape) - 2
-        torch.manual_seed(0)
-        net = UNetPlusPlus(dims, 1, 3, channels=sizes.widths, strides=2, last_channels=sizes.widths[0]).eval()
-        x = torch.rand(shape)
-        with kernels.plain(), torch.no_grad():
-            wanted = net.all_heads(x)
+        net, x, wanted = heads_on_the_cpu(shape, sizes)
         net.to(device)
-        for name, dtype in DTYPES.items():
-            for mode, job in modes(net, x.to(device), dims, sizes).items():
-                case = f"{dims}D {name}, {mode}"
-                amp = torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
-                try:
-                    with amp, torch.no_grad():
-                        found = [head.float().cpu() for head in job()]
-                except Exception as error:
-                    yield case, "failed", " ".join(f"{type(error).__name__}: {error}".split())[:200], ""
-                    continue
-                pairs = zip(found, wanted, strict=True)
-                worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
-                verdict = "within" if worst <= TOLERANCE[name] else "BEYOND"
-                yield case, f"error, {verdict} {TOLERANCE[name]:g}", worst, ""
+        for name in DTYPES:
+            for mode, job in modes(net, x.to(device), dims).items():
+                yield from error_of(f"{dims}D {name}, {mode}", name, job, wanted, device)
 
 
 def versus(device: str, sizes: Sizes, work: Path) -> Figures:  # noqa: ARG001
     """Training and inference in float32 and in the mixed precision of the device."""
     for shape in sizes.shapes:
         for precision in sizes.precisions:
-            product = matmul_peak(device, sizes.product, DTYPES[precision])
+            with rounding(precision):
+                product = matmul_peak(device, sizes.product, DTYPES[precision])
             copied = copy_rate(device, sizes)
             for task, passes in ((inference, 1), (train_step, 3)):  # backward: twice the forward
                 nets = networks(len(shape) - 2, device, sizes, task is train_step)
                 x = torch.rand(shape, device=device)
                 jobs = {
-                    name: partial(run, task, name, net, x, precision != "float32")
-                    for name, net in nets.items()
+                    name: partial(run, task, name, net, x, is_mixed(precision)) for name, net in nets.items()
                 }
                 seconds = interleaved(jobs, sizes.rounds, device)
                 for name, job in jobs.items():
@@ -197,11 +196,34 @@ def versus(device: str, sizes: Sizes, work: Path) -> Figures:  # noqa: ARG001
                     yield case, "time", took * 1e3, "ms"
                     yield case, "time ratio", ratio(seconds, name, REFERENCE), ""
                     yield case, "peak memory", peak_memory(job, device), "MiB"
-                    inner = getattr(nets[name], "_orig_mod", nets[name])
-                    work_of = passes * multiply_adds(inner, shape)
+                    work_of = passes * multiply_adds(nets[name], shape)
                     yield case, "share of the matrix product", work_of / took / product, ""
-                    moved = passes * traffic(inner, x, precision)
+                    moved = passes * traffic(nets[name], x, precision)
                     yield case, "share of the copy rate", moved / took / copied, ""
+
+
+def memory(device: str, sizes: Sizes, work: Path) -> Figures:  # noqa: ARG001
+    """Peak of a training step with our loss, beside what a plan expects of it."""
+    mixed = is_mixed(sizes.precisions[-1])
+    for dims, size, widths in sizes.planned:
+        net = UNetPlusPlus(dims, 1, 2, widths, strides=2).to(device)
+        x = torch.rand(2, 1, *[size] * dims, device=device)
+        target = torch.zeros_like(x)
+        loss = DeepSupervisionDiceLoss(include_background=False)
+        for amp in (False, True)[: 1 + mixed]:
+
+            def step(net: nn.Module = net, x: Tensor = x, amp: bool = amp) -> None:
+                net.zero_grad(set_to_none=True)
+                with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
+                    loss(net(x), target).backward()  # noqa: B023
+
+            case = (
+                f"{dims}D {size}, {len(widths) - 1} levels from {widths[0]}, {'bfloat16' if amp else 'tf32'}"
+            )
+            found = peak_memory(step, device)
+            expected = step_memory(net, [size] * dims, 2, plain=True) / MIB
+            yield case, "peak memory", found, "MiB"
+            yield case, "of the formula", found / expected, ""
 
 
 def loader(device: str, sizes: Sizes, work: Path) -> Figures:
@@ -287,8 +309,33 @@ def nccl(device: str, sizes: Sizes, work: Path) -> Figures:
     yield f"{count} processes, {backend}", "one epoch, with the start", time.perf_counter() - start, "s"
 
 
+def compiled(device: str, sizes: Sizes, work: Path) -> Figures:  # noqa: ARG001
+    """Error of all heads in float32; time in the mixed precision of the device, and that of compiling."""
+    if not sizes.compiled:
+        return
+    for shape in sizes.checked:
+        net, x, wanted = heads_on_the_cpu(shape, sizes)
+        net.to(device)
+        job = partial(heads_by, torch.compile(net.all_heads), x.to(device), "plain")
+        yield from error_of(f"{len(shape) - 2}D float32", "float32", job, wanted, device)
+    for shape in sizes.shapes[::-1]:
+        torch.manual_seed(0)
+        net = versus_networks(len(shape) - 2, 2, sizes.widths)[PLAIN]().to(device)
+        x, fast = torch.rand(shape, device=device), torch.compile(net)
+        for task in (inference, train_step):
+            case = f"{len(shape) - 2}D {task.__name__}"
+            jobs = {name: partial(run, task, PLAIN, of, x, True) for name, of in (("", fast), (PLAIN, net))}
+            start = time.perf_counter()
+            jobs[""]()
+            yield case, "compiling", time.perf_counter() - start, "s"
+            seconds = interleaved(jobs, sizes.rounds, device)
+            yield case, "time, of that without", ratio(seconds, "", PLAIN), ""
+            yield case, "peak memory", peak_memory(jobs[""], device), "MiB"
+
+
 PARTS: Mapping[str, Callable[[str, Sizes, Path], Figures]] = {
-    part.__name__: part for part in (rates, correctness, versus, loader, recipes, levels, nccl)
+    part.__name__: part
+    for part in (rates, correctness, versus, memory, loader, recipes, levels, nccl, compiled)
 }
 
 
@@ -296,30 +343,69 @@ PARTS: Mapping[str, Callable[[str, Sizes, Path], Figures]] = {
 
 
 def networks(dims: int, device: str, sizes: Sizes, training: bool) -> dict[str, nn.Module]:
-    """Return the networks of versus.py, and ours compiled."""
+    """Return the networks of versus.py."""
     torch.manual_seed(0)
     makers = versus_networks(dims, 2, sizes.widths)
-    nets = {name: make() for name, make in makers.items() if training or "checkpoint" not in name}
-    if sizes.compiled:
-        nets["UNetPlusPlus, compiled"] = torch.compile(makers[PLAIN]())
-    return {name: net.to(device) for name, net in nets.items()}
+    return {n: make().to(device) for n, make in makers.items() if training or "checkpoint" not in n}
 
 
-def modes(net: UNetPlusPlus, x: Tensor, dims: int, sizes: Sizes) -> dict[str, Callable[[], list[Tensor]]]:
+def is_mixed(precision: str) -> bool:
+    """Whether a precision is that of autocast."""
+    return DTYPES[precision] != torch.float32
+
+
+@contextmanager
+def rounding(precision: str) -> Iterator[None]:
+    """Let convolutions and matrix products round to TF32 or not."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def heads_on_the_cpu(shape: tuple[int, ...], sizes: Sizes) -> tuple[UNetPlusPlus, Tensor, list[Tensor]]:
+    """Return a network, an input, and all heads as plain torch computes them on the CPU."""
+    torch.manual_seed(0)
+    widths = sizes.widths
+    net = UNetPlusPlus(len(shape) - 2, 1, 3, channels=widths, strides=2, last_channels=widths[0]).eval()
+    x = torch.rand(shape)
+    with kernels.plain(), torch.no_grad():
+        return net, x, list(net.all_heads(x))
+
+
+def error_of(
+    case: str, precision: str, job: Callable[[], list[Tensor]], wanted: list[Tensor], device: str
+) -> Figures:
+    """Yield the largest error of the heads that ``job`` returns, or why it failed."""
+    amp = torch.autocast(torch.device(device).type, DTYPES[precision], enabled=is_mixed(precision))
+    try:
+        with rounding(precision), amp, torch.no_grad():
+            found = [head.float().cpu() for head in job()]
+    except Exception as error:
+        yield case, "failed", " ".join(f"{type(error).__name__}: {error}".split())[:200], ""
+        return
+    pairs = zip(found, wanted, strict=True)
+    worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+    verdict = "within" if worst <= TOLERANCE[precision] else "BEYOND"
+    yield case, f"error, {verdict} {TOLERANCE[precision]:g}", worst, ""
+
+
+def heads_by(of: Callable[[Tensor], Any], x: Tensor, chosen: str) -> list[Tensor]:
+    """Return the heads by the kernels of a name."""
+    with kernels.use(chosen):
+        return list(of(x))
+
+
+def modes(net: UNetPlusPlus, x: Tensor, dims: int) -> dict[str, Callable[[], list[Tensor]]]:
     """Return the ways in which all heads are computed."""
     order = torch.channels_last if dims == 2 else torch.channels_last_3d
-
-    def heads(of: Callable[[Tensor], Any], x: Tensor, chosen: str) -> list[Tensor]:
-        with kernels.use(chosen):
-            return list(of(x))
-
     found = {
-        "plain": partial(heads, net.all_heads, x, "plain"),
-        "memory": partial(heads, net.all_heads, x, "memory"),
-        "plain, channels last": partial(heads, net.all_heads, x.to(memory_format=order), "plain"),
+        "plain": partial(heads_by, net.all_heads, x, "plain"),
+        "memory": partial(heads_by, net.all_heads, x, "memory"),
+        "plain, channels last": partial(heads_by, net.all_heads, x.to(memory_format=order), "plain"),
     }
-    if sizes.compiled:
-        found["plain, compiled"] = partial(heads, torch.compile(net.all_heads), x, "plain")
     if x.is_cuda:
         found["plain, CUDA graph"] = partial(graphed, net, x)
     return found
@@ -358,7 +444,7 @@ class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def traffic(net: nn.Module, x: Tensor, precision: str) -> int:
     """Return the bytes that the operators of a forward pass read and write."""
     with torch.no_grad(), _Traffic() as counted:
-        run(lambda net, x: net.eval()(x), PLAIN, net, x, precision != "float32")
+        run(lambda net, x: net.eval()(x), PLAIN, net, x, is_mixed(precision))
     return counted.moved
 
 
