@@ -402,6 +402,7 @@ def modes(net: UNetPlusPlus, x: Tensor, dims: int) -> dict[str, Callable[[], lis
     """Return the ways in which all heads are computed."""
     order = torch.channels_last if dims == 2 else torch.channels_last_3d
     found = {
+        "auto": partial(heads_by, net.all_heads, x, "auto"),
         "plain": partial(heads_by, net.all_heads, x, "plain"),
         "memory": partial(heads_by, net.all_heads, x, "memory"),
         "plain, channels last": partial(heads_by, net.all_heads, x.to(memory_format=order), "plain"),

@@ -18,6 +18,7 @@ import torch
 from monai_unetpp.levels.cost import multiply_adds
 from monai_unetpp.losses import DeepSupervisionDiceLoss
 from monai_unetpp.network import UNetPlusPlus
+from monai_unetpp.network.kernels import autocast
 from monai_unetpp.readers.memory import available_memory
 
 __all__ = ["memory_of_machine", "speed_of_machine", "step_memory", "step_multiply_adds", "total_memory"]
@@ -89,9 +90,12 @@ def speed_of_machine(network: dict[str, Any], device: torch.device) -> float:
     target = torch.zeros(BATCH_SIZE, 1, *patch, device=device)
     loss = DeepSupervisionDiceLoss(include_background=False, batch=True)
     seconds = []
+    mixed = autocast(device, enabled=device.type == "cuda")  # as bundles train
     for _ in range(4):
         started = time.perf_counter()
-        loss(net(x), target).backward()
+        with mixed():
+            heads = net(x)
+        loss(heads, target).backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)

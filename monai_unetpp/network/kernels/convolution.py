@@ -16,6 +16,7 @@ from torch.autograd import Function
 
 from monai_unetpp.network.kernels import dispatch
 from monai_unetpp.network.kernels.cpu import onednn, operators, winograd
+from monai_unetpp.network.kernels.gpu import norm as gpu
 from monai_unetpp.network.kernels.recompute import Repeated, activate, autocast, is_recorded, recipe
 
 __all__ = ["Conv2d", "Conv3d", "Upsampling", "convolve_joined", "convolve_norm_act"]
@@ -26,7 +27,7 @@ class Conv2d(dispatch.Dispatched, nn.Conv2d):
 
     def kernel(self, x: Tensor) -> Tensor:
         """Compute ``forward(x)``."""
-        if not is_plain(self):
+        if not is_plain(self) or dispatch.prefers_gpu(x):
             return self.forward(x)
         return (
             _compiled(self, [x]) if dispatch.is_compiled(x) else convolve_joined(self, [dispatch.in_order(x)])
@@ -54,6 +55,12 @@ def convolve_norm_act(block: Any, maps: Sequence[Tensor]) -> Tensor:
     if dispatch.is_compiled(maps[0]):  # the compiler makes one kernel of norm and activation
         return block.adn(_compiled(conv, maps) if ours else conv(torch.cat(list(maps), dim=1)))
     maps = [dispatch.in_order(x) for x in maps]
+    if dispatch.prefers_gpu(maps[0]):
+        joined = torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]
+        if ours and gpu.takes(block.adn):  # a bias is a pass of its own, and means nothing to the norm
+            z = conv._conv_forward(joined, conv.weight, None)
+            return gpu.norm_act(dispatch.in_order(z), block.adn, conv.bias)
+        return block.adn(dispatch.out_of_order(conv(joined)))
     z = convolve_joined(conv, maps) if ours else conv(dispatch.out_of_order(torch.cat(maps, dim=1)))
     return activate(block.adn, dispatch.in_order(z), may_overwrite=ours)
 

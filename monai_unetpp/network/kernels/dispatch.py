@@ -3,7 +3,8 @@
 
 plain    torch's operators and autograd; every module is called
 memory   convolutions over maps that are not joined, cheap steps repeated in backward; any device
-auto     the same with the kernels of ``cpu/`` on the CPU, where they were measured; plain elsewhere
+auto     on a CPU, the same with the kernels of ``cpu/``; on GPUs since Ampere, plain in channels last with
+         the kernels of ``gpu/``; plain elsewhere
 
 TorchScript, tracing and export always take plain. All that this package knows of them is in this file.
 """
@@ -13,6 +14,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -38,15 +41,20 @@ __all__ = [
     "is_untouched",
     "leave",
     "plain",
+    "prefers_channels_last",
     "prefers_cpu",
+    "prefers_gpu",
     "refuse_second_derivative",
     "script_too",
     "use",
     "uses_cpu_kernels",
+    "uses_gpu_kernels",
 ]
 
 KERNELS = ("auto", "memory", "plain")
 VARIABLE = "MONAI_UNETPP_KERNELS"
+
+FIRST_CAPABILITY = (8, 0)  # of GPUs with matrix units for TF32 and bfloat16; measured on 9.0
 
 _ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
@@ -113,7 +121,7 @@ class Dispatched(nn.Module):
 
 def applies(x: Tensor) -> bool:
     """Whether our kernels compute with ``x``, or else the modules' own ``forward``."""
-    if _in_use == "plain" or (_in_use == "auto" and not x.is_cpu):
+    if _in_use == "plain" or (_in_use == "auto" and not prefers_channels_last(x)):
         return False
     if not is_eager():
         return is_compiled(x)
@@ -185,6 +193,33 @@ def uses_cpu_kernels(x: Tensor) -> bool:
 def prefers_cpu(x: Tensor) -> bool:
     """Whether what is best on a CPU is the choice for ``x``; kernels ask, which run in eager mode."""
     return _in_use == "auto" and x.is_cpu
+
+
+def uses_gpu_kernels(x: Tensor) -> bool:
+    """Whether the kernels of ``gpu/`` compute with ``x``: in channels last, in a format of autocast."""
+    return (
+        prefers_gpu(x)
+        and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and x.dim() in (4, 5)
+        and is_channels_last(x)
+    )
+
+
+def prefers_gpu(x: Tensor) -> bool:
+    """Whether what is best on a GPU is the choice for ``x``; kernels ask, which run in eager mode."""
+    return _in_use == "auto" and x.is_cuda and _is_measured(x.device.index)
+
+
+def prefers_channels_last(x: Tensor) -> bool:
+    """Whether maps are computed in channels last."""
+    return prefers_cpu(x) or prefers_gpu(x)
+
+
+@cache
+def _is_measured(index: int) -> bool:
+    """Whether a GPU is of a kind that ``gpu/`` was measured on, or near, and Triton is installed."""
+    capability = torch.cuda.get_device_capability(index)
+    return torch.version.hip is None and capability >= FIRST_CAPABILITY and find_spec("triton") is not None
 
 
 def refuse_second_derivative() -> None:
@@ -259,18 +294,18 @@ def fill_up(x: Tensor, stride: list[int]) -> Tensor:
 
 
 def in_order(x: Tensor) -> Tensor:
-    """Return ``x`` in the order in memory that our kernels compute in: on a CPU, channels last."""
-    if not prefers_cpu(x) or is_channels_last(x):
+    """Return ``x`` in the order in memory that our kernels compute in: channels last, where they do."""
+    if not prefers_channels_last(x) or is_channels_last(x):
         return x
     return _Reordered.apply(x)  # type: ignore[no-untyped-call]
 
 
 def out_of_order(x: Tensor) -> Tensor:
-    """Return ``x`` as a plain network on a CPU has it, contiguous, for a module that is called among kernels.
+    """Return ``x`` as a plain network has it, contiguous, for a module that is called among kernels.
 
     In channels last, gradients of torch's instance norm over a batch of one are wrong there (torch 2.13).
     """
-    if not prefers_cpu(x) or x.is_contiguous() or not is_eager():
+    if not prefers_channels_last(x) or x.is_contiguous() or not is_eager():
         return x
     return _Reordered.apply(x)  # type: ignore[no-untyped-call]
 

@@ -81,7 +81,11 @@ class Repeated(dispatch.Dispatched):
     def kernel(self, x: Tensor) -> Tensor:
         """Compute ``forward(x)``."""
         forward = self._steps
-        if not is_recorded(x) or not all(dispatch.is_untouched(m, RESIZING) for m in self.children()):
+        if (
+            not is_recorded(x)
+            or dispatch.prefers_gpu(x)
+            or not all(dispatch.is_untouched(m, RESIZING) for m in self.children())
+        ):
             return forward(x)
         y = _repeated(forward, list(self.parameters()), x, recipe(x))
         return y.view_as(y) if self.keeps_result else y

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Instance norm and the activation after it, in one pass over a map in channels last.
+
+Torch computes an instance norm by a batch norm, one block of the GPU for each channel of each sample, and
+copies what is in channels last: 40 % of the time of a network in mixed precision. Here each map is read
+twice and written once.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any
+
+import torch
+from monai.networks.blocks import ADN
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional as F
+
+from monai_unetpp.network.kernels import dispatch
+
+__all__ = ["NormAct", "available", "norm_act", "takes"]
+
+logger = logging.getLogger(__name__)
+
+TILE = 4096  # values of a tile
+MAX_CHANNELS = 64  # of a tile
+PROGRAMS = 1024  # a few for each of a GPU's processors
+MAX_CHUNKS = 256
+MAX_DIFFERENCE = 1e-4  # of numbers around 1, in float32
+
+
+def takes(adn: nn.Module) -> bool:
+    """Whether ``adn`` is MONAI's, and starts with an instance norm without running statistics or hooks."""
+    norm: Any = next(iter(adn.children()), None)
+    return (
+        type(adn) is ADN
+        and type(norm) in (nn.InstanceNorm2d, nn.InstanceNorm3d)
+        and not norm.track_running_stats
+        and not any(map(dispatch.has_hooks, (adn, norm)))
+    )
+
+
+def norm_act(x: Tensor, adn: nn.Module, left_out: Tensor | None = None) -> Tensor:
+    """Return ``adn(x)``.
+
+    Args:
+        x: (B, C, *spatial), a map that is nobody else's: inference computes in place.
+        adn: Norm, dropout and activation that :func:`takes` takes.
+        left_out: Parameter that would make no difference, whose gradient is 0.
+    """
+    norm, *rest = adn.children()
+    slope = _slope(rest[0]) if len(rest) == 1 else None
+    if not (dispatch.uses_gpu_kernels(x) and available(x.device.index)):
+        y = norm(dispatch.out_of_order(x))
+        y = y + 0 * left_out.sum() if left_out is not None and torch.is_grad_enabled() else y
+    else:
+        rest = rest if slope is None else []
+        y = _norm_act(x, norm, 1.0 if slope is None else slope, left_out)
+    for step in rest:
+        y = step(y)
+    return y
+
+
+def _slope(act: nn.Module) -> float | None:
+    """Return the slope of an activation below zero; None if it is no (leaky) ReLU, or somebody hooks."""
+    if dispatch.has_hooks(act) or type(act) not in (nn.ReLU, nn.LeakyReLU):
+        return None
+    return float(getattr(act, "negative_slope", 0.0))
+
+
+def _norm_act(x: Tensor, norm: Any, slope: float, left_out: Tensor | None = None) -> Tensor:
+    if torch.is_grad_enabled():
+        return NormAct.apply(x, norm.eps, slope, norm.weight, norm.bias, left_out)  # type: ignore[no-untyped-call]
+    return _normalised(x, *_statistics(x, norm.eps), norm.weight, norm.bias, slope, out=x)
+
+
+class NormAct(Function):
+    """``leaky_relu((x - mean) / deviation * weight + bias)``, whose statistics are those of ``x``."""
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any,
+        x: Tensor,
+        eps: float,
+        slope: float,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        left_out: Tensor | None,
+    ) -> Tensor:
+        mean, rstd = _statistics(x, eps)
+        ctx.save_for_backward(x, mean, rstd, weight, bias)
+        ctx.slope, ctx.left_out = slope, left_out
+        return _normalised(x, mean, rstd, weight, bias, slope, out=torch.empty_like(x))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        dispatch.refuse_second_derivative()
+        x, mean, rstd, weight, bias = ctx.saved_tensors
+        gx, gw, gb = _gradients(x, dispatch.channels_last(grad), mean, rstd, weight, bias, ctx.slope)
+        wanted = ctx.needs_input_grad
+        return (
+            *(gx, None, None),
+            gw.to(weight.dtype) if wanted[3] else None,
+            gb.to(bias.dtype) if wanted[4] else None,
+            torch.zeros_like(ctx.left_out) if wanted[5] else None,
+        )
+
+
+def _shape(x: Tensor) -> tuple[int, int, dict[str, int]]:
+    """Return voxels and channels of a sample, and the size of a tile."""
+    channels = x.shape[1]
+    wide = min(MAX_CHANNELS, 1 << (channels - 1).bit_length())
+    return x[0, 0].numel(), channels, {"rows": TILE // wide, "wide": wide}
+
+
+def _by_chunk(x: Tensor) -> tuple[int, tuple[int, int, int], Tensor]:
+    """Return the voxels of a chunk, a grid of programs over chunks, and room for two sums of each."""
+    voxels, channels, tile = _shape(x)
+    blocks = -(-channels // tile["wide"])
+    wanted = max(1, min(MAX_CHUNKS, PROGRAMS // (len(x) * blocks), voxels // (4 * tile["rows"])))
+    chunk = -(-voxels // (wanted * tile["rows"])) * tile["rows"]
+    chunks = -(-voxels // chunk)
+    part = torch.empty(len(x), chunks, 2, channels, dtype=torch.float32, device=x.device)
+    return chunk, (chunks, blocks, len(x)), part
+
+
+def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return mean and reciprocal standard deviation, (B, C) each."""
+    from monai_unetpp.network.kernels.gpu import passes
+
+    voxels, channels, tile = _shape(x)
+    chunk, grid, part = _by_chunk(x)
+    mean, rstd = torch.empty(2, len(x), channels, dtype=torch.float32, device=x.device).unbind()
+    passes.sums[grid](x, part, voxels, channels, chunk, **tile)
+    passes.total[(1, *grid[1:])](
+        x, part, mean, rstd, voxels, channels, grid[0], eps, wide=tile["wide"], most=MAX_CHUNKS
+    )
+    return mean, rstd
+
+
+def _normalised(
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    slope: float,
+    out: Tensor,
+) -> Tensor:
+    from monai_unetpp.network.kernels.gpu import passes
+
+    voxels, channels, tile = _shape(x)
+    grid = (-(-voxels // tile["rows"]), -(-channels // tile["wide"]), len(x))
+    passes.normalise[grid](x, out, mean, rstd, weight, bias, voxels, channels, slope, **tile)
+    return out
+
+
+def _gradients(
+    x: Tensor,
+    grad: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of ``x``, of ``weight`` and of ``bias``."""
+    from monai_unetpp.network.kernels.gpu import passes
+
+    voxels, channels, tile = _shape(x)
+    chunk, grid, part = _by_chunk(x)
+    gn, gnx = torch.empty(2, len(x), channels, dtype=torch.float32, device=x.device).unbind()
+    given = (mean, rstd, weight, bias)
+    passes.gradient_sums[grid](x, grad, part, *given, voxels, channels, slope, chunk, **tile)
+    passes.gradient_total[(1, *grid[1:])](
+        part, gn, gnx, channels, grid[0], wide=tile["wide"], most=MAX_CHUNKS
+    )
+    gx = torch.empty_like(x)
+    grid = (-(-voxels // tile["rows"]), *grid[1:])
+    passes.gradient[grid](x, grad, gx, mean, rstd, gn, gnx, weight, bias, voxels, channels, slope, **tile)
+    return gx, gnx.sum(0), gn.sum(0)
+
+
+@cache
+def available(index: int | None) -> bool:
+    """Whether Triton compiles the passes for a GPU, and they give what torch gives; tried once a process."""
+    device = torch.device("cuda", index)
+    try:
+        with torch.no_grad(), torch.random.fork_rng([device]), torch.autocast("cuda", enabled=False):
+            x = dispatch.channels_last(torch.randn(2, 5, 9, 7, 6, device=device))
+            norm = nn.InstanceNorm3d(5, affine=True).to(device)
+            got, wanted = _norm_act(x.clone(), norm, 0.1), F.leaky_relu(norm(x), 0.1)
+        if torch.allclose(got, wanted, rtol=0, atol=MAX_DIFFERENCE):
+            return True
+        reason = f"differ from torch's instance norm by up to {float((got - wanted).abs().max()):.2g}"
+    except Exception as error:  # whatever compiler and driver raise
+        reason = f"fail: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    logger.warning(
+        f"The Triton kernels for this GPU {reason}. Torch's operators compute the network, with the same "
+        "result in more time."
+    )
+    return False
