@@ -204,26 +204,26 @@ def versus(device: str, sizes: Sizes, work: Path) -> Figures:  # noqa: ARG001
 
 def memory(device: str, sizes: Sizes, work: Path) -> Figures:  # noqa: ARG001
     """Peak of a training step with our loss, beside what a plan expects of it."""
-    mixed = is_mixed(sizes.precisions[-1])
+    kind = torch.device(device).type
     for dims, size, widths in sizes.planned:
         net = UNetPlusPlus(dims, 1, 2, widths, strides=2).to(device)
         x = torch.rand(2, 1, *[size] * dims, device=device)
-        target = torch.zeros_like(x)
-        loss = DeepSupervisionDiceLoss(include_background=False)
-        for amp in (False, True)[: 1 + mixed]:
-
-            def step(net: nn.Module = net, x: Tensor = x, amp: bool = amp) -> None:
-                net.zero_grad(set_to_none=True)
-                with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
-                    loss(net(x), target).backward()  # noqa: B023
-
-            case = (
-                f"{dims}D {size}, {len(widths) - 1} levels from {widths[0]}, {'bfloat16' if amp else 'tf32'}"
-            )
-            found = peak_memory(step, device)
-            expected = step_memory(net, [size] * dims, 2, plain=True) / MIB
+        step = partial(learn, net, x, torch.zeros_like(x))
+        expected = step_memory(net, [size] * dims, 2, kind) / MIB
+        for chosen in ("auto", "plain")[: 1 + (kind == "cuda")]:
+            with kernels.use(chosen):
+                found = peak_memory(step, device)
+            case = f"{dims}D {size}, {len(widths) - 1} levels from {widths[0]}, {chosen}"
             yield case, "peak memory", found, "MiB"
             yield case, "of the formula", found / expected, ""
+
+
+def learn(net: nn.Module, x: Tensor, target: Tensor) -> None:
+    """Do a training step without the optimizer, as a bundle does on this device."""
+    net.zero_grad(set_to_none=True)
+    with kernels.autocast(x.device, x.is_cuda)():
+        heads = net(x)
+    DeepSupervisionDiceLoss(include_background=False)(heads, target).backward()
 
 
 def loader(device: str, sizes: Sizes, work: Path) -> Figures:

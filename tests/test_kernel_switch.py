@@ -21,6 +21,7 @@ from monai_unetpp.network import kernels
 from monai_unetpp.network.blocks import JointConv, Node, TwoConv
 from monai_unetpp.network.kernels import dispatch
 from monai_unetpp.network.kernels.cpu import onednn
+from monai_unetpp.network.kernels.gpu import norm as gpu
 
 SHAPES = {2: (2, 1, 20, 17), 3: (1, 1, 12, 10, 9)}
 BY_DIMS = pytest.mark.parametrize("spatial_dims", [2, 3], ids="{}D".format)
@@ -76,6 +77,31 @@ def test_kernels_give_what_plain_torch_gives(spatial_dims, chosen):
 def test_a_device_that_was_not_measured_gets_plain_torch(chosen, applies):
     with kernels.use(chosen):
         assert dispatch.applies(torch.empty(1, 1, 4, 4, device="meta")) == applies
+
+
+@pytest.mark.parametrize(
+    ("capability", "triton", "hip", "expected"),
+    [
+        ((9, 0), True, None, True),
+        ((8, 0), True, None, True),
+        ((7, 5), True, None, False),
+        ((9, 0), False, None, False),
+        ((9, 0), True, "6.4", False),
+    ],
+    ids=["Hopper", "Ampere", "Turing", "without Triton", "AMD"],
+)
+def test_kernels_for_gpus_are_those_of_matrix_units_and_triton(
+    monkeypatch, capability, triton, hip, expected
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(dispatch, "find_spec", lambda _: triton or None)
+    assert dispatch._is_measured.__wrapped__(0) == expected
+
+
+def test_a_kernel_for_gpus_that_fails_is_named_and_done_without(caplog):
+    assert not gpu.available.__wrapped__(0) or torch.cuda.is_available()
+    assert torch.cuda.is_available() or "The Triton kernels for this GPU fail: " in caplog.text
 
 
 def test_memory_keeps_fewer_bytes_for_backward_than_plain():

@@ -29,21 +29,21 @@ MAPS_TRANSIENT = 3.4  # full-size maps that live at the same time, beside them
 LOGITS_KEPT = 2.5  # arrays of the size of the logits, in the loss
 GRADIENT_COPIES = 2.25  # arrays of the size of the weights at the end of the backward pass
 WEIGHT_COPIES = 4  # weights, gradients, and two of the optimizer
-PLAIN_FACTOR = 2.5  # times as much without the memory path, as on a GPU (benchmarks/README.md)
+GPU_FACTOR = 1.15  # times as much on a GPU, in mixed precision but without the memory path of a CPU
 STEP_FACTOR = 3.0  # multiply-adds of a training step, of those of a forward pass
 REFERENCE = {3: (40, 48, 40), 2: (256, 256)}  # patch by which the speed of a machine is measured
 BATCH_SIZE = 2
 SHARE_OF_MEMORY = 0.6  # the rest is for the cases and for the process
 
 
-def step_memory(net: UNetPlusPlus, patch: Sequence[int], batch: int, plain: bool = False) -> float:
+def step_memory(net: UNetPlusPlus, patch: Sequence[int], batch: int, device: str = "cpu") -> float:
     """Return the peak memory of a training step beyond weights and optimizer, bytes; an estimate.
 
     Args:
         net: Network; it may be on the device ``meta``.
         patch: Size of the patch, voxels.
         batch: Patches per step.
-        plain: Whether the network computes by plain torch, as on a GPU.
+        device: ``"cpu"``, in float32, or ``"cuda"``, in mixed precision, as bundles train there.
     """
     spec = net.spec
     voxels = [
@@ -55,13 +55,13 @@ def step_memory(net: UNetPlusPlus, patch: Sequence[int], batch: int, plain: bool
     )
     maps = MAPS_KEPT * kept + MAPS_TRANSIENT * spec.channels[0] * voxels[0]
     logits = LOGITS_KEPT * len(spec.levels) * spec.out_channels * voxels[0]
-    activations = batch * BYTES * (maps + logits) * (PLAIN_FACTOR if plain else 1)
+    activations = batch * BYTES * (maps + logits) * (GPU_FACTOR if device == "cuda" else 1)
     return max(activations, GRADIENT_COPIES * BYTES * _parameters(net))
 
 
-def total_memory(net: UNetPlusPlus, patch: Sequence[int], batch: int, plain: bool = False) -> float:
+def total_memory(net: UNetPlusPlus, patch: Sequence[int], batch: int, device: str = "cpu") -> float:
     """Return the memory of a training step with weights, gradients and optimizer, bytes; an estimate."""
-    return step_memory(net, patch, batch, plain) + WEIGHT_COPIES * BYTES * _parameters(net)
+    return step_memory(net, patch, batch, device) + WEIGHT_COPIES * BYTES * _parameters(net)
 
 
 def step_multiply_adds(net: UNetPlusPlus, patch: Sequence[int], batch: int) -> float:

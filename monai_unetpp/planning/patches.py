@@ -108,7 +108,7 @@ def _candidate(
     patch = list(patch) if fixed else _divisible(patch, strides)
     net = network_of(choose, channels, strides, kernels)
     batch = given.get("batch_size", BATCH_SIZE[dims])
-    needed = total_memory(net, patch, batch, plain=machine.device == "cuda")
+    needed = total_memory(net, patch, batch, machine.device)
     steps = machine.hours * 3600 * machine.speed / step_multiply_adds(net, patch, batch)
     return _Candidate(patch, channels, strides, kernels, batch, needed, steps)
 

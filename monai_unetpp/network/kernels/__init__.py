@@ -6,6 +6,7 @@ convolution  over several maps that are not joined
 recompute    what backward makes again instead of keeping it
 precision    which formats of numbers a device computes fast; mixed precision
 cpu/         norm, Winograd's convolution, private operators: for the CPU
+gpu/         norm and activation by Triton: for GPUs since Ampere
 
 The README beside this file says what must stay true, and how to find a wrong number.
 """
