@@ -9,6 +9,7 @@ other exception is a bug and keeps its traceback.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import sys
@@ -143,6 +144,8 @@ def plan(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--foreground", action="store_true", help=one)
     parser.add_argument("--classes", nargs="+", help="names of the classes, without the background")
     parser.add_argument("--allow-empty", action="store_true", help="masks may be empty")
+    outside = "dataset.json may name files outside of its folder, also through links"
+    parser.add_argument("--allow-outside", action="store_true", help=outside)
     parser.add_argument("--skip-bad", action="store_true", help="go on without the cases that do not fit")
     parser.add_argument("--memory", help="memory of a training step, such as 8GB; default what there is")
     parser.add_argument("--hours", type=float, help="time of the training; default 1 on a CPU, 8 on a GPU")
@@ -154,13 +157,13 @@ def plan(parser: argparse.ArgumentParser) -> Run:
 
 def _plan(args: argparse.Namespace) -> str:
     from monai_unetpp.bundle import parse_value
-    from monai_unetpp.planning import parse_memory, plan_bundle
+    from monai_unetpp.planning import Source, parse_memory, plan_bundle
 
-    same = ("images", "masks", "scan", "foreground", "classes", "allow_empty", "skip_bad", "hours", "device")
-    options = {key: getattr(args, key) for key in same}
+    source = Source(**{each.name: getattr(args, each.name) for each in dataclasses.fields(Source)})
+    options = {key: getattr(args, key) for key in ("skip_bad", "hours", "device")}
     memory = None if args.memory is None else parse_memory(args.memory)
     given = {key: parse_value(value) for key, value in args.set}
-    found, made = plan_bundle(args.data, args.out, memory=memory, given=given, progress=True, **options)
+    found, made = plan_bundle(source, args.out, memory=memory, given=given, progress=True, **options)
     table = found.table()
     width = max(len(name) for name, _ in table)
     lines = [f"{name:{width}}  {value}" for name, value in table]

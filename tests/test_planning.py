@@ -4,6 +4,7 @@
 import ast
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import monai.bundle
@@ -20,7 +21,15 @@ from monai_unetpp import UNetPlusPlus
 from monai_unetpp.__main__ import main
 from monai_unetpp.bundle import pack_bundle, run_workflow
 from monai_unetpp.data import list_volumes, read_dataset
-from monai_unetpp.planning import Machine, command, make_plan, parse_memory, plan_bundle, take_fingerprint
+from monai_unetpp.planning import (
+    Machine,
+    Source,
+    command,
+    make_plan,
+    parse_memory,
+    plan_bundle,
+    take_fingerprint,
+)
 from monai_unetpp.planning.budget import speed_of_machine, step_memory
 from monai_unetpp.planning.fingerprint import Fingerprint
 from monai_unetpp.planning.measuring import CaseFacts
@@ -252,7 +261,7 @@ def test_speed_of_this_machine_is_that_of_a_training_step():
 
 @pytest.fixture(scope="module")
 def found(balls):
-    return take_fingerprint(balls)
+    return take_fingerprint(Source(balls))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -289,7 +298,9 @@ def test_fingerprint_agrees_with_monais_analyzer(balls, found, tmp_path):
 
 def test_axes_are_those_of_the_patient(tmp_path):
     data = write_cases(tmp_path / "d", (ball(n, AFFINES[n], (32, 28, 24)) for n in ("RAS", "PSR")))
-    ras, psr = sorted(take_fingerprint(data).cases, key=lambda case: case.image != "imagesTr/RAS.nii.gz")
+    ras, psr = sorted(
+        take_fingerprint(Source(data)).cases, key=lambda case: case.image != "imagesTr/RAS.nii.gz"
+    )
     assert ras.size == (32, 28, 24)
     assert psr.size == (24, 32, 28)  # the file's axes run to the back, to the head, to the right
 
@@ -297,12 +308,12 @@ def test_axes_are_those_of_the_patient(tmp_path):
 def test_processes_measure_what_one_measures(tmp_path, found):
     many = write_cases(tmp_path / "d", (ball(f"ball_{n}", AFFINES["RAS"]) for n in range(18)))
     log = tmp_path / "log.jsonl"
-    first = take_fingerprint(many, processes=2, log=log)
+    first = take_fingerprint(Source(many), processes=2, log=log)
     lines = log.read_text().splitlines()
     log.write_text("\n".join(lines[:10]) + "\n" + lines[10][:40])  # killed while it wrote
-    assert take_fingerprint(many, processes=1, log=log) == first
+    assert take_fingerprint(Source(many), processes=1, log=log) == first
     assert len(log.read_text().split("\n")) == 1 + 9 + 1 + 9
-    assert take_fingerprint(many, processes=1, log=log) == first
+    assert take_fingerprint(Source(many), processes=1, log=log) == first
     assert len(log.read_text().split("\n")) == 1 + 9 + 1 + 9
     assert Fingerprint.from_json(json.loads(json.dumps(found.to_json()))) == found
 
@@ -351,7 +362,7 @@ def write_pictures(folder, number=8, seed=0):
 
 
 def test_nnunets_layout_with_two_channels(tmp_path):
-    found = take_fingerprint(write_nnunet(tmp_path / "d"))
+    found = take_fingerprint(Source(write_nnunet(tmp_path / "d")))
     assert [case.scan for case in found.cases] == ["c0", "c1", "c2", "c3"]
     assert {case.channels for case in found.cases} == {2}
     assert (found.labels, found.modality) == (["background", "ball", "pip"], ["MR0", "MR1"])
@@ -373,7 +384,7 @@ def test_masks_of_3d_slicer_are_named_by_their_segments(tmp_path):
             label.SetMetaData(f"Segment{k}_LabelValue", str(k))
             label.SetMetaData(f"Segment{k}_Name", name)
         sitk.WriteImage(label, str(tmp_path / f"labels/c{n}.seg.nrrd"))
-    found = take_fingerprint(tmp_path)
+    found = take_fingerprint(Source(tmp_path))
     assert found.labels == ["background", "kidney", "tumour"]
     assert found.problems == {
         "labels/c2.seg.nrrd": "calls the value 2 'kidney', which is 'tumour' in most masks"
@@ -386,7 +397,7 @@ def test_frames_are_no_channels(tmp_path):
     for folder in ("images", "masks"):
         for n in range(4):
             (data / folder / f"p{n}.png").rename(data / folder / f"p_{n:04d}.png")
-    found = take_fingerprint(data, foreground=True)
+    found = take_fingerprint(Source(data, foreground=True))
     assert ([case.channels for case in found.cases], found.problems) == ([3] * 4, {})
     assert len(list_volumes(data / "images", 3, pictures=True)) == 4
 
@@ -405,21 +416,21 @@ def test_channels_of_other_names_are_a_problem(tmp_path):
     }
     (data / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="must be named CASE_0000, CASE_0001"):
-        take_fingerprint(data)
+        take_fingerprint(Source(data))
 
 
 def test_channel_that_lies_elsewhere_or_was_changed_is_noticed(tmp_path):
     data, log = write_nnunet(tmp_path / "d", 3), tmp_path / "log.jsonl"
-    before = take_fingerprint(data, log=log)
+    before = take_fingerprint(Source(data), log=log)
     path = data / "imagesTr" / "c0_0001.nii.gz"
     volume = nib.load(path)
     array = np.asarray(volume.dataobj)
     nib.save(nib.Nifti1Image(array + np.float32(1000), volume.affine), path)
-    assert take_fingerprint(data, log=log).cases[0].mean[1] == pytest.approx(
+    assert take_fingerprint(Source(data), log=log).cases[0].mean[1] == pytest.approx(
         before.cases[0].mean[1] + 1000, rel=1e-3
     )
     nib.save(nib.Nifti1Image(array, volume.affine + np.array([[0, 0, 0, 50.0]] + [[0] * 4] * 3)), path)
-    found = take_fingerprint(data, log=log)
+    found = take_fingerprint(Source(data), log=log)
     assert "50.0 mm apart" in found.problems["imagesTr/c0_0000.nii.gz"]
 
 
@@ -436,7 +447,7 @@ def test_colours_of_masks_are_the_same_class_in_every_picture(tmp_path):
         if n % 2:
             mask[8:, :, 0] = 255
         sitk.WriteImage(sitk.GetImageFromArray(mask, isVector=True), str(tmp_path / f"masks/{n}.png"))
-    found = take_fingerprint(tmp_path)
+    found = take_fingerprint(Source(tmp_path))
     assert len(found.labels) == 3
     load = LoadImageAndLabeld(out_channels=3, label_values=found.label_values, modality=None)
     for n in range(4):
@@ -450,7 +461,7 @@ def test_grey_picture_stored_in_colours_has_one_channel(tmp_path):
     for path in (data / "images").iterdir():
         grey = np.repeat(sitk.GetArrayFromImage(sitk.ReadImage(str(path)))[..., :1], 3, axis=-1)
         sitk.WriteImage(sitk.GetImageFromArray(grey, isVector=True), str(path))
-    found = take_fingerprint(data, foreground=True)
+    found = take_fingerprint(Source(data, foreground=True))
     assert {case.channels for case in found.cases} == {1}
     load = LoadImageAndLabeld("image", in_channels=1, modality=None)
     assert load({"image": data / "images" / "p0.png"})["image"].shape == (1, 48, 40, 1)
@@ -467,7 +478,7 @@ def test_jpeg_and_png_masks_mean_the_same(tmp_path):
         sitk.WriteImage(
             sitk.GetImageFromArray(mask), str(tmp_path / f"masks/{n}.{'jpg' if n % 2 else 'png'}")
         )
-    found = take_fingerprint(tmp_path)
+    found = take_fingerprint(Source(tmp_path))
     load = LoadImageAndLabeld(out_channels=2, label_values=found.label_values, modality=None)
     for n in range(4):
         path = tmp_path / f"masks/{n}.{'jpg' if n % 2 else 'png'}"
@@ -522,9 +533,9 @@ def test_what_does_not_fit_is_named_by_file_and_left_out_on_request(tmp_path, ho
     break_one(data, how)
     out = tmp_path / "bundle"
     with pytest.raises(ValueError, match=rf"(?s)1 files of .* do not fit; --skip-bad.*{path} .*{reason}"):
-        plan_bundle(data, out, given=TINY)
+        plan_bundle(Source(data), out, given=TINY)
     assert not out.exists()
-    plan_bundle(data, out, skip_bad=True, given=TINY)
+    plan_bundle(Source(data), out, skip_bad=True, given=TINY)
     dataset = json.loads((out / "train.json").read_text())["dataset"]
     assert dataset["skip"] == [path]
     assert len(read_dataset(data, 3, labels=dataset["labels"], skip=dataset["skip"]).cases) == 3
@@ -533,7 +544,7 @@ def test_what_does_not_fit_is_named_by_file_and_left_out_on_request(tmp_path, ho
 def test_largest_file_may_be_the_damaged_one(tmp_path):
     data = write_cases(tmp_path / "d", (ball(f"b{n}", AFFINES["RAS"]) for n in range(4)))
     (data / "imagesTr" / "b1.nii.gz").write_bytes(bytes(10**6))
-    assert list(take_fingerprint(data).problems) == ["imagesTr/b1.nii.gz"]
+    assert list(take_fingerprint(Source(data)).problems) == ["imagesTr/b1.nii.gz"]
 
 
 def test_all_that_does_not_fit_is_listed_at_once(tmp_path):
@@ -541,7 +552,7 @@ def test_all_that_does_not_fit_is_listed_at_once(tmp_path):
     (data / "imagesTr/c0_0001.nii.gz").unlink()
     (data / "labelsTr/c3.nii.gz").write_bytes(b"")
     with pytest.raises(ValueError, match=r"(?s)2 files of .*c0_0001.nii.gz does not exist: channel 1.*c3"):
-        plan_bundle(data, tmp_path / "bundle")
+        plan_bundle(Source(data), tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("how", ["alpha", "grey among colours", "instances", "no masks"])
@@ -555,7 +566,7 @@ def test_pictures_that_do_not_fit(tmp_path, how):
         message = r"p0.png .*has an alpha channel of 0 to 255: transparent parts have no value"
     elif how == "grey among colours":
         sitk.WriteImage(sitk.GetImageFromArray(np.zeros((40, 48), np.uint8)), str(data / "images/p0.png"))
-        assert {case.channels for case in take_fingerprint(data, foreground=True).cases} == {1, 3}
+        assert {case.channels for case in take_fingerprint(Source(data, foreground=True)).cases} == {1, 3}
         return
     elif how == "instances":
         options, message = {}, "hold 4 values"
@@ -567,14 +578,28 @@ def test_pictures_that_do_not_fit(tmp_path, how):
             path.unlink()
         message = "has no case that can be used: 8 problems, first images/p0.png: has no mask"
     with pytest.raises(ValueError, match=f"(?s){message}"):
-        plan_bundle(data, tmp_path / "bundle", **options)
+        plan_bundle(Source(data, **options), tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_data_behind_links_is_planned_and_read_when_it_is_allowed(tmp_path, balls):
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in balls.iterdir():
+        (data / path.name).symlink_to(path)
+    (data / "dataset.json").unlink()
+    shutil.copy(balls / "dataset.json", data)
+    with pytest.raises(ValueError, match=r"names 8 files outside of its folder, .*plan --allow-outside"):
+        plan_bundle(Source(data), tmp_path / "bundle", given=TINY)
+    plan_bundle(Source(data, allow_outside=True), tmp_path / "bundle", given=TINY)
+    parser = ConfigParser(json.loads((tmp_path / "bundle" / "train.json").read_text()))
+    assert len(parser.get_parsed_content("dataset").cases) == 4
 
 
 def test_folder_that_exists_is_left_alone(tmp_path, balls):
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(FileExistsError, match="mine"):
-        plan_bundle(balls, tmp_path / "mine")
+        plan_bundle(Source(balls), tmp_path / "mine")
     assert (tmp_path / "mine").read_text() == "mine"
 
 
@@ -584,7 +609,7 @@ def test_folder_that_exists_is_left_alone(tmp_path, balls):
 )
 def test_option_that_does_not_fit_is_named(tmp_path, balls, options, message):
     with pytest.raises(ValueError, match=message):
-        plan_bundle(balls, tmp_path / "bundle", **options)
+        plan_bundle(Source(balls), tmp_path / "bundle", **options)
 
 
 def test_file_to_skip_that_is_none_of_the_data_set_is_named(balls):
@@ -597,7 +622,7 @@ def test_way_to_the_data_does_not_matter(tmp_path, monkeypatch):
     break_one(data, "empty")
     (tmp_path / "x").mkdir()
     monkeypatch.chdir(tmp_path)
-    plan_bundle("x/../d", "bundle", skip_bad=True, given=TINY)
+    plan_bundle(Source("x/../d"), "bundle", skip_bad=True, given=TINY)
     dataset = json.loads(Path("bundle/train.json").read_text())["dataset"]
     assert len(read_dataset("x/../d", 3, skip=dataset["skip"]).cases) == 3
 
@@ -606,7 +631,7 @@ def test_more_memory_than_there_is(tmp_path, balls):
     with pytest.raises(
         ValueError, match=r"memory must be at most .*GB, which this cpu can spare, got 1024000.0GB"
     ):
-        plan_bundle(balls, tmp_path / "bundle", memory=parse_memory("1000TB"))
+        plan_bundle(Source(balls), tmp_path / "bundle", memory=parse_memory("1000TB"))
 
 
 # The bundle
@@ -620,7 +645,7 @@ def planned(tmp_path_factory):
     """Bundle for two channels, and its data."""
     root = tmp_path_factory.mktemp("planned")
     data = write_nnunet(root / "data")
-    plan_bundle(data, root / "twochannels", given=TINY)
+    plan_bundle(Source(data), root / "twochannels", given=TINY)
     run_workflow("train", root / "twochannels", settings=CPU_ONLY)
     return root / "twochannels", data
 
@@ -657,7 +682,7 @@ def test_bundle_passes_what_monai_checks_and_can_be_packed(planned, tmp_path):
 def test_pictures_from_plan_to_masks(tmp_path):
     data = write_pictures(tmp_path / "d")
     given = {**TINY, "roi_size": [32, 32, 1], "max_epochs": 12}
-    plan_bundle(data, tmp_path / "nuclei", foreground=True, classes=["nucleus"], given=given)
+    plan_bundle(Source(data, foreground=True, classes=["nucleus"]), tmp_path / "nuclei", given=given)
     assert json.loads((tmp_path / "nuclei" / "inference.json").read_text())["input"] == str(data / "images")
     run_workflow("train", tmp_path / "nuclei", settings=CPU_ONLY)
     out = tmp_path / "out"
@@ -710,14 +735,14 @@ def test_bundles_that_ship_are_made_from_the_template(name):
 
 def test_path_that_monai_would_read_as_code_is_refused(tmp_path, balls):
     with pytest.raises(ValueError, match=r"a#b must have no # and no .* which MONAI reads as code"):
-        plan_bundle(balls, tmp_path / "a#b", given=TINY)
+        plan_bundle(Source(balls), tmp_path / "a#b", given=TINY)
 
 
 def test_expression_for_scans_reaches_the_training_as_it_is(tmp_path):
     data = write_cases(
         tmp_path / "d", (ball(f"b_{n}_{3 * k}", AFFINES["RAS"]) for n in range(3) for k in range(2))
     )
-    plan_bundle(data, tmp_path / "b", scan=r"_(?P<scan>\d+)_\d+$", given=TINY)
+    plan_bundle(Source(data, scan=r"_(?P<scan>\d+)_\d+$"), tmp_path / "b", given=TINY)
     parser = ConfigParser(json.loads((tmp_path / "b" / "train.json").read_text()))
     split = parser.get_parsed_content("split")
     assert sorted(case["scan"] for side in split for case in side) == ["0", "0", "1", "1", "2", "2"]

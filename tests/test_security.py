@@ -226,7 +226,7 @@ def test_data_set_may_name_files_outside_of_its_folder_on_request_only(data, way
     number = 4 if way is linked_folder else 1
     message = (
         rf"dataset\.json names {number} files outside of its folder, first .*\.nii\.gz: move them into it.*"
-        r"allow_outside=True \(--dataset#allow_outside True\)\.$"
+        r"allow_outside=True \(plan --allow-outside; of a bundle --dataset#allow_outside True\)\.$"
     )
     with pytest.raises(ValueError, match=message):
         read_dataset(data, 3)

@@ -7,23 +7,25 @@ finds ``case_0001.nii.gz`` and so on beside it.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from monai.data import load_decathlon_datalist
-
+from monai_unetpp.data.index import (
+    check_inside,
+    decathlon_cases,
+    index_labels,
+    list_files,
+    nnunet_cases,
+    read_index,
+)
 from monai_unetpp.files import PathLike
-from monai_unetpp.readers import PICTURE_SUFFIXES, SUFFIXES, is_series
 from monai_unetpp.readers.names import CHANNEL, other_channels, stem_of
 
-__all__ = ["VOLUMES", "WANTED", "Layout", "find_layout", "index_labels", "read_index", "real_path"]
+__all__ = ["WANTED", "Layout", "find_layout"]
 
-VOLUMES = (".nii", ".nii.gz", *SUFFIXES)
 IMAGES = ("images", "imagesTr", "image", "img", "imgs", "scans", "volumes")
 MASKS = ("labels", "labelsTr", "masks", "mask", "label", "annotations", "segmentations")
 
@@ -90,46 +92,6 @@ def find_layout(
     return layout
 
 
-def read_index(index: Path) -> dict[str, Any]:
-    """Return what ``dataset.json`` says.
-
-    Raises:
-        ValueError: if it is damaged.
-    """
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise TypeError("it must hold an object")
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{index} is not a data set of the Decathlon or of nnU-Net: {error}.") from error
-    return content
-
-
-def index_labels(index: Path, content: Mapping[str, Any]) -> dict[int, str]:
-    """Return value -> name of the classes, of the Decathlon (value first) or of nnU-Net v2 (name first).
-
-    Raises:
-        ValueError: if they are neither, overlap (regions), or exclude voxels (ignore).
-    """
-    labels = content.get("labels")
-    if not isinstance(labels, dict) or not labels:
-        raise ValueError(f"{index} is not a data set of the Decathlon or of nnU-Net: it has no labels.")
-    if any(isinstance(value, list) for value in labels.values()):
-        raise ValueError(f"{index} has regions, classes that overlap: only classes that do not are known.")
-    if "ignore" in labels:
-        raise ValueError(f"{index} has the label ignore, which is not known: give these voxels a class.")
-    try:
-        if all(str(key).isdecimal() for key in labels):
-            found = {int(key): str(name) for key, name in labels.items()}
-        else:
-            found = {int(value): str(name) for name, value in labels.items()}
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{index} is not a data set of the Decathlon or of nnU-Net: its labels are {labels}."
-        ) from error
-    return dict(sorted(found.items()))
-
-
 def _indexed(root: Path, content: Mapping[str, Any], allow_outside: bool) -> Layout:
     """Read the cases that ``dataset.json`` lists, or, of nnU-Net, those that lie beside it."""
     index = root / "dataset.json"
@@ -143,75 +105,12 @@ def _indexed(root: Path, content: Mapping[str, Any], allow_outside: bool) -> Lay
         modality,
         1 if decathlon else len(modality),
     )
-    cases = _decathlon(index) if decathlon else _nnunet(root, content, layout.channels)
+    cases = decathlon_cases(index) if decathlon else nnunet_cases(root, content, layout.channels)
     if not allow_outside:
-        _check_inside(index, [path for _, files, mask in cases for path in (*files, mask)])
+        check_inside(index, [path for _, files, mask in cases for path in (*files, mask)])
     for name, files, mask in cases:
         _add(layout, name, files, mask)
     return replace(layout, channels=max(len(files) for _, files, _ in cases))
-
-
-_Cases = list[tuple[str, list[Path], Path]]  # scan, files, mask
-
-
-def _decathlon(index: Path) -> _Cases:
-    try:
-        cases = load_decathlon_datalist(index, is_segmentation=True)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is not a Decathlon data set: {error!r}.") from error
-    if not cases:
-        raise ValueError(f"{index} lists no training cases.")
-    lacking = [case for case in cases if not all(isinstance(case.get(k), str) for k in ("image", "label"))]
-    if lacking:
-        raise ValueError(f"{index} must name an image and a label for every training case, got {lacking[0]}.")
-    return [(case.get("scan", ""), [Path(case["image"])], Path(case["label"])) for case in cases]
-
-
-def _nnunet(root: Path, content: Mapping[str, Any], channels: int) -> _Cases:
-    index, ending = root / "dataset.json", str(content.get("file_ending", ".nii.gz"))
-    listed = content.get("dataset")
-    try:
-        if listed is not None:
-            return [
-                (name, [root / path for path in case["images"]], root / case["label"])
-                for name, case in listed.items()
-            ]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{index} is not a data set of nnU-Net: {error!r}.") from error
-    stems = [
-        path.name.removesuffix(ending) for path in _listed(root / "imagesTr") if path.name.endswith(ending)
-    ]
-    names = sorted({found["case"] for stem in stems if (found := CHANNEL.fullmatch(stem))})
-    if not names:
-        raise ValueError(
-            f"{index} is of nnU-Net, but {root / 'imagesTr'} has no file like CASE_0000{ending}."
-        )
-    if ending.lower() in PICTURE_SUFFIXES and not (root / "imagesTr" / f"{names[0]}_0001{ending}").exists():
-        channels = 1  # the channels are the colours of one picture
-    return [
-        (
-            name if channels > 1 else "",
-            [root / "imagesTr" / f"{name}_{n:04d}{ending}" for n in range(channels)],
-            root / "labelsTr" / f"{name}{ending}",
-        )
-        for name in names
-    ]
-
-
-def _check_inside(index: Path, paths: Sequence[Path]) -> None:
-    """Raise if a data set names files outside of its folder, before any of them is opened."""
-    home = real_path(index.parent)
-    outside = [path for path in paths if not real_path(path).is_relative_to(home)]
-    if outside:
-        raise ValueError(
-            f"{index} names {len(outside)} files outside of its folder, first {outside[0]}: move them into "
-            "it, or, if you trust it, set allow_outside=True (--dataset#allow_outside True)."
-        )
-
-
-def real_path(path: PathLike) -> Path:
-    """Return a path without links."""
-    return Path(os.path.realpath(path))  # before Python 3.13 Path.resolve raises on a loop of links
 
 
 def _add(layout: Layout, scan: str, files: Sequence[Path], mask: Path) -> None:
@@ -237,7 +136,7 @@ def _folders(root: Path, images: PathLike | None, masks: PathLike | None) -> Lay
     places = [_folder(root, given, names) for given, names in ((images, IMAGES), (masks, MASKS))]
     if places[0] is None or places[1] is None:
         raise FileNotFoundError(_nothing(root))
-    files, labels = _listed(places[0]), _listed(places[1])
+    files, labels = list_files(places[0]), list_files(places[1])
     by_stem: dict[str, list[Path]] = {}
     for path in labels:
         by_stem.setdefault(stem_of(path), []).append(path)
@@ -283,15 +182,6 @@ def _folder(root: Path, given: PathLike | None, names: Sequence[str]) -> Path | 
             raise FileNotFoundError(f"{(root / given).absolute()} is no folder. {WANTED}")
         return root / given
     return next((root / name for name in names if (root / name).is_dir()), None)
-
-
-def _listed(folder: Path) -> list[Path]:
-    """Return the volumes, pictures and series in a folder, sorted, without hidden ones."""
-    if not folder.is_dir():
-        return []
-    known = (*VOLUMES, *PICTURE_SUFFIXES)
-    paths = sorted(path for path in folder.iterdir() if path.name[0] != ".")
-    return [p for p in paths if (is_series(p) if p.is_dir() else p.name.lower().endswith(known))]
 
 
 def _expression(scan: str) -> re.Pattern[str]:

@@ -14,6 +14,7 @@ from monai_unetpp.planning.command import parse_memory, plan_bundle
 from monai_unetpp.planning.fingerprint import Fingerprint, take_fingerprint
 from monai_unetpp.planning.measuring import CaseFacts
 from monai_unetpp.planning.rules import make_plan
+from monai_unetpp.planning.source import Source
 
 __all__ = [
     "CaseFacts",
@@ -21,6 +22,7 @@ __all__ = [
     "Fingerprint",
     "Machine",
     "Plan",
+    "Source",
     "make_plan",
     "parse_memory",
     "plan_bundle",

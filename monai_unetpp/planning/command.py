@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from monai_unetpp.planning.choices import Machine, Plan
 from monai_unetpp.planning.fingerprint import Fingerprint, take_fingerprint
 from monai_unetpp.planning.patches import FIRST_WIDTH
 from monai_unetpp.planning.rules import make_plan
+from monai_unetpp.planning.source import Source
 from monai_unetpp.planning.writing import write_bundle
 from monai_unetpp.readers.memory import available_memory
 
@@ -28,14 +29,8 @@ UNITS = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 def plan_bundle(
-    data: PathLike,
+    source: Source,
     out: PathLike,
-    images: PathLike | None = None,
-    masks: PathLike | None = None,
-    scan: str | None = None,
-    foreground: bool = False,
-    classes: Sequence[str] | None = None,
-    allow_empty: bool = False,
     skip_bad: bool = False,
     memory: float | None = None,
     hours: float | None = None,
@@ -49,14 +44,8 @@ def plan_bundle(
     beside ``out`` until the bundle is written, so that a run that was stopped goes on.
 
     Args:
-        data: Folder of the data set, see :func:`~monai_unetpp.data.layouts.find_layout`.
+        source: The data set.
         out: Folder to make; its name is the bundle's.
-        images: Folder of the images in it, where there is no ``dataset.json``.
-        masks: Folder of the masks, likewise.
-        scan: Regular expression with a group ``scan``, which finds the scan in the name of a case.
-        foreground: Whether all that is not 0 in a mask is one class, as for maps of instances.
-        classes: Names of the classes without the background.
-        allow_empty: Whether a mask may be empty.
         skip_bad: Whether to go on without the cases that do not fit.
         memory: Bytes that a training step may take; default what the machine has.
         hours: Time of the training, h; default 1 on a CPU, 8 on a GPU.
@@ -66,11 +55,11 @@ def plan_bundle(
 
     Raises:
         FileExistsError: if ``out`` exists.
-        FileNotFoundError: if ``data`` holds no data set.
+        FileNotFoundError: if there is no data set.
         ValueError: if cases do not fit and ``skip_bad`` is false, more memory is wanted than there is, or no
             plan is possible.
     """
-    out, data = Path(out), Path(data)
+    out = Path(out)
     if out.exists():
         raise FileExistsError(f"out must be a folder that does not exist, {out} does: give another.")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -80,11 +69,9 @@ def plan_bundle(
         raise ValueError(f"hours must be above 0, got {hours}.")
     limit = _memory(where, memory)
     log = out.parent / f".{out.name}.measured.jsonl"
-    fingerprint = take_fingerprint(
-        data, images, masks, scan, foreground, classes, allow_empty, log, progress=progress
-    )
+    fingerprint = take_fingerprint(source, log, progress=progress)
     if fingerprint.problems and not skip_bad:
-        raise ValueError(_listed(data, fingerprint.problems))
+        raise ValueError(_listed(Path(source.data), fingerprint.problems))
     kind = where.type
     dims = 2 if all(case.picture or case.size[2] == 1 for case in fingerprint.cases) else 3
     widths = [FIRST_WIDTH[kind] * 2**i for i in range(4)]

@@ -30,6 +30,7 @@ from monai_unetpp.data.layouts import Layout, find_layout
 from monai_unetpp.files import PathLike
 from monai_unetpp.planning.measuring import CaseFacts, files_of, inside, measure_case
 from monai_unetpp.planning.problems import find_problems
+from monai_unetpp.planning.source import Source
 from monai_unetpp.readers import read_geometry
 from monai_unetpp.readers.memory import available_memory
 
@@ -51,7 +52,7 @@ class Fingerprint:
             :func:`~monai_unetpp.transforms.classes.as_classes`.
         modality: Names of the channels.
         problems: Path -> why it is not used.
-        places: ``images``, ``masks`` and ``scan`` of :func:`~monai_unetpp.data.layouts.find_layout`.
+        places: What :func:`~monai_unetpp.data.read_dataset` has to be told, too, such as ``images``.
     """
 
     data: str
@@ -60,7 +61,7 @@ class Fingerprint:
     label_values: list[int] | str | None
     modality: list[str]
     problems: dict[str, str] = field(default_factory=dict)
-    places: dict[str, str | None] = field(default_factory=dict)
+    places: dict[str, str | bool] = field(default_factory=dict)
 
     def table(self) -> list[tuple[str, str]]:
         """Return what a person reads first: name -> value, in rows."""
@@ -114,13 +115,7 @@ class Fingerprint:
 
 
 def take_fingerprint(
-    dataset_dir: PathLike,
-    images: PathLike | None = None,
-    masks: PathLike | None = None,
-    scan: str | None = None,
-    foreground: bool = False,
-    classes: Sequence[str] | None = None,
-    allow_empty: bool = False,
+    source: Source,
     log: PathLike | None = None,
     processes: int | None = None,
     progress: bool = False,
@@ -130,13 +125,7 @@ def take_fingerprint(
     One case at a time is in the memory of a process.
 
     Args:
-        dataset_dir: Folder of the data set.
-        images: Folder of the images, see :func:`~monai_unetpp.data.layouts.find_layout`.
-        masks: Folder of the masks, likewise.
-        scan: Regular expression that finds the scan in the name of a case, likewise.
-        foreground: Whether all that is not 0 in a mask is one class, as for maps of instances.
-        classes: Names of the classes without the background, in the order of their values.
-        allow_empty: Whether a mask may be empty.
+        source: The data set.
         log: File to which measured cases are appended; those that it has are not measured again.
         processes: Number of processes; default one per CPU.
         progress: Whether to show a progress bar.
@@ -145,18 +134,16 @@ def take_fingerprint(
         FileNotFoundError: if the folder holds no data set.
         ValueError: if the data set is damaged as a whole.
     """
-    root = Path(os.path.normpath(dataset_dir))  # as MONAI makes the paths of a dataset.json
-    layout = find_layout(root, images, masks, scan)
+    root = Path(os.path.normpath(source.data))  # as MONAI makes the paths of a dataset.json
+    layout = find_layout(root, source.images, source.masks, source.scan, source.allow_outside)
     cases = _measured(root, layout, Path(log) if log is not None else None, processes, progress)
-    labels, values, problems = find_problems(root, layout, cases, foreground, classes, allow_empty)
+    labels, values, problems = find_problems(source, layout, cases)
     good = [case for case in cases if case.image not in problems and case.label not in problems]
     channels = max((case.channels for case in good), default=1)
     modality = (
         layout.modality if len(layout.modality) == channels else [f"channel {n}" for n in range(channels)]
     )
-    places = {"images": images, "masks": masks, "scan": scan}
-    kept = {key: None if value is None else str(value) for key, value in places.items()}
-    return Fingerprint(str(root), good, labels, values, modality, problems, kept)
+    return Fingerprint(str(root), good, labels, values, modality, problems, source.places())
 
 
 def _measured(

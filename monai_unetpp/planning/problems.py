@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from monai_unetpp.data.layouts import Layout
 from monai_unetpp.planning.measuring import CaseFacts
+from monai_unetpp.planning.source import Source
 
 __all__ = ["find_problems"]
 
@@ -21,27 +23,26 @@ Problems = dict[str, str]
 
 
 def find_problems(
-    root: Path,
-    layout: Layout,
-    cases: Sequence[CaseFacts],
-    foreground: bool,
-    classes: Sequence[str] | None,
-    allow_empty: bool,
+    source: Source, layout: Layout, cases: Sequence[CaseFacts]
 ) -> tuple[list[str], list[int] | str | None, Problems]:
     """Return the names of the classes, their values in the masks, and path -> what does not fit.
 
-    Arguments are those of :func:`~monai_unetpp.planning.fingerprint.take_fingerprint`.
+    Args:
+        source: The data set.
+        layout: Its files.
+        cases: What was measured of each case.
 
     Raises:
         ValueError: if the data set as a whole cannot be used: no case fits, or its masks hold no classes.
     """
+    root = Path(os.path.normpath(source.data))
     problems = {_relative(root, path): why for path, why in layout.problems.items()}
     problems |= {case.image: case.problem for case in cases if case.problem}
     read = [case for case in cases if not case.problem]
     if not read:
         first = "".join(f", first {path}: {why}" for path, why in list(problems.items())[:1])
         raise ValueError(f"{root} has no case that can be used: {len(problems)} problems{first}.")
-    labels, values = _classes(root, layout, read, foreground, classes)
+    labels, values = _classes(root, layout, read, source.foreground, source.classes)
     for check in (_twice, _channels, _kinds, _spacings):
         problems |= check(read)
     known = {str(value) for value in (values if isinstance(values, list) else range(len(labels)))}
@@ -52,7 +53,7 @@ def find_problems(
                 f"has values that are no class: {', '.join(unknown[:10])}; classes are "
                 f"{', '.join(sorted(known, key=int))} ({', '.join(labels)})"
             )
-        elif not allow_empty and set(case.values) <= {"0"}:
+        elif not source.allow_empty and set(case.values) <= {"0"}:
             problems[case.label] = "is empty: --allow-empty keeps such cases"
     problems |= _other_names(read)
     return labels, values, problems

@@ -59,7 +59,7 @@ def write_bundle(plan: Plan, fingerprint: Fingerprint, out: Path) -> None:
         ValueError: if a path has a sign that MONAI's parser would read as code.
     """
     texts = [str(out), fingerprint.data, *fingerprint.labels, *fingerprint.modality, *fingerprint.problems]
-    for text in [*texts, *(place for place in fingerprint.places.values() if place is not None)]:
+    for text in [*texts, *(place for place in fingerprint.places.values() if isinstance(place, str))]:
         if PARSED.match(text):
             raise ValueError(
                 f"{text} must have no # and no $, @ or % at its beginning, which MONAI reads as code."
@@ -140,9 +140,14 @@ def _set_preprocessing(config: Json, settings: Mapping[str, Any]) -> None:
 
 
 def _dataset(dataset: Json, fingerprint: Fingerprint) -> Json:
-    places = {key: value for key, value in fingerprint.places.items() if value is not None}
     skip = {"skip": sorted(fingerprint.problems)} if fingerprint.problems else {}
-    return {**dataset, "dataset_dir": "@dataset_dir", "labels": fingerprint.labels, **places, **skip}
+    return {
+        **dataset,
+        "dataset_dir": "@dataset_dir",
+        "labels": fingerprint.labels,
+        **fingerprint.places,
+        **skip,
+    }
 
 
 def _random_transforms(template: Json, settings: Mapping[str, Any]) -> Json:
