@@ -24,7 +24,7 @@ from monai_unetpp.errors import quiet_libraries
 Run = Callable[[argparse.Namespace], object]
 Declare = Callable[[argparse.ArgumentParser], Run]
 
-FLAGS = ("probability", "uncertainty", "sheets", "overwrite")  # of segment
+FLAGS = ("probability", "uncertainty", "sheets", "overwrite", "mirror")  # of segment
 COMMANDS: dict[str, Declare] = {}
 SHARED: dict[str, dict[str, Any]] = {  # options of several commands
     "--checkpoint": {"type": Path, "help": "file of weights, or a training checkpoint"},
@@ -277,7 +277,10 @@ def segment(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the masks")
     folder = "folder of the bundle, such as bundles/lung_nodule, or liver or lung_nodule alone"
     parser.add_argument("--bundle", type=Path, required=True, help=folder)
-    share(parser, "--checkpoint", help="file of weights; default that of the bundle")
+    files = "file of weights; default that of the bundle; of several the probabilities are averaged"
+    parser.add_argument("--checkpoint", type=Path, nargs="+", help=files)
+    axes = "average over mirrored windows as well, along the axes that training mirrored"
+    parser.add_argument("--mirror", action="store_true", help=axes)
     levels = "level k of L^k; auto: the calibrated one, or the deepest; early-exit: as deep as a window needs"
     parser.add_argument("--level", default="auto", help=f"{levels} (%(default)s)")
     numbers = "float32, bfloat16, float16; auto: the calibrated one, or the usual one of the device"
@@ -302,7 +305,7 @@ def _segment(args: argparse.Namespace) -> object:
 
     settings = {key: parse_value(value) for key, value in args.set}
     if args.checkpoint is not None:
-        settings["ckpt_path"] = args.checkpoint
+        settings["ckpt_path"], *settings["ensemble"] = args.checkpoint
     if args.device is not None:
         settings["device"] = f"$torch.device({args.device!r})"
     settings |= {key: getattr(args, key) for key in (*FLAGS, "override_record", "precision")}

@@ -4,6 +4,7 @@
 from typing import TYPE_CHECKING
 
 from monai_unetpp.extras import renamed
+from monai_unetpp.inferers.averaging import AveragedNetwork
 from monai_unetpp.inferers.uncertainty import disagreement
 from monai_unetpp.inferers.volume import Segmentation, VolumeInferer
 from monai_unetpp.inferers.windows import (
@@ -16,6 +17,7 @@ from monai_unetpp.inferers.windows import (
 )
 
 __all__ = [
+    "AveragedNetwork",
     "EarlyExitInferer",
     "EarlyExitSliceInferer",
     "Segmentation",

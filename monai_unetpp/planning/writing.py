@@ -110,6 +110,7 @@ def planned_configs(plan: Plan, fingerprint: Fingerprint, out: Path) -> dict[str
     inference = _after(inference, "hounsfield", {"pictures": pictures})
     inference["dataset"]["data"] = "$list_volumes(@dataset_dir, @in_channels, @pictures)"
     inference["largest_component"] = settings["largest_component"]
+    inference["mirror_axes"] = settings["flip_axes"]
     return {
         "train": train,
         "inference": inference,

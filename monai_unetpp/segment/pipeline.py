@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Sequence
@@ -11,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.bundle import ConfigParser
 from torch import nn
 
 from monai_unetpp.bundle import Chosen, config_files, configure
 from monai_unetpp.files import PathLike
-from monai_unetpp.inferers import EarlyExitInferer, VolumeInferer
+from monai_unetpp.inferers import AveragedNetwork, EarlyExitInferer, VolumeInferer
 from monai_unetpp.levels import read_calibration
 from monai_unetpp.network import UNetPlusPlus, kernels
 from monai_unetpp.segment.provenance import provenance
-from monai_unetpp.weights import Record, load_network
+from monai_unetpp.weights import Record, load_network, read_record, sha256
+from monai_unetpp.weights.record import SETTINGS
 
 __all__ = ["Pipeline", "load_pipeline"]
 
@@ -68,6 +71,8 @@ def load_pipeline(
     overlays: Sequence[str] = (),
     override_record: bool = False,
     precision: str = "auto",
+    ensemble: Sequence[PathLike] = (),
+    mirror: bool = False,
     **settings: Any,
 ) -> Pipeline:
     """Build the parts of a bundle's ``inference.json``.
@@ -80,6 +85,9 @@ def load_pipeline(
         override_record: Whether ``settings`` and ``overlays`` win where the record of the weights disagrees.
         precision: ``"float32"``, ``"bfloat16"`` or ``"float16"``; ``"auto"`` is the calibrated one where the
             device is fast in it, or that of the configuration's ``amp`` if none was calibrated.
+        ensemble: Further weights: the masks are those of the mean of all networks' probabilities.
+        mirror: Whether to average over mirrored windows as well, along the ``mirror_axes`` of the
+            configuration, those that its training mirrored.
         **settings: Keys of the configuration with other values, such as ``ckpt_path``. A ``level`` of
             ``"auto"`` is the calibrated one, or the deepest if the weights were not calibrated.
 
@@ -87,23 +95,38 @@ def load_pipeline(
         FileNotFoundError: if the folder has no ``inference.json``, or the bundle has no weights; or if they
             were not calibrated and ``early_exit`` is one of the overlays.
         ValueError: if a key is unknown, a value disagrees with the record of the weights, the device is not
-            fast in ``precision``, or the weights do not fit; see :func:`~monai_unetpp.load_network`.
+            fast in ``precision``, or the weights do not fit; see :func:`~monai_unetpp.load_network`. If
+            weights of ``ensemble`` were made with other settings, there are no axes to mirror, or either is
+            asked for with early exit.
     """
     paths = {"dataset_dir": input_dir, "output_dir": output_dir}
     chosen = configure(bundle, paths, overlays, override_record, settings)
     parser, weights = chosen.parser, chosen.weights
     get = parser.get_parsed_content
     get("imports")
+    every = _ensemble(chosen, ensemble)
     if get("level") == "auto":
-        parser["level"] = _calibrated_level(weights)
+        levels = [_calibrated_level(path) for path in every]
+        parser["level"] = None if None in levels else max(level for level in levels if level)
     if "early_exit" in overlays:
         read_calibration(weights)  # raises a clear error, which the parser would wrap
     device, inferer = torch.device("cpu" if weights.suffix == ".onnx" else get("device")), get("inferer")
-    network = load_network(get("network"), weights, get("level"), device, get("runtime"))
+    blank = get("network")
+    networks = [
+        load_network(copy.deepcopy(blank), path, get("level"), device, get("runtime")) for path in every
+    ]
+    network, axes = networks[0], _mirror_axes(parser, mirror)
     root, level = Path(get("bundle_root")), _level_name(network, inferer)
     if precision == "auto":
         precision = _precision(chosen, device, level, "amp" in settings)
     made_by = provenance(chosen, level, precision)
+    if len(networks) > 1 or axes:
+        if isinstance(inferer.inferer, EarlyExitInferer):
+            raise ValueError(
+                "early exit must be left out with several checkpoints or mirroring: name a level."
+            )
+        network, inferer.level = AveragedNetwork(networks, axes), None
+        made_by |= {"ensemble": [sha256(path) for path in every[1:]], "mirrored": list(axes)}
     return Pipeline(
         preprocessing=get("preprocessing"),
         network=network,
@@ -119,6 +142,39 @@ def load_pipeline(
         channels=int(get("in_channels", default=1)),
         pictures=bool(get("pictures", default=False)),
     )
+
+
+def _ensemble(chosen: Chosen, others: Sequence[PathLike]) -> list[Path]:
+    """Return all weights; those of another plan cannot be averaged with these."""
+    every = [chosen.weights, *map(Path, others)]
+    for n, path in enumerate(every):
+        if path.resolve() in [before.resolve() for before in every[:n]]:
+            raise ValueError(f"checkpoint must name each file once, got {path} twice.")
+    for path in every[1:]:
+        record = read_record(path)
+        if record is None or chosen.record is None:
+            continue
+        for name in (*SETTINGS, "labels", "overlays"):
+            ours, theirs = getattr(chosen.record, name), getattr(record, name)
+            if ours != theirs:
+                raise ValueError(
+                    f"checkpoint must name weights of one plan: {chosen.weights} was made with {name} "
+                    f"{ours}, {path} with {theirs}. Leave one of them out."
+                )
+    return every
+
+
+def _mirror_axes(parser: ConfigParser, mirror: bool) -> list[int]:
+    """Return the axes along which windows are mirrored."""
+    if not mirror:
+        return []
+    axes = parser.get_parsed_content("mirror_axes", default=[])
+    if not axes:
+        raise ValueError(
+            "mirror must be left out: mirror_axes of inference.json is empty, since the network was not "
+            "trained on mirrored images; --set mirror_axes [0] mirrors along the first axis nevertheless."
+        )
+    return [int(axis) for axis in axes]
 
 
 def _level_name(network: nn.Module, inferer: VolumeInferer) -> str:

@@ -115,6 +115,11 @@ def segment(
         check_sheets()
     optional = {"probability": probability is not None, "uncertainty": uncertainty, "sheet": sheets}
     kinds = [*(kind for kind, wanted in optional.items() if wanted), "seg"]
+    if uncertainty and (settings.get("ensemble") or settings.get("mirror")):
+        raise ValueError(
+            "uncertainty must be left out with several checkpoints or mirroring: it is the disagreement of "
+            "the heads of one network."
+        )
     pipeline = load_pipeline(bundle, input_dir, output_dir, overlays, override_record, **settings)
     pipeline.inferer.progress = progress
     cases = list_volumes(input_dir, pipeline.channels, pipeline.pictures)
