@@ -57,7 +57,8 @@ def atomic_write(path: PathLike, overwrite: bool = True) -> Iterator[Path]:
         overwrite: Whether an existing file may be replaced.
 
     Raises:
-        FileExistsError: if ``path`` exists and ``overwrite`` is false.
+        FileExistsError: if ``path`` exists and ``overwrite`` is false, also if another process wrote it in
+            the meantime.
         OSError: if the disk is full; the error names ``path``.
 
     Example:
@@ -75,7 +76,8 @@ def atomic_write(path: PathLike, overwrite: bool = True) -> Iterator[Path]:
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())  # otherwise a power failure could leave the name without the content
-        part.replace(path)
+        if overwrite or not _link(part, path):
+            part.replace(path)
 
 
 @contextmanager
@@ -99,6 +101,16 @@ def atomic_directory(path: PathLike, overwrite: bool = False) -> Iterator[Path]:
         if path.exists():
             path.replace(folder / "before")
         part.replace(path)
+
+
+def _link(part: Path, path: Path) -> bool:
+    """Give ``part`` its final name unless that exists; false on file systems without hard links."""
+    try:
+        path.hardlink_to(part)
+    except OSError:
+        refuse_existing(path)
+        return False
+    return True
 
 
 @contextmanager

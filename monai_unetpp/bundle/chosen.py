@@ -59,13 +59,13 @@ def configure(
         settings: Other values for keys of the configuration.
 
     Raises:
-        FileNotFoundError: if there is no such bundle.
+        FileNotFoundError: if there is no such bundle, or it has the weights of folds only.
         ValueError: if a key is unknown, or a value disagrees with the record of the weights.
     """
     root, settings = find_bundle(bundle), dict(settings or {})
     values = {**paths, "bundle_root": root, **settings}
     parser = _parse(root, overlays, values)
-    weights, reason, record = Path(parser.get_parsed_content("ckpt_path")), "", None
+    weights, reason, record = _named(parser), "", None
     if "ckpt_path" in settings:
         reason = "they were named"
     elif weights.is_file():
@@ -119,7 +119,7 @@ def _shipped(
     if record is None:
         return missing, reason, overlays
     names = [name for name in record.overlays if name not in overlays and _has(root, name)]
-    own = Path(_parse(root, overlays, values, names).get_parsed_content("ckpt_path"))
+    own = _named(_parse(root, overlays, values, names))
     if own.is_file() and own != found[0]:
         return (
             own,
@@ -127,6 +127,16 @@ def _shipped(
             overlays,
         )
     return found[0], f"they come with the bundle, and no training wrote {missing}", overlays
+
+
+def _named(parser: ConfigParser) -> Path:
+    """Return the path of the weights that a configuration names."""
+    try:
+        return Path(parser.get_parsed_content("ckpt_path"))
+    except RuntimeError as error:  # MONAI's, around that of an expression
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise error.__cause__ from None
+        raise
 
 
 def _has(root: Path, name: str) -> bool:

@@ -124,9 +124,10 @@ def _read_configs(source: Path, overlays: Sequence[str]) -> dict[str, Json]:
         if overlays:
             config["_desc_"] = json.loads((source / f"{name}.json").read_text())["_desc_"]
         configs[name] = config | {"bundle_root": "."}
-    configs["train"]["ckpt_dir"] = "$@bundle_root + '/models'"
+    configs["train"]["ckpt_dir"] = "$@bundle_root + '/models' + @fold_dir"
     configs["train"]["previous_training"] = "keep"  # the packed weights, in the folder that a host trains in
-    configs["inference"].pop("ckpt_dir", None)
+    for key in ("ckpt_dir", "log_dir"):  # of an overlay that is merged over train.json as well
+        configs["inference"].pop(key, None)
     configs["inference"]["ckpt_path"] = "$@bundle_root + '/models/model.pt'"
     return configs
 

@@ -4,12 +4,15 @@
 from typing import TYPE_CHECKING
 
 from monai_unetpp.data.cases import DataSet, data_folder, list_volumes, read_dataset, read_labels
-from monai_unetpp.data.splits import scan_names, split_cases
+from monai_unetpp.data.folds import fold_folder
+from monai_unetpp.data.splits import deal_folds, scan_names, split_cases
 from monai_unetpp.extras import renamed
 
 __all__ = [
     "DataSet",
     "data_folder",
+    "deal_folds",
+    "fold_folder",
     "list_volumes",
     "read_dataset",
     "read_labels",

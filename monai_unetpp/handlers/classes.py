@@ -29,6 +29,9 @@ ADVICE = {
     "vanish when labels are resampled), and at the split: another --seed holds out other scans.",
     "validation": "it has no validation Dice, and the best epoch is chosen without it. Another --seed or a "
     "larger --val_fraction holds out scans that have it.",
+    "fold": "it has no validation Dice in this fold, and the best epoch is chosen without it. Another fold "
+    "may have it. If few scans have it, fewer --folds hold out more of them; if none has, look at the values "
+    "of the labels.",
 }
 
 
@@ -42,11 +45,15 @@ class AbsentClasses:
         train: Data set of the training cases.
         validate: Data set of the held-out cases.
         labels: Names of the classes in the order of their values, the background first.
+        folds: Number of folds of the cross-validation, if there is one: then the advice is another.
     """
 
-    def __init__(self, train: Dataset, validate: Dataset, labels: Sequence[str]) -> None:
+    def __init__(
+        self, train: Dataset, validate: Dataset, labels: Sequence[str], folds: int | None = None
+    ) -> None:
         self.datasets = {"training": train, "validation": validate}
         self.labels = list(labels)
+        self.advice = ADVICE if folds is None else {**ADVICE, "validation": ADVICE["fold"]}
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
@@ -63,7 +70,7 @@ class AbsentClasses:
             for value in sorted(absent):
                 logger.warning(
                     f"{self.labels[value]} (value {value}) is in none of the {len(dataset)} {side} labels: "
-                    f"{ADVICE[side]}"
+                    f"{self.advice[side]}"
                 )
 
 

@@ -114,7 +114,7 @@ class TrainingReport:
         if not self.best.best_path().is_file() or not self.state:
             raise ValueError(
                 f"the training has written no weights, {self.best.best_path()}: no validation score was a "
-                "number. Look at the labels of the held-out scans, and at --val_fraction."
+                "number. Look at the labels of the held-out scans, and at --val_fraction or --folds."
             )
         before, began = self._begin
         epochs = (self._trainer.state.epoch if self._trainer else 0) - before
@@ -124,6 +124,8 @@ class TrainingReport:
         words = shlex.split(self.arguments)
         pairs = pairwise(words)
         overlays = "".join(f" {flag} {shlex.quote(name)}" for flag, name in pairs if flag == "--overlay")
+        if "--folds" in words:  # a bundle with the weights of folds has none that are used by default
+            overlays += f" --checkpoint {shlex.quote(str(self.best.best_path()))}"
         return [
             f"Trained {epochs} epoch{'s' * (epochs != 1)} in {_duration(time.monotonic() - began)}.",
             f"Validation Dice of the best epoch, {self.state['epoch']}: {dice}.",

@@ -30,24 +30,34 @@ class SplitRecord:
 
     Args:
         split: Training cases and held-out cases, as :func:`~monai_unetpp.data.split_cases` returns them.
+        folds: Number of folds of the cross-validation, if there is one.
+        fold: Number of the fold that is held out.
     """
 
-    def __init__(self, split: tuple[Cases, Cases]) -> None:
+    def __init__(self, split: tuple[Cases, Cases], folds: int | None = None, fold: int = 0) -> None:
         self.train, self.held_out = _sides(split)
+        self.fold = {} if folds is None else {"folds": folds, "fold": fold}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the names of both sides, for ``load_state_dict``."""
-        return {"train": self.train, "held_out": self.held_out}
+        """Return the names of both sides, and the fold if there is one, for ``load_state_dict``."""
+        return {"train": self.train, "held_out": self.held_out, **self.fold}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Compare with the split of a checkpoint.
 
         Raises:
-            ValueError: if a scan that was trained on is held out now.
+            ValueError: if it is another fold now, or a scan that was trained on is held out now.
         """
+        before, now = _options(state_dict), _options(self.fold)
+        if before != now:
+            raise ValueError(
+                f"this training was started with {before or 'no --folds'} and would be resumed with "
+                f"{now or 'no --folds'}: resume with {before or 'no --folds'}, or start another one: "
+                "--resume False --ckpt_dir FOLDER."
+            )
         if moved := _moved(state_dict, self.held_out):
             raise ValueError(
-                f"{moved} Resume with the seed, the val_fraction and the data set of that training, "
+                f"{moved} Resume with {_of_that_training(state_dict)}, "
                 f"or start another one: --ckpt_dir FOLDER."
             )
         if added := len({*self.train, *self.held_out} - {*state_dict["train"], *state_dict["held_out"]}):
@@ -76,7 +86,7 @@ def held_out_cases(split: tuple[Cases, Cases], ckpt_path: PathLike) -> Cases:
             record = None  # weights without their training
     if record is not None and (moved := _moved(record, _sides(split)[1])):
         raise ValueError(
-            f"{path}: {moved} Score with the seed, the val_fraction and the data set of that training. If "
+            f"{path}: {moved} Score with {_of_that_training(record)}. If "
             "these are other scans with the same names: --eval_cases '$@dataset.cases'."
         )
     return split[1]
@@ -86,6 +96,16 @@ def _sides(split: tuple[Cases, Cases]) -> tuple[list[str], list[str]]:
     train, held_out = split
     names = scan_names([*train, *held_out])
     return sorted({*names[: len(train)]}), sorted({*names[len(train) :]})
+
+
+def _options(record: Mapping[str, Any]) -> str:
+    """Return the fold as one types it, or nothing."""
+    return f"--folds {record['folds']} --fold {record['fold']}" if record.get("folds") else ""
+
+
+def _of_that_training(record: Mapping[str, Any]) -> str:
+    """Return what a split depends on."""
+    return f"{_options(record) or 'the val_fraction'}, the seed and the data set of that training"
 
 
 def _moved(record: Mapping[str, Any], held_out: Sequence[str]) -> str:

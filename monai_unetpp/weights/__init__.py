@@ -2,11 +2,13 @@
 """Weights in files.
 
 - loading: tensors only, checked against the network, of whatever level they are
+- finding: those of a bundle, and those of the folds of a cross-validation
 - exported: an ONNX file in place of a network
 - record: a JSON beside the weights that says how they were made
 """
 
 from monai_unetpp.weights.exported import RUNTIMES, OnnxNetwork
+from monai_unetpp.weights.finding import find_weights
 from monai_unetpp.weights.loading import check_fit, load_network, prune_weights, read_tensors
 from monai_unetpp.weights.record import (
     Record,
@@ -24,6 +26,7 @@ __all__ = [
     "OnnxNetwork",
     "Record",
     "check_fit",
+    "find_weights",
     "load_network",
     "make_record",
     "plain",

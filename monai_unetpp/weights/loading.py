@@ -23,6 +23,7 @@ from monai_unetpp.network import (
     unwrap_unetplusplus,
 )
 from monai_unetpp.weights.exported import OnnxNetwork
+from monai_unetpp.weights.finding import other_folds
 from monai_unetpp.weights.record import read_record, without_levels, write_record
 
 __all__ = ["check_fit", "load_network", "prune_weights", "read_tensors"]
@@ -175,7 +176,9 @@ def _check_shapes(path: Path, exported: OnnxNetwork, network: UNetPlusPlus) -> N
 
 def _need_file(path: Path) -> None:
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path.absolute()}: train first, or name another file.")
+        there = other_folds(path)
+        what = f"there are {', '.join(map(str, there))}" if there else "train first, or name another file"
+        raise FileNotFoundError(f"no checkpoint at {path.absolute()}: {what}.")
 
 
 def _weights(path: Path) -> Mapping[str, Tensor]:
