@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Transforms of MONAI for label maps with voxels that nobody annotated, whose value is ``ignore_label``.
 
-- RandCropByLabelClassesAnnotatedd, RandCropByPosNegAnnotatedd: no patch is centred on such a voxel
+- RandCropByLabelClassesAnnotatedd, RandCropByPosNegAnnotatedd: no patch is drawn around such a voxel
 - AsDiscreteAnnotatedd: such a voxel is in no class, of the prediction and of the label
 """
 
@@ -22,7 +22,7 @@ __all__ = ["AsDiscreteAnnotatedd", "RandCropByLabelClassesAnnotatedd", "RandCrop
 class RandCropByLabelClassesAnnotatedd(mt.RandCropByLabelClassesd):
     """MONAI's ``RandCropByLabelClassesd``, which also crops a case without any annotated voxel: anywhere.
 
-    A voxel whose value is no class is never the centre of a patch otherwise.
+    Otherwise no patch is drawn around a voxel whose value is no class.
     """
 
     def randomize(self, label: Tensor, indices: list[Any] | None = None, image: Tensor | None = None) -> None:
