@@ -22,10 +22,12 @@ class RandShiftLabeledIntensityd(RandomizableTransform, MapTransform):
 
     Args:
         keys: Keys of the volumes (C, *spatial).
-        label_key: Key of the label map (1, *spatial); voxels that are not 0 are shifted.
+        label_key: Key of the label map (1, *spatial); voxels that are neither 0 nor ``ignore_label`` are
+            shifted.
         offsets: Smallest and largest shift. The result is clipped to the volume's range of values.
         sigma: Standard deviation of the Gaussian that smooths the edge, voxels.
         prob: Probability of a shift, in [0, 1].
+        ignore_label: Value of voxels that nobody annotated; ``None`` if there are none.
     """
 
     def __init__(
@@ -35,12 +37,14 @@ class RandShiftLabeledIntensityd(RandomizableTransform, MapTransform):
         offsets: tuple[float, float] = (-0.2, 0.1),
         sigma: float = 1.0,
         prob: float = 0.1,
+        ignore_label: int | None = None,
     ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob)
         self.label_key = label_key
         self.offsets = offsets
         self.sigma = sigma
+        self.ignore_label = ignore_label
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the case with all volumes shifted by one offset."""
@@ -49,8 +53,11 @@ class RandShiftLabeledIntensityd(RandomizableTransform, MapTransform):
         if not self._do_transform:
             return case
         offset = self.R.uniform(*self.offsets)
-        label = torch.as_tensor(case[self.label_key] != 0).float()
-        where = torch.as_tensor(GaussianSmooth(self.sigma)(label))
+        label = torch.as_tensor(case[self.label_key])
+        labelled = label != 0
+        if self.ignore_label is not None:
+            labelled &= label != self.ignore_label
+        where = torch.as_tensor(GaussianSmooth(self.sigma)(labelled.float()))
         for key in self.keys:
             image: Tensor = case[key]
             case[key] = (image + offset * where).clamp(image.min(), image.max())

@@ -17,7 +17,7 @@ from monai.transforms import MapTransform
 from monai_unetpp.readers import is_picture, other_channels, volume_loader
 from monai_unetpp.readers.checks import check_affine, greatest_distance
 from monai_unetpp.readers.picture import AFFINE, read_numbers
-from monai_unetpp.transforms.classes import LabelValues, as_classes
+from monai_unetpp.transforms.classes import LabelValues, as_classes, check_ignore_label
 from monai_unetpp.transforms.hounsfield import looks_like_labels, why_no_hounsfield
 
 __all__ = ["LoadImageAndLabeld"]
@@ -53,10 +53,12 @@ class LoadImageAndLabeld(MapTransform):
         allow_missing_keys: Whether a case may lack some of the keys, such as the label.
         series: UID of the DICOM series to read from a folder that holds several.
         phase: Which of the images at each place to read, from 1, where a DICOM series holds several.
+        ignore_label: Value of voxels that nobody annotated, which they keep; ``None`` if there are none.
 
     Raises:
         ValueError: if a file cannot be read to its end, the volume has other channels, or NaN or infinite
-            voxels, the label has another shape, lies elsewhere, or has a value that is no class.
+            voxels, the label has another shape, lies elsewhere, or has a value that is no class; or if
+            ``ignore_label`` is a class.
     """
 
     def __init__(
@@ -72,8 +74,11 @@ class LoadImageAndLabeld(MapTransform):
         in_channels: int = 1,
         label_values: LabelValues = None,
         modality: str | None = "CT",
+        ignore_label: int | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        check_ignore_label(ignore_label, out_channels, label_values)
+        self.ignore_label = ignore_label
         self.hounsfield = hounsfield
         self.image_key = image_key
         self.label_key = label_key
@@ -142,7 +147,8 @@ class LoadImageAndLabeld(MapTransform):
             label = self.load(path)
             values = label[0].numpy()
         if self.label_values is not None and label.shape[0] == 1:
-            label.copy_(torch.from_numpy(as_classes(values, self.label_values, str(path)))[None])
+            classes = as_classes(values, self.label_values, str(path), self.ignore_label)
+            label.copy_(torch.from_numpy(classes)[None])
         return label
 
     def _check_voxels(self, path: str, volume: MetaTensor, channels: int) -> None:
@@ -193,7 +199,8 @@ class LoadImageAndLabeld(MapTransform):
             )
             label.copy_(label.round())
             values = torch.unique(values.round())
-        wrong = [value for value in values.tolist() if value not in range(self.out_channels)]
+        known = (*range(self.out_channels), *([] if self.ignore_label is None else [self.ignore_label]))
+        wrong = [value for value in values.tolist() if value not in known]
         if wrong:
             raise ValueError(
                 f"label {names} must have values 0..{self.out_channels - 1} (out_channels = "
