@@ -60,6 +60,7 @@ class Record:
         overlays: Names of the JSONs that were merged over train.json and belong over inference.json as well.
         data: Name of the data set.
         seed: Seed of the training and of the split.
+        initial_weights: Name and SHA-256 of the file of weights that the training started from.
         epoch: Epoch of the weights.
         scores: Scores of that epoch on the held-out cases by name, such as ``"val_dice_liver"``.
         versions: Versions of Python and packages by name.
@@ -78,6 +79,7 @@ class Record:
     overlays: list[str] = field(default_factory=list)
     data: str | None = None
     seed: int | None = None
+    initial_weights: Json | None = None
     epoch: int | None = None
     scores: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
