@@ -163,6 +163,12 @@ def test_deeper_network_has_the_old_one_inside(tiny, save, norm):
         assert torch.equal(prune(net.eval(), level)(x), heads(source, x)[3 - level])
 
 
+def test_deeper_network_of_other_classes_names_its_heads(source, tiny, save):
+    taken = start_from(tiny(channels=(4, 6, 8, 10, 12), out_channels=3), save(source))
+    assert "heads.3 (not in the file)" in str(taken)
+    assert "heads.0, heads.1, heads.2 (out_channels 3, 2 in the file)" in str(taken)
+
+
 def test_shallower_network_is_a_level_of_the_old_one(source, tiny, save):
     net = tiny(channels=(4, 6, 8))
     taken = start_from(net, save(source))

@@ -59,8 +59,11 @@ class Taken:
             )
         if self.new:
             reasons = dict.fromkeys(self.new.values())
+            of_heads = {why for key, why in self.new.items() if key.startswith("heads.")}
             by_reason = {why: [key for key in self.new if self.new[key] == why] for why in reasons}
-            named = (f"{_listed(keys, self.taken)} ({why})" for why, keys in by_reason.items())
+            named = (
+                f"{_listed(keys, self.taken, len(of_heads) == 1)} ({why})" for why, keys in by_reason.items()
+            )
             parts.append(f"new: {', '.join(named)}")
         if self.unused:
             parts.append(f"not used: {_listed(self.unused, self.taken)}")
@@ -201,11 +204,11 @@ def _misfit(key: str, found: Tensor | None, wanted: Tensor) -> str | None:
     return "other widths" if found.shape[:2] != wanted.shape[:2] else "other kernel_size or strides"
 
 
-def _listed(keys: Iterable[str], taken: Iterable[str] = ()) -> str:
+def _listed(keys: Iterable[str], taken: Iterable[str] = (), heads_as_one: bool = False) -> str:
     """Return the rows, nodes and heads that tensors belong to, marked if others of them were taken."""
     kept = {_group(key) for key in taken}
     names = dict.fromkeys(_group(key) for key in keys)
-    if not any(name.startswith("heads.") for name in kept):
+    if heads_as_one and not any(name.startswith("heads.") for name in kept):
         names = dict.fromkeys("heads" if name.startswith("heads.") else name for name in names)
     return ", ".join(f"part of {name}" if name in kept else name for name in names)
 
