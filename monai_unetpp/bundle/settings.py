@@ -22,7 +22,10 @@ from monai_unetpp.weights import Record, plain
 
 __all__ = ["PATHS", "apply_record", "check_keys", "parse_value", "set_values"]
 
-PATHS = ("bundle_root", "input", "dataset_dir", "output_dir", "ckpt_dir", "ckpt_path", "splits_path")
+PATHS = (
+    *("bundle_root", "input", "dataset_dir", "output_dir", "ckpt_dir", "ckpt_path", "splits_path"),
+    "finetune",
+)
 SIGNS = frozenset("#$@%")  # which MONAI's parser reads
 DATA = "_data"  # name by which expressions find values that are not parsed
 OF_TRAINING = ("use_checkpoint", "pretrained")  # arguments of a network that weights do not depend on

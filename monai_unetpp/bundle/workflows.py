@@ -27,7 +27,10 @@ from monai_unetpp.weights.record import SETTINGS
 __all__ = ["next_arguments", "run_words", "run_workflow", "settings_of"]
 
 # not passed on to the next commands, which read the record of the weights, and do not train
-OF_TRAINING = {"resume", "resume_changes", "max_epochs", "val_interval", "learning_rate", "weight_decay"}
+OF_TRAINING = {
+    *("finetune", "resume", "resume_changes"),
+    *("max_epochs", "val_interval", "learning_rate", "weight_decay"),
+}
 RECORDED = {*SETTINGS, *inspect.signature(UNetPlusPlus).parameters}
 
 

@@ -19,13 +19,14 @@ from ignite.handlers import Checkpoint
 from monai_unetpp.files import stale_parts
 from monai_unetpp.handlers.atomic import EPOCH, AtomicSaver, checkpoints_in
 from monai_unetpp.network import unwrap
-from monai_unetpp.weights import make_record, read_tensors, write_record
+from monai_unetpp.weights import make_record, plain, read_tensors, write_record
 
 __all__ = ["CheckpointSaver"]
 
 logger = logging.getLogger(__name__)
 
 SCALER = "scaler"
+START = "initial_weights"  # field of the record that a resumed training does not know by itself
 
 
 class CheckpointSaver(monai.handlers.CheckpointSaver):
@@ -33,7 +34,8 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
 
     - Files are written atomically, and the replaced one is removed afterwards. A write that fails is retried,
       since network file systems fail now and then; the final error names the last good checkpoint.
-    - As part of a checkpoint it tells a resumed training the best score so far.
+    - As part of a checkpoint it tells a resumed training the best score so far, and the weights that the
+      training started from, which belong in the record.
     - In a resumed training, checkpoints of earlier epochs count towards ``n_saved``.
     - Weights that are not finite are never saved, and a score that is not finite is never the best.
     - The gradient scaler of a trainer with ``amp`` is saved as well.
@@ -108,11 +110,14 @@ class CheckpointSaver(monai.handlers.CheckpointSaver):
         self._interval_checkpoint.save_handler(checkpoint, EPOCH.format(epochs))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scores and file names of the best checkpoints, for ``load_state_dict``."""
-        return dict(self._key_metric_checkpoint.state_dict())
+        """Return the scores and file names of the best checkpoints, and the initial weights of the record."""
+        start = (self._record or {}).get(START)
+        return {**self._key_metric_checkpoint.state_dict(), **({START: plain(start)} if start else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best scores, unless the best weights are missing or damaged."""
+        if self._record is not None:
+            self._record = {**self._record, START: state_dict.get(START)}
         fixed = self._key_metric_checkpoint.save_handler.filename
         if all(_is_readable(Path(self.save_dir) / (fixed or name)) for _, name in state_dict["_saved"]):
             super().load_state_dict(state_dict)

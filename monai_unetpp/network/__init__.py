@@ -10,11 +10,18 @@
 - kernels: how it is computed
 """
 
-from monai_unetpp.network.convert import from_basic_unet_plus_plus
+from monai_unetpp.network.convert import from_basic_unet_plus_plus, rename_basic_keys
 from monai_unetpp.network.pruning import levels_in, prune, prune_state_dict
 from monai_unetpp.network.spec import SKIPS, Spec
 from monai_unetpp.network.unetplusplus import UNetPlusPlus
-from monai_unetpp.network.wrapping import AnyPrefix, match_weights, unprefixed, unwrap, unwrap_unetplusplus
+from monai_unetpp.network.wrapping import (
+    AnyPrefix,
+    match_weights,
+    unprefixed,
+    unwrap,
+    unwrap_unetplusplus,
+    without_prefixes,
+)
 
 __all__ = [
     "SKIPS",
@@ -26,7 +33,9 @@ __all__ = [
     "match_weights",
     "prune",
     "prune_state_dict",
+    "rename_basic_keys",
     "unprefixed",
     "unwrap",
     "unwrap_unetplusplus",
+    "without_prefixes",
 ]

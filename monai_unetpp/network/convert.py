@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from monai.networks.nets import BasicUNetPlusPlus
@@ -14,7 +15,7 @@ from monai_unetpp.network.pruning import assemble
 from monai_unetpp.network.unetplusplus import UNetPlusPlus
 from monai_unetpp.network.wrapping import unwrap
 
-__all__ = ["from_basic_unet_plus_plus"]
+__all__ = ["from_basic_unet_plus_plus", "rename_basic_keys"]
 
 
 def from_basic_unet_plus_plus(net: BasicUNetPlusPlus) -> UNetPlusPlus:
@@ -67,10 +68,15 @@ def from_basic_unet_plus_plus(net: BasicUNetPlusPlus) -> UNetPlusPlus:
         "up_channels": up_channels,
         "last_channels": theirs.final_conv_0_4.in_channels,
     }
-    state = {_renamed(key): value.detach().clone() for key, value in net.state_dict().items()}
+    state = {key: value.detach().clone() for key, value in rename_basic_keys(net.state_dict()).items()}
     if not net.deep_supervision:
         state = {key: value for key, value in state.items() if key[:7] not in _SHALLOW_HEADS}
     return assemble(arguments, state).train(net.training)
+
+
+def rename_basic_keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights of a BasicUNetPlusPlus by the names that they have in a UNetPlusPlus."""
+    return {_renamed(key): value for key, value in weights.items()}
 
 
 _SHALLOW_HEADS = ("heads.0", "heads.1", "heads.2")

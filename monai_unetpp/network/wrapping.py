@@ -16,7 +16,15 @@ from torch.optim.swa_utils import AveragedModel
 
 from monai_unetpp.network.unetplusplus import UNetPlusPlus
 
-__all__ = ["PREFIXES", "AnyPrefix", "match_weights", "unprefixed", "unwrap", "unwrap_unetplusplus"]
+__all__ = [
+    "PREFIXES",
+    "AnyPrefix",
+    "match_weights",
+    "unprefixed",
+    "unwrap",
+    "unwrap_unetplusplus",
+    "without_prefixes",
+]
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 COUNT = "n_averaged"  # what AveragedModel stores beside "module.*"
@@ -59,7 +67,8 @@ def unwrap_unetplusplus(network: Any, name: str = "network") -> UNetPlusPlus:
 def unprefixed(weights: Weights) -> Weights:
     """Return the weights of a UNetPlusPlus without the prefix of all keys; those of others as they are."""
     return next(
-        (plain for _, plain in _shorter(weights) if any(k.startswith("heads.") for k in plain)), weights
+        (plain for _, plain in without_prefixes(weights) if any(k.startswith("heads.") for k in plain)),
+        weights,
     )
 
 
@@ -69,7 +78,7 @@ def match_weights(weights: Weights, network: nn.Module) -> tuple[nn.Module, str,
     If they fit none, the layer is the innermost one, and a prefix is taken off if the layer has some of the
     keys without it.
     """
-    candidates = list(_shorter(weights))
+    candidates = list(without_prefixes(weights))
     for module in _layers(network):
         wanted = module.state_dict().keys()
         for prefix, plain in candidates:
@@ -77,6 +86,19 @@ def match_weights(weights: Weights, network: nn.Module) -> tuple[nn.Module, str,
                 return module, prefix, plain
     prefix, plain = next((found for found in candidates if found[1].keys() & wanted), ("", weights))
     return module, prefix, plain
+
+
+def without_prefixes(weights: Weights) -> Iterator[tuple[str, Weights]]:
+    """Yield the weights as they are, and without each prefix that all keys share, with what was taken off."""
+    off = ""
+    while True:
+        yield off, weights
+        keys = [key for key in weights if key != COUNT]
+        shared = [p for p in PREFIXES if keys and all(key.startswith(p) for key in keys)]
+        if not shared or (COUNT in weights and shared != ["module."]):
+            return
+        off += shared[0]
+        weights = {key.removeprefix(shared[0]): weights[key] for key in keys}
 
 
 class AnyPrefix:
@@ -100,16 +122,3 @@ def _layers(network: Any) -> Iterator[Any]:
             inner = inner.module
         else:  # torch.compile; torch names its class in a private module only
             inner = inner._modules.get("_orig_mod") if isinstance(inner, nn.Module) else None
-
-
-def _shorter(weights: Weights) -> Iterator[tuple[str, Weights]]:
-    """Yield the weights as they are, and without each prefix that all keys share, with what was taken off."""
-    off = ""
-    while True:
-        yield off, weights
-        keys = [key for key in weights if key != COUNT]
-        shared = [p for p in PREFIXES if keys and all(key.startswith(p) for key in keys)]
-        if not shared or (COUNT in weights and shared != ["module."]):
-            return
-        off += shared[0]
-        weights = {key.removeprefix(shared[0]): weights[key] for key in keys}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from monai_unetpp.weights.exported import OnnxNetwork
 from monai_unetpp.weights.finding import other_folds
 from monai_unetpp.weights.record import read_record, without_levels, write_record
 
-__all__ = ["check_fit", "load_network", "prune_weights", "read_tensors"]
+__all__ = ["check_fit", "load_network", "prune_weights", "read_tensors", "read_weights"]
 
 
 def load_network(
@@ -66,7 +67,7 @@ def load_network(
         return exported
     if runtime is not None:
         raise ValueError(f"runtime must be left out with {path}: {runtime} runs .onnx files.")
-    weights = _weights(path)
+    weights = read_weights(path)
     heads = levels_in(unprefixed(weights))
     if len(heads) == 1 and inner.deep_supervision and heads[0] <= inner.depth:
         network = inner = prune(inner, heads[0])
@@ -102,7 +103,7 @@ def prune_weights(
     """
     if not overwrite:
         refuse_existing(out)
-    weights = _weights(Path(path))
+    weights = read_weights(path)
     try:
         kept = prune_state_dict(weights, level, skips)
     except ValueError as error:
@@ -127,6 +128,8 @@ def read_tensors(path: PathLike) -> Mapping[str, Any]:
     """
     path = Path(path)
     _need_file(path)
+    if (form := _exported_form(path)) is not None:
+        raise ValueError(f"{path} is {form}, not weights: name the file that it was exported from.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -139,6 +142,22 @@ def read_tensors(path: PathLike) -> Mapping[str, Any]:
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{path} holds no weights by name, but a {type(checkpoint).__name__}.")
     return checkpoint
+
+
+def read_weights(path: PathLike) -> Mapping[str, Tensor]:
+    """Return the weights in a file, alone or as ``"model"`` of a training checkpoint, with their prefix.
+
+    Raises:
+        FileNotFoundError: If there is no file at ``path``.
+        ValueError: If it cannot be read, as in :func:`read_tensors`, or holds anything but weights.
+    """
+    checkpoint = read_tensors(path)
+    weights = checkpoint.get("model", checkpoint)
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(
+            f"{path} must hold weights, alone or as 'model', got {', '.join(map(repr, checkpoint))}."
+        )
+    return weights
 
 
 def check_fit(path: PathLike, weights: Mapping[str, Tensor], network: nn.Module) -> None:
@@ -181,15 +200,17 @@ def _need_file(path: Path) -> None:
         raise FileNotFoundError(f"no checkpoint at {path.absolute()}: {what}.")
 
 
-def _weights(path: Path) -> Mapping[str, Tensor]:
-    """The weights in a file, alone or as ``"model"`` of a training checkpoint."""
-    checkpoint = read_tensors(path)
-    weights = checkpoint.get("model", checkpoint)
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(
-            f"{path} must hold weights, alone or as 'model', got {', '.join(map(repr, checkpoint))}."
-        )
-    return weights
+def _exported_form(path: Path) -> str | None:
+    """Return what an exported network is, by its suffix and by the members of its archive."""
+    if path.suffix == ".onnx":
+        return "an ONNX network"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {name.partition("/")[2] for name in archive.namelist()}
+    except (OSError, zipfile.BadZipFile):
+        return None
+    forms = {"constants.pkl": "TorchScript", "archive_format": "a torch.export program"}
+    return next((form for member, form in forms.items() if member in members), None)
 
 
 def _found(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], prefix: str) -> str:

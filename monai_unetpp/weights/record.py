@@ -62,6 +62,7 @@ class Record:
         seed: Seed of the training and of the split.
         folds: Number of folds of the cross-validation, if the training was part of one.
         fold: Number of the fold whose scans were held out, from 0 on.
+        initial_weights: Name and SHA-256 of the file of weights that the training started from.
         epoch: Epoch of the weights.
         scores: Scores of that epoch on the held-out cases by name, such as ``"val_dice_liver"``.
         versions: Versions of Python and packages by name.
@@ -82,6 +83,7 @@ class Record:
     seed: int | None = None
     folds: int | None = None
     fold: int | None = None
+    initial_weights: Json | None = None
     epoch: int | None = None
     scores: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
