@@ -31,6 +31,14 @@ def _memory_is_given_back() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+@pytest.fixture(scope="module")
+def _path_as_before() -> Iterator[None]:
+    """For files whose workflows add their folders to the path: it is as before afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", sys.path[:])
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., UNetPlusPlus]:
     """A function that builds a small network, three levels deep, with the same weights every time.

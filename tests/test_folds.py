@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import shutil
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -28,6 +27,8 @@ from monai_unetpp.files import atomic_write
 from monai_unetpp.handlers import AbsentClasses, SplitRecord
 from monai_unetpp.segment import load_pipeline
 from monai_unetpp.weights import find_weights, read_record
+
+pytestmark = pytest.mark.usefixtures("_path_as_before")
 
 NAMES = st.sets(st.text("abcdefghij/._0123456789", min_size=1, max_size=6), min_size=2, max_size=40)
 
@@ -255,13 +256,6 @@ def test_weights_of_folds_are_named_and_not_chosen(tmp_path):
 
 
 # Bundles
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _path_as_before():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", sys.path[:])  # a workflow adds its folder
-        yield
 
 
 @pytest.fixture(scope="module")

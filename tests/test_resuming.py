@@ -3,7 +3,6 @@
 
 import shutil
 import signal
-import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +28,7 @@ from monai_unetpp.handlers import (
 
 SETTINGS = TINY_TRAINING | {"batch_size": 1, "max_epochs": 3, "network_def#dropout": 0.2}  # 3 steps an epoch
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_path_as_before")]
 
 
 def last(root, epoch=3):
@@ -63,13 +62,6 @@ def interrupt(*_):
 
 def terminate(*_):
     signal.raise_signal(signal.SIGTERM)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _path_as_before():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", sys.path[:])  # a workflow adds its folder
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def main() -> None:
     arguments = parse(argument_parser(__doc__))
     make_environment(arguments.environment, "monai-deploy-app-sdk==4.0.0", "pydicom", "highdicom")
     series = write_scan(arguments.work)
-    bundle = write_bundle(arguments.work / "liver_ct_unetpp", arguments.work)
+    bundle = write_bundle(arguments.work / "liver_ct_unetpp", arguments.work, arguments.planned)
     wanted = np.asarray(nib.load(segment(series, arguments.work / "masks", bundle)).dataobj)
     for name, path in {"archive": bundle / "models" / "model.ts", "folder": bundle}.items():
         out = arguments.work / f"{name}.npy"

@@ -17,6 +17,8 @@ import torch
 from monai.bundle import ConfigParser
 
 from monai_unetpp.bundle import copy_bundle, pack_bundle
+from monai_unetpp.data.phantoms import write_phantoms
+from monai_unetpp.planning import Source, plan_bundle
 
 ROOT = Path(__file__).parents[2]
 CHANNELS = [8, 16, 32]
@@ -29,6 +31,8 @@ def argument_parser(text: str) -> argparse.ArgumentParser:
     made = "virtual environment, made if missing"
     parser.add_argument("--environment", type=Path, required=True, help=made)
     parser.add_argument("--work", type=Path, required=True, help="folder to make")
+    planned = "a bundle that monai-unetpp plan writes, in place of the liver bundle"
+    parser.add_argument("--planned", action="store_true", help=planned)
     return parser
 
 
@@ -53,16 +57,25 @@ def make_environment(folder: Path, *packages: str, constraints: Sequence[str] = 
     run(folder, "pip", "install", "-q", *pins, "-e", ROOT)
 
 
-def write_bundle(out: Path, work: Path) -> Path:
-    """Pack the liver bundle with a tiny network that has learned nothing yet."""
-    source = copy_bundle("liver", work / "bundles")
-    for name in ("train", "inference"):
+def write_bundle(out: Path, work: Path, planned: bool = False) -> Path:
+    """Pack the liver bundle, or one that was planned, with a tiny network that has learned nothing yet."""
+    source = _plan(work) if planned else copy_bundle("liver", work / "bundles")
+    for name in () if planned else ("train", "inference"):
         path = source / f"{name}.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "channels": CHANNELS}))
     torch.manual_seed(0)
     config = ConfigParser.load_config_file(source / "inference.json")
     torch.save(ConfigParser(config).get_parsed_content("network_def").state_dict(), work / "untrained.pt")
     return pack_bundle(source, work / "untrained.pt", out)
+
+
+def _plan(work: Path) -> Path:
+    data, out = work / "planned_data", work / "bundles" / "planned"
+    write_phantoms(data, "liver", 4, seed=2)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    given = {"channels": CHANNELS, "pixdim": [5.0, 5.0, 5.0], "roi_size": [40, 40, 40]}
+    plan_bundle(Source(data), out, hours=0.1, device="cpu", given=given)
+    return out
 
 
 def segment(scan: Path, masks: Path, bundle: Path, *options: str) -> Path:

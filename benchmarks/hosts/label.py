@@ -52,7 +52,7 @@ def main() -> None:
         "--output",
         arguments.work,
     )
-    bundle = write_bundle(app / "model" / NAME, arguments.work)
+    bundle = write_bundle(app / "model" / NAME, arguments.work, arguments.planned)
     with Server(arguments.environment, app, studies, arguments.port) as server:
         visit(server, bundle, studies, references, arguments.epochs)
     say("stopped the server")
