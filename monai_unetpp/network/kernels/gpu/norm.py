@@ -112,15 +112,15 @@ def _shape(x: Tensor) -> tuple[int, int, dict[str, int]]:
     """Return voxels and channels of a sample, and the size of a tile."""
     channels = x.shape[1]
     wide = min(MAX_CHANNELS, 1 << (channels - 1).bit_length())
-    return x[0, 0].numel(), channels, {"rows": TILE // wide, "wide": wide}
+    return x[0, 0].numel(), channels, {"tile_voxels": TILE // wide, "tile_channels": wide}
 
 
 def _by_chunk(x: Tensor) -> tuple[int, tuple[int, int, int], Tensor]:
     """Return the voxels of a chunk, a grid of programs over chunks, and room for two sums of each."""
     voxels, channels, tile = _shape(x)
-    blocks = -(-channels // tile["wide"])
-    wanted = max(1, min(MAX_CHUNKS, PROGRAMS // (len(x) * blocks), voxels // (4 * tile["rows"])))
-    chunk = -(-voxels // (wanted * tile["rows"])) * tile["rows"]
+    blocks = -(-channels // tile["tile_channels"])
+    wanted = max(1, min(MAX_CHUNKS, PROGRAMS // (len(x) * blocks), voxels // (4 * tile["tile_voxels"])))
+    chunk = -(-voxels // (wanted * tile["tile_voxels"])) * tile["tile_voxels"]
     chunks = -(-voxels // chunk)
     part = torch.empty(len(x), chunks, 2, channels, dtype=torch.float32, device=x.device)
     return chunk, (chunks, blocks, len(x)), part
@@ -140,7 +140,7 @@ def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     chunk, grid, part = _by_chunk(x)
     mean, rstd = torch.empty(2, len(x), channels, dtype=torch.float32, device=x.device).unbind()
     _launch("sums", grid, x, part, voxels, channels, chunk, **tile)
-    sizes = {"wide": tile["wide"], "most": MAX_CHUNKS}
+    sizes = {"tile_channels": tile["tile_channels"], "max_chunks": MAX_CHUNKS}
     _launch("total", (1, grid[1], grid[2]), x, part, mean, rstd, voxels, channels, grid[0], eps, **sizes)
     return mean, rstd
 
@@ -155,7 +155,7 @@ def _normalised(
     out: Tensor,
 ) -> Tensor:
     voxels, channels, tile = _shape(x)
-    grid = (-(-voxels // tile["rows"]), -(-channels // tile["wide"]), len(x))
+    grid = (-(-voxels // tile["tile_voxels"]), -(-channels // tile["tile_channels"]), len(x))
     _launch("normalise", grid, x, out, mean, rstd, weight, bias, voxels, channels, slope, **tile)
     return out
 
@@ -175,9 +175,9 @@ def _gradients(
     gn, gnx = torch.empty(2, len(x), channels, dtype=torch.float32, device=x.device).unbind()
     given = (mean, rstd, weight, bias)
     _launch("gradient_sums", grid, x, grad, part, *given, voxels, channels, slope, chunk, **tile)
-    sizes = {"wide": tile["wide"], "most": MAX_CHUNKS}
+    sizes = {"tile_channels": tile["tile_channels"], "max_chunks": MAX_CHUNKS}
     _launch("gradient_total", (1, grid[1], grid[2]), part, gn, gnx, channels, grid[0], **sizes)
-    gx, tiles = torch.empty_like(x), (-(-voxels // tile["rows"]), grid[1], grid[2])
+    gx, tiles = torch.empty_like(x), (-(-voxels // tile["tile_voxels"]), grid[1], grid[2])
     _launch(
         "gradient", tiles, x, grad, gx, mean, rstd, gn, gnx, weight, bias, voxels, channels, slope, **tile
     )
