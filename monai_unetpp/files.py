@@ -23,6 +23,7 @@ __all__ = [
     "atomic_directory",
     "atomic_write",
     "first_existing",
+    "real_path",
     "refuse_existing",
     "result_path",
     "save_by_memory",
@@ -155,6 +156,11 @@ def stale_parts(folder: PathLike) -> dict[Path, list[Path]]:
 def short_name(name: str) -> str:
     """Return ``name``, or its SHA-256 if it is longer than :data:`MAX_NAME_BYTES`."""
     return name if len(name.encode()) <= MAX_NAME_BYTES else hashlib.sha256(name.encode()).hexdigest()
+
+
+def real_path(path: PathLike) -> Path:
+    """Return a path without links."""
+    return Path(os.path.realpath(path))  # before Python 3.13 Path.resolve raises on a loop of links
 
 
 def first_existing(*paths: PathLike) -> str:

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from monai_unetpp.data.index import VOLUMES, index_labels, read_index, real_path
+from monai_unetpp.data.index import index_labels, read_index
 from monai_unetpp.data.layouts import WANTED, find_layout
-from monai_unetpp.files import PathLike, result_path
+from monai_unetpp.data.listing import VOLUMES
+from monai_unetpp.files import PathLike, real_path, result_path
 from monai_unetpp.readers import PICTURE_SUFFIXES, is_series, other_channels
 from monai_unetpp.readers.memory import check_cache
 from monai_unetpp.readers.picture import read_raw

@@ -4,29 +4,25 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from monai.data import load_decathlon_datalist
 
-from monai_unetpp.files import PathLike
-from monai_unetpp.readers import PICTURE_SUFFIXES, SUFFIXES, is_series
+from monai_unetpp.data.listing import list_files
+from monai_unetpp.files import real_path
+from monai_unetpp.readers import PICTURE_SUFFIXES
 from monai_unetpp.readers.names import CHANNEL
 
 __all__ = [
-    "VOLUMES",
     "check_inside",
     "decathlon_cases",
     "index_labels",
-    "list_files",
     "nnunet_cases",
     "read_index",
-    "real_path",
 ]
 
-VOLUMES = (".nii", ".nii.gz", *SUFFIXES)
 Cases = list[tuple[str, list[Path], Path]]  # scan, files, mask
 
 
@@ -134,17 +130,3 @@ def check_inside(index: Path, paths: Sequence[Path]) -> None:
             "it, or, if you trust it, set allow_outside=True (plan --allow-outside; of a bundle "
             "--dataset#allow_outside True)."
         )
-
-
-def real_path(path: PathLike) -> Path:
-    """Return a path without links."""
-    return Path(os.path.realpath(path))  # before Python 3.13 Path.resolve raises on a loop of links
-
-
-def list_files(folder: Path) -> list[Path]:
-    """Return the volumes, pictures and series in a folder, sorted, without hidden ones."""
-    if not folder.is_dir():
-        return []
-    known = (*VOLUMES, *PICTURE_SUFFIXES)
-    paths = sorted(path for path in folder.iterdir() if path.name[0] != ".")
-    return [p for p in paths if (is_series(p) if p.is_dir() else p.name.lower().endswith(known))]

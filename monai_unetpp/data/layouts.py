@@ -17,10 +17,10 @@ from monai_unetpp.data.index import (
     check_inside,
     decathlon_cases,
     index_labels,
-    list_files,
     nnunet_cases,
     read_index,
 )
+from monai_unetpp.data.listing import list_files
 from monai_unetpp.files import PathLike
 from monai_unetpp.readers.names import CHANNEL, other_channels, stem_of
 
