@@ -64,7 +64,7 @@ def test_one_process_writes_and_prints(trained):
     assert sorted(path.name for path in (root / "models").iterdir()) == [
         "checkpoint_epoch=1.pt", "checkpoint_epoch=2.pt", "model.json", "model.pt",
     ]  # fmt: skip
-    lines = re.findall(r"Epoch\[(\d)\] Metrics -- train_loss", output)
+    lines = re.findall(r"Epoch (\d) of \d+: train_loss", output)
     assert lines == ["1", "2"]
     assert len({path.name.split(".")[-2] for path in (root / "runs").iterdir()}) == 1  # its number
 
@@ -120,7 +120,7 @@ def test_two_processes_evaluate_as_one(trained, five, tmp_path):
 def test_two_processes_resume(trained, five, tmp_path):
     root, _ = trained
     output = torchrun("liver", tmp_path, five, ckpt_dir=root / "models", resume=True, max_epochs=3)
-    assert re.findall(r"Epoch\[(\d)\] Metrics -- train_loss", output) == ["3"]
+    assert re.findall(r"Epoch (\d) of \d+: train_loss", output) == ["3"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
@@ -143,4 +143,4 @@ def test_two_processes_stop_together_at_a_signal_and_what_they_save_goes_on(five
     [*_, last] = sorted(models.glob("checkpoint_epoch=*.pt"), key=lambda path: path.stat().st_mtime)
     epoch = torch.load(last, weights_only=True)["trainer"]["iteration"]  # one step an epoch in each process
     output = torchrun("liver", tmp_path, five, resume=True, max_epochs=epoch + 1)
-    assert re.findall(r"Epoch\[(\d+)\] Metrics -- train_loss", output) == [str(epoch + 1)]
+    assert re.findall(r"Epoch (\d+) of \d+: train_loss", output) == [str(epoch + 1)]

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from monai.apps import get_logger
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
@@ -99,7 +100,8 @@ def run_workflow(
 def _errors_once() -> Iterator[None]:
     """Keep Ignite and MONAI's StatsHandlers from logging an exception that is raised on."""
     engine = logging.getLogger("ignite.engine.engine")
-    stats = [logging.getLogger(name) for name in ("train", "validate")]  # the names in train.json
+    # by MONAI's function, which gives a logger its handler where nobody has asked for it before
+    stats = [get_logger(name) for name in ("train", "validate")]  # the names in train.json
     level = engine.level
 
     def is_no_exception(record: logging.LogRecord) -> bool:

@@ -19,7 +19,7 @@
 
 from monai_unetpp.handlers.checkpoints import CheckpointSaver
 from monai_unetpp.handlers.classes import AbsentClasses, ZeroDice
-from monai_unetpp.handlers.console import ProgressBar, TrainingReport
+from monai_unetpp.handlers.console import EpochLog, ProgressBar, TrainingReport
 from monai_unetpp.handlers.figures import ContactSheetSaver, OutlineImages
 from monai_unetpp.handlers.finite import FiniteSteps
 from monai_unetpp.handlers.folders import check_training_folder
@@ -39,6 +39,7 @@ __all__ = [
     "CheckpointSaver",
     "ContactSheetSaver",
     "EarlyStop",
+    "EpochLog",
     "EpochSeeds",
     "FiniteSteps",
     "HausdorffDistance95",

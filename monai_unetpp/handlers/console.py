@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training says on the console.
 
+- EpochLog: one line per epoch, with the time that is left
 - ProgressBar: is out of the way of log lines, and not in a log file
 - TrainingReport: how a training ended, and what comes next
 """
@@ -18,11 +19,14 @@ from typing import Any
 
 import ignite.handlers
 from ignite.engine import Engine, Events
+from monai.engines import Trainer
+from monai.handlers import StatsHandler
+from monai.utils import is_scalar
 
 from monai_unetpp.files import PathLike
 from monai_unetpp.handlers.checkpoints import CheckpointSaver
 
-__all__ = ["ProgressBar", "TrainingReport"]
+__all__ = ["EpochLog", "ProgressBar", "TrainingReport"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +60,43 @@ class ProgressBar(ignite.handlers.ProgressBar):
         if self.pbar is not None and not self.pbar.disable:
             self.pbar.clear()
         return True
+
+
+class EpochLog(StatsHandler):
+    """MONAI's ``StatsHandler`` in one line per epoch: its metrics, and the time that is left or the best one.
+
+    Args:
+        name: Name of the logger.
+        **settings: Further arguments of ``StatsHandler``.
+    """
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        super().__init__(**{"iteration_log": False, **settings}, name=name)
+        self._begin = (0, 0.0)  # epoch and time in seconds
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer or an evaluator."""
+        super().attach(engine)
+        engine.add_event_handler(Events.STARTED, self._start)
+
+    def epoch_completed(self, engine: Engine) -> None:
+        """Log the line of an epoch."""
+        state = engine.state
+        scalars = sorted((name, value) for name, value in state.metrics.items() if is_scalar(value))
+        metrics = ", ".join(f"{name} {float(value):.4f}" for name, value in scalars)
+        if isinstance(engine, Trainer):
+            before, began = self._begin
+            epochs = int(state.max_epochs or state.epoch)
+            left = (time.monotonic() - began) / (state.epoch - before) * (epochs - state.epoch)
+            line = f"Epoch {state.epoch} of {epochs}: {metrics}"
+            self.logger.info(line + (f"; {_duration(left)} left" if state.epoch < epochs else ""))
+        else:
+            best: Any = state
+            which = f"{best.key_metric_name} {best.best_metric:.4f} of epoch {best.best_metric_epoch}"
+            self.logger.info(f"Epoch {state.epoch}: {metrics}; best {which}")
+
+    def _start(self, engine: Engine) -> None:
+        self._begin = engine.state.epoch, time.monotonic()
 
 
 class TrainingReport:

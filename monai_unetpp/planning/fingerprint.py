@@ -38,6 +38,7 @@ __all__ = ["Fingerprint", "take_fingerprint"]
 
 VOLUME_COPIES = 12  # of a volume in float32 that measuring it takes at most
 MAX_CASES_IN_ONE_PROCESS = 16  # cases that are not worth further processes
+FACTS = {each.name for each in dataclasses.fields(CaseFacts)}
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,8 @@ def _read_log(log: Path | None) -> dict[str, CaseFacts]:
     for line in log.read_text(encoding="utf-8").splitlines() if log is not None and log.is_file() else []:
         with suppress(ValueError, KeyError, TypeError):
             entry = json.loads(line)
-            found[entry["key"]] = _facts(entry["facts"])
+            if entry["facts"].keys() == FACTS:  # else of another version, and measured again
+                found[entry["key"]] = _facts(entry["facts"])
     return found
 
 

@@ -14,7 +14,7 @@ from monai_unetpp.planning.choices import Choices
 from monai_unetpp.planning.fingerprint import Fingerprint
 from monai_unetpp.planning.measuring import CaseFacts
 
-__all__ = ["MIN_AXIS_VOXELS", "choose_images", "median_size"]
+__all__ = ["MIN_AXIS_VOXELS", "choose_images", "median_size", "target_diameter"]
 
 MIN_AXIS_VOXELS = 4  # voxels of the last row (Isensee)
 MIN_ANISOTROPY = 3.0  # spacing of an axis over that of the others, from which slices are thick (Isensee)
@@ -132,6 +132,20 @@ def median_size(cases: Sequence[CaseFacts], pixdim: Sequence[float]) -> list[int
         for case in cases
     ]
     return [max(1, round(float(n))) for n in np.median(sizes, axis=0)]
+
+
+def target_diameter(fingerprint: Fingerprint, pixdim: Sequence[float], dims: int) -> float:
+    """Return the median over cases of the diameter of the smallest class's median component, voxels."""
+    found: list[float] = []
+    for case in fingerprint.cases:
+        zooms = [b if b > 0 else a for a, b in zip(case.spacing, pixdim, strict=True)]
+        scale = math.prod(a / b for a, b in zip(case.spacing[:dims], zooms[:dims], strict=True))
+        smallest = [voxels for value, (_, _, voxels) in case.values.items() if value != "0"]
+        if smallest:
+            voxels = statistics.median(smallest) if fingerprint.label_values == "nonzero" else min(smallest)
+            ball = voxels * scale / math.pi
+            found.append(2 * math.sqrt(ball) if dims == 2 else (6 * ball) ** (1 / 3))
+    return statistics.median(found) if found else 0.0
 
 
 def _figures(values: Any) -> list[float]:

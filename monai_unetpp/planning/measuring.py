@@ -49,6 +49,7 @@ class CaseFacts:
         mean: Mean over the image by channel.
         std: Standard deviation, likewise.
         values: Value of the mask -> voxels, components, and voxels of the median component.
+        largest: Share of the foreground that its largest component has.
         centre: Centre of the foreground, as a share of the size, by axis.
         lossy: Whether the mask is a JPEG.
         names: Value -> name, where the mask has names (3D Slicer).
@@ -72,6 +73,7 @@ class CaseFacts:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     values: dict[str, tuple[int, int, float]] = field(default_factory=dict)
+    largest: float = 1.0
     centre: tuple[float, ...] = ()
     lossy: bool = False
     names: dict[str, str] = field(default_factory=dict)
@@ -152,6 +154,7 @@ def _measure(facts: CaseFacts, images: Sequence[Path], label: Path) -> CaseFacts
         mean=_rounded(values.mean(axis=(1, 2, 3), dtype=np.float64)),
         std=_rounded(values.std(axis=(1, 2, 3), dtype=np.float64)),
         values=_values(mask),
+        largest=_largest(foreground),
         centre=tuple(round(float(centre[a]) / mask.shape[a], 3) for a in axes) if centre else (),
         lossy=label.suffix.lower() in LOSSY,
         names=segment_names(label),
@@ -185,10 +188,23 @@ def _values(mask: NDArray[Any]) -> dict[str, tuple[int, int, float]]:
 
 def _components(mask: NDArray[np.bool_]) -> tuple[int, float]:
     """Return the number of components, which touch at corners as well, and the voxels of the median one."""
+    sizes = _sizes(mask)
+    return len(sizes), float(np.median(sizes))
+
+
+def _sizes(mask: NDArray[np.bool_]) -> NDArray[Any]:
+    """Return the voxels of each component of a mask that is not empty."""
     box = ndimage.find_objects(mask.astype(np.int8))[0]
-    labelled, number = ndimage.label(mask[box], np.ones((3,) * mask.ndim))
-    sizes = np.bincount(labelled.ravel())[1:]
-    return number, float(np.median(sizes))
+    labelled, _ = ndimage.label(mask[box], np.ones((3,) * mask.ndim))
+    return np.bincount(labelled.ravel())[1:]
+
+
+def _largest(foreground: NDArray[np.bool_]) -> float:
+    """Return the share of the foreground that is in its largest component."""
+    if not foreground.any():
+        return 1.0
+    sizes = _sizes(foreground)
+    return round(float(sizes.max() / sizes.sum()), 4)
 
 
 def _axes(affine: NDArray[Any]) -> list[int]:

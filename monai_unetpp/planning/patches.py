@@ -13,7 +13,8 @@ import torch
 from monai_unetpp.network import UNetPlusPlus
 from monai_unetpp.planning.budget import step_multiply_adds, total_memory
 from monai_unetpp.planning.choices import Choices, Machine
-from monai_unetpp.planning.images import MIN_AXIS_VOXELS
+from monai_unetpp.planning.fingerprint import Fingerprint
+from monai_unetpp.planning.images import MIN_AXIS_VOXELS, median_size, target_diameter
 
 __all__ = ["choose_patch", "network_of"]
 
@@ -23,8 +24,12 @@ FIRST_WIDTH = {"cpu": 16, "cuda": 32}
 MAX_WIDTH = {3: 320, 2: 512}  # as nnU-Net limits them
 MAX_PATCH_VOXELS = {3: 192**3, 2: 1024**2}  # voxels of a patch
 MIN_PATCH_VOXELS = {3: 32**3, 2: 128**2}  # voxels of a patch that is not made smaller to save time
-MIN_STEPS = 500  # of a training: a patch for which there is no time for so many is too large
-BATCH_SIZE = {3: 2, 2: 8}
+MIN_STEPS = 1000  # of a training: a patch for which there is no time for so many is too large
+MIN_BATCH_SIZE = {3: 1, 2: 2}
+MANY_STEPS = 10_000  # of a training: with more of them than that, steps are made of more patches
+MAX_BATCH_SHARE = 0.05  # of the voxels of all cases (Isensee)
+COARSER = (1.25, 1.5, 1.75, 2.0)  # times the finest spacing, where there is little time
+MIN_TARGET_VOXELS = 16  # diameter of the median target, below which voxels are not made coarser
 
 
 @dataclass(frozen=True)
@@ -40,34 +45,26 @@ class _Candidate:
     steps: float
 
 
-def choose_patch(choose: Choices, size: Sequence[int], machine: Machine) -> None:
-    """Choose patch, widths, strides, kernels and batch.
+def choose_patch(choose: Choices, fingerprint: Fingerprint, machine: Machine) -> None:
+    """Choose patch, widths, strides, kernels and batch; and coarser voxels where there is little time.
 
-    Strides and kernels follow from patch and spacing. The patch is the median image, ``size`` voxels, or
-    becomes smaller along the axis that is longest in comparison with it until memory and time suffice.
+    Strides and kernels follow from patch and spacing. The patch is the median image, or becomes smaller along
+    the axis that is longest in comparison with it until memory and time suffice. Where that is for the time,
+    and what is segmented is large, voxels become coarser instead, so that a patch shows as much as before.
 
     Raises:
         ValueError: if not even the smallest patch, or the one that was given, fits in the memory.
     """
-    dims = choose["spatial_dims"]
-    given, spacing = choose.given.get("roi_size"), [abs(value) for value in choose["pixdim"][:dims]]
-    if given is not None and not _is_size(given, dims):
+    dims, given = choose["spatial_dims"], choose.given.get("roi_size")
+    if given is None:
+        found, limit = _fitting(choose, fingerprint, choose["pixdim"], machine)
+        if limit == "time" and "pixdim" not in choose.given:
+            found, limit = _coarser(choose, fingerprint, machine, found)
+    elif _is_size(given, dims):
+        found, limit = _candidate(choose, given[:dims], choose["pixdim"], machine, fixed=True), ""
+    else:
         wanted = "[X, Y, 1], for pictures or slices" if dims == 2 else "[X, Y, Z]"
         raise ValueError(f"roi_size must be {wanted}, whole numbers, got {given}.")
-    limits: list[str] = []
-    least = math.inf  # voxels of the smallest patch so far: strides that change may round one up again
-    patch = list(given[:dims]) if given is not None else _first_patch(size[:dims], spacing, dims)
-    while True:
-        found = _candidate(choose, patch, spacing, machine, fixed=given is not None)
-        memory = found.needed / machine.memory
-        time = min(MIN_STEPS / found.steps, math.prod(found.patch) / MIN_PATCH_VOXELS[dims])
-        if given is not None or max(memory, time) <= 1:
-            break
-        smaller = _smaller(found, size[:dims], max(memory, time))
-        if smaller is None or math.prod(smaller) >= least:
-            break
-        limits.append("memory" if memory > time else "time")
-        patch, least = smaller, math.prod(smaller)
     if found.needed > machine.memory:
         which = f"roi_size {given}" if given is not None else f"the smallest patch, {found.patch},"
         raise ValueError(
@@ -75,28 +72,86 @@ def choose_patch(choose: Choices, size: Sequence[int], machine: Machine) -> None
             f"{found.channels}, got {machine.memory / 2**30:.2f}GB: give more, a smaller "
             "roi_size or fewer channels (--memory, --set)."
         )
-    whole = all(n >= m for n, m in zip(found.patch, size, strict=False))
-    at = " x ".join(map(str, size[:dims]))
-    limit = f"{_limit(limits, whole)}; the median image has {at} voxels at this spacing"
+    size = median_size(fingerprint.cases, choose["pixdim"])[:dims]
+    whole = all(n >= m for n, m in zip(found.patch, size, strict=True))
+    reason = f"limited by {limit}" if limit else "the median image" if whole else "the largest that is taken"
     levels = len(found.strides)
     near = f"axes within {MAX_HALVED_RATIO:g} times the finest spacing"
     halved = f"{near} are halved, to {MIN_AXIS_VOXELS} voxels (Isensee)"
     flat = f"3, and 1 along an axis that is coarser than others by more than {MAX_HALVED_RATIO:g} (Isensee)"
-    choose.make("roi_size", lambda: ([*found.patch, 1] if dims == 2 else found.patch, limit))
+    at = f"{reason}; the median image has {_by(size)} voxels at this spacing"
+    choose.make("roi_size", lambda: ([*found.patch, 1] if dims == 2 else found.patch, at))
     choose.make("channels", lambda: (found.channels, _reason_of_widths(levels, machine.device)))
     choose.make("strides", lambda: (found.strides, halved))
     choose.make("kernel_size", lambda: (found.kernels, flat))
     choose.make(
-        "batch_size", lambda: (found.batch, f"a step takes {found.needed / 2**30:.2f} GiB by formula")
+        "batch_size", lambda: _batch_size(choose, found, len(fingerprint.cases) * math.prod(size), machine)
     )
 
 
+def _fitting(
+    choose: Choices, fingerprint: Fingerprint, pixdim: Sequence[float], machine: Machine
+) -> tuple[_Candidate, str]:
+    """Return the largest patch for which memory and time suffice, and which of them limits it."""
+    dims, limit = choose["spatial_dims"], ""
+    size = median_size(fingerprint.cases, pixdim)[:dims]
+    least = math.inf  # voxels of the smallest patch so far: strides that change may round one up again
+    patch = _first_patch(size, [abs(value) for value in pixdim[:dims]], dims)
+    while True:
+        found = _candidate(choose, patch, pixdim, machine, fixed=False)
+        memory = found.needed / machine.memory
+        time = min(MIN_STEPS / found.steps, math.prod(found.patch) / MIN_PATCH_VOXELS[dims])
+        if max(memory, time) <= 1:
+            return found, limit
+        smaller = _smaller(found, size, max(memory, time))
+        if smaller is None or math.prod(smaller) >= least:
+            return found, limit
+        limit = "memory" if memory > time else "time"
+        patch, least = smaller, math.prod(smaller)
+
+
+def _coarser(
+    choose: Choices, fingerprint: Fingerprint, machine: Machine, found: _Candidate
+) -> tuple[_Candidate, str]:
+    """Make voxels coarser, until time no longer limits the patch, or what is segmented would be too small."""
+    dims, fine, limit = choose["spatial_dims"], choose["pixdim"], "time"
+    finest = min(fine[:dims])
+    chosen = (fine, "")
+    for factor in COARSER:
+        coarse = [*(float(f"{max(value, factor * finest):.4g}") for value in fine[:dims]), *fine[dims:]]
+        diameter = target_diameter(fingerprint, coarse, dims)
+        if limit != "time" or diameter < MIN_TARGET_VOXELS:
+            break
+        found, limit = _fitting(choose, fingerprint, coarse, machine)
+        chosen = coarse, f"coarser, as there is little time; the median target is {diameter:.0f} voxels wide"
+    if chosen[1]:
+        choose.make("pixdim", lambda: chosen)
+    return found, limit
+
+
+def _batch_size(choose: Choices, found: _Candidate, voxels: int, machine: Machine) -> tuple[int, str]:
+    """Return as many patches as memory, time and the ``voxels`` of all cases allow; at least the smallest."""
+    batch, needed = found.batch, found.needed
+    net, limit = network_of(choose, found.channels, found.strides, found.kernels), ""
+    while not limit:
+        more = total_memory(net, found.patch, 2 * batch, machine.device)
+        if more > machine.memory:
+            limit = "memory"
+        elif found.steps * found.batch < MANY_STEPS * 2 * batch:
+            limit = f"time, of which {MANY_STEPS:,} steps need more"
+        elif 2 * batch * math.prod(found.patch) > MAX_BATCH_SHARE * voxels:
+            limit = f"the data, of which a step shall see at most {MAX_BATCH_SHARE:.0%} (Isensee)"
+        else:
+            batch, needed = 2 * batch, more
+    return batch, f"a step takes {needed / 2**30:.2f} GiB by formula; limited by {limit}"
+
+
 def _candidate(
-    choose: Choices, patch: Sequence[int], spacing: Sequence[float], machine: Machine, fixed: bool
+    choose: Choices, patch: Sequence[int], pixdim: Sequence[float], machine: Machine, fixed: bool
 ) -> _Candidate:
     """Return a patch, rounded up to what the strides divide unless it is ``fixed``, with its network."""
     dims, given = choose["spatial_dims"], choose.given
-    channels = given.get("channels")
+    channels, spacing = given.get("channels"), [abs(value) for value in pixdim[:dims]]
     strides, kernels = _shape(patch, spacing, MAX_LEVELS if channels is None else len(channels) - 1)
     strides, kernels = given.get("strides", strides), given.get("kernel_size", kernels)
     channels = _widths(len(strides), dims, machine.device) if channels is None else channels
@@ -107,7 +162,7 @@ def _candidate(
         )
     patch = list(patch) if fixed else _divisible(patch, strides)
     net = network_of(choose, channels, strides, kernels)
-    batch = given.get("batch_size", BATCH_SIZE[dims])
+    batch = given.get("batch_size", MIN_BATCH_SIZE[dims])
     needed = total_memory(net, patch, batch, machine.device)
     steps = machine.hours * 3600 * machine.speed / step_multiply_adds(net, patch, batch)
     return _Candidate(patch, channels, strides, kernels, batch, needed, steps)
@@ -116,12 +171,6 @@ def _candidate(
 def _is_size(given: Any, dims: int) -> bool:
     is_list = isinstance(given, (list, tuple)) and len(given) == 3
     return is_list and all(type(n) is int and n > 0 for n in given) and (dims == 3 or given[2] == 1)
-
-
-def _limit(limits: Sequence[str], whole: bool) -> str:
-    if limits:
-        return f"limited by {limits[-1]}"
-    return "the median image" if whole else "the largest that is taken"
 
 
 def _first_patch(size: Sequence[int], spacing: Sequence[float], dims: int) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from monai_unetpp.planning.choices import Choices, Machine, Plan
 from monai_unetpp.planning.fingerprint import Fingerprint
-from monai_unetpp.planning.images import choose_images, median_size
+from monai_unetpp.planning.images import choose_images
 from monai_unetpp.planning.patches import choose_patch
 from monai_unetpp.planning.training import choose_sampling, choose_schedule
 
@@ -31,18 +31,17 @@ def make_plan(fingerprint: Fingerprint, machine: Machine, given: Mapping[str, An
         ValueError: if there are fewer than two scans, ``given`` has an unknown key, or not even the smallest
             patch fits in the memory.
     """
-    choose, cases = Choices(given or {}), fingerprint.cases
-    scans = len({case.scan or case.image for case in cases})
+    choose = Choices(given or {})
+    scans = len({case.scan or case.image for case in fingerprint.cases})
     if scans < 2:
         raise ValueError(
             f"{fingerprint.data} has {scans} scan that can be used: at least 2 are required, one to train on "
             "and one to validate with."
         )
     choose_images(choose, fingerprint)
-    size = median_size(cases, choose["pixdim"])
-    choose_patch(choose, size, machine)
+    choose_patch(choose, fingerprint, machine)
+    choose_schedule(choose, fingerprint, machine)
     choose_sampling(choose, fingerprint)
-    choose_schedule(choose, fingerprint, machine, size)
     unknown = choose.given.keys() - choose.made.keys()
     if unknown:
         raise ValueError(f"a plan has no {sorted(unknown)[0]!r}; it has {', '.join(choose.made)}.")

@@ -12,12 +12,13 @@ from monai_unetpp.data import split_cases
 from monai_unetpp.planning.budget import step_multiply_adds
 from monai_unetpp.planning.choices import Choices, Machine
 from monai_unetpp.planning.fingerprint import Fingerprint
+from monai_unetpp.planning.images import median_size, target_diameter
 from monai_unetpp.planning.measuring import CaseFacts
 from monai_unetpp.planning.patches import network_of
 
 __all__ = ["choose_sampling", "choose_schedule"]
 
-MAX_SHIFTED_SHARE = 0.25  # diameter of a target over the patch, from which patches are shifted
+MAX_SHIFTED_SHARE = 0.2  # diameter of a target over the patch, from which patches are shifted
 MAX_SHIFT_VOXELS = 16  # voxels
 VALIDATIONS = 20
 VALIDATION_SHARE = 0.1  # of the time, for validation
@@ -25,54 +26,21 @@ VALIDATION_OVERLAP = 0.25  # of windows in validation
 FORWARD_SHARE = 1 / 3  # of the time of a step
 EPOCH_SECONDS = 2.0  # for checkpoints and metrics
 LOADING_FACTOR = 1.25  # time of a step with the loading of its patches, of that without
-SIDES = ("left", "right", "l", "r", "lh", "rh", "links", "rechts", "gauche", "droite", "droit")
+MIN_LARGEST_SHARE = 0.98  # of the foreground in its largest component, from which others are left out
+SIDES = (  # words in names of classes that mirroring along each axis makes wrong
+    ("left", "right", "l", "r", "lh", "rh", "links", "rechts", "gauche", "droite", "droit"),
+    ("anterior", "posterior", "ventral", "dorsal", "front", "back"),
+    ("superior", "inferior", "upper", "lower", "cranial", "caudal", "top", "bottom"),
+)
 WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # of kidney_left, Left-Hippocampus, LeftKidney
 
 
-def choose_sampling(choose: Choices, fingerprint: Fingerprint) -> None:
-    """Patches per case, around which classes, shifted or not; flips and rotations."""
-    dims = choose["spatial_dims"]
-    patch = choose["roi_size"][:dims]
-    diameter = _diameter(fingerprint, choose["pixdim"], dims)
-    tiny = diameter < MAX_SHIFTED_SHARE * max(patch)
+def choose_schedule(choose: Choices, fingerprint: Fingerprint, machine: Machine) -> None:
+    """Choose epochs for the stated time, of which validation takes a tenth; and how cases are loaded."""
+    cases, dims = fingerprint.cases, choose["spatial_dims"]
+    size = median_size(cases, choose["pixdim"])
     around = "cut around each class equally often; of a class that a case lacks, around the others"
     choose.make("patches_per_case", lambda: (1, around))
-    wide = f"the median target is {diameter:.0f} voxels wide"
-    shift = [min(MAX_SHIFT_VOXELS, n // 2) for n in patch] if tiny else None
-    why = "it must not be learnt that it is in the middle" if tiny else "not small beside the patch"
-    choose.make("shift", lambda: (shift, f"{wide}: {why}"))
-    words = {word.lower() for name in fingerprint.labels for word in WORDS.findall(name)}
-    sided = not words.isdisjoint(SIDES)
-    axes = [axis for axis in range(dims) if not (sided and axis == 0)]
-    mirrored = "names of classes have a side" if sided else "mirrored along each axis, p = 0.5 (Isensee)"
-    choose.make("flip_axes", lambda: (axes, mirrored))
-    thick = [axis for axis in range(dims) if choose["kernel_size"][0][axis] == 1]
-    rotate = [0.3] if dims == 2 else [0.26 if thick in ([], [axis]) else 0.0 for axis in range(3)]
-    within = ", within thick slices alone" if thick and dims == 3 else ""
-    choose.make("rotate_range", lambda: (rotate, f"radians{within}"))
-    choose.make("largest_component", lambda: (False, "several components may be right"))
-
-
-def _diameter(fingerprint: Fingerprint, pixdim: Sequence[float], dims: int) -> float:
-    """Median over cases of the diameter of the smallest class's median component, voxels of the network."""
-    found = []
-    for case in fingerprint.cases:
-        zooms = [b if b > 0 else a for a, b in zip(case.spacing, pixdim, strict=True)]
-        scale = math.prod(a / b for a, b in zip(case.spacing[:dims], zooms[:dims], strict=True))
-        smallest = [voxels for value, (_, _, voxels) in case.values.items() if value != "0"]
-        if smallest:
-            voxels = statistics.median(smallest) if fingerprint.label_values == "nonzero" else min(smallest)
-            ball = voxels * scale / math.pi
-            found.append(2 * math.sqrt(ball) if dims == 2 else (6 * ball) ** (1 / 3))
-    return statistics.median(found) if found else 0.0
-
-
-def choose_schedule(choose: Choices, fingerprint: Fingerprint, machine: Machine, size: Sequence[int]) -> None:
-    """Choose epochs for the stated time, of which validation takes a tenth; and how cases are loaded.
-
-    ``size`` is that of the median image at the spacing of the network, voxels.
-    """
-    cases, dims = fingerprint.cases, choose["spatial_dims"]
     choose.make("val_fraction", lambda: (0.2, "a fifth, by scan"))
     pairs = [{"image": case.image, **({"scan": case.scan} if case.scan else {})} for case in cases]
     train, held_out = split_cases(pairs, choose["val_fraction"], seed=0)
@@ -98,6 +66,40 @@ def choose_schedule(choose: Choices, fingerprint: Fingerprint, machine: Machine,
     rate = 1.0 if cached <= machine.cache else math.floor(100 * machine.cache / cached) / 100
     choose.make("cache_rate", lambda: (rate, f"all cases take {cached / 2**30:.2f} GiB in memory"))
     choose.make("num_workers", lambda: (machine.workers, "processes that load beside the training"))
+
+
+def choose_sampling(choose: Choices, fingerprint: Fingerprint) -> None:
+    """Patches shifted or not; flips and rotations; whether a mask has one component."""
+    dims = choose["spatial_dims"]
+    patch = choose["roi_size"][:dims]
+    diameter = target_diameter(fingerprint, choose["pixdim"], dims)
+    tiny = diameter < MAX_SHIFTED_SHARE * max(patch)
+    wide = f"the median target is {diameter:.0f} voxels wide"
+    shift = [min(MAX_SHIFT_VOXELS, n // 2) for n in patch] if tiny else None
+    why = "it must not be learnt that it is in the middle" if tiny else "not small beside the patch"
+    choose.make("shift", lambda: (shift, f"{wide}: {why}"))
+    choose.make("flip_axes", lambda: _flip_axes(dims, fingerprint.labels))
+    thick = [axis for axis in range(dims) if choose["kernel_size"][0][axis] == 1]
+    rotate = [0.3] if dims == 2 else [0.26 if thick in ([], [axis]) else 0.0 for axis in range(3)]
+    within = ", within thick slices alone" if thick and dims == 3 else ""
+    choose.make("rotate_range", lambda: (rotate, f"radians{within}"))
+    choose.make("largest_component", lambda: _largest_component(fingerprint, tiny))
+
+
+def _flip_axes(dims: int, labels: Sequence[str]) -> tuple[list[int], str]:
+    """Return the axes along which a class does not become another when it is mirrored."""
+    words = {word.lower() for name in labels for word in WORDS.findall(name)}
+    sided = {min(axis, dims - 1) for axis, names in enumerate(SIDES) if not words.isdisjoint(names)}
+    axes = [axis for axis in range(dims) if axis not in sided]
+    return axes, "names of classes have a side" if sided else "mirrored along each axis, p = 0.5 (Isensee)"
+
+
+def _largest_component(fingerprint: Fingerprint, tiny: bool) -> tuple[bool, str]:
+    share = statistics.fmean(case.largest for case in fingerprint.cases)
+    one = f"on average {share:.1%} of what is segmented is one component"
+    if share < MIN_LARGEST_SHARE:
+        return False, one
+    return not tiny, f"{one}" + ("; but so small that there may be more in a whole image" if tiny else "")
 
 
 def _bytes(case: CaseFacts, pixdim: Sequence[float]) -> float:
