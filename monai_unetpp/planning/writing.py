@@ -46,13 +46,16 @@ SYNTHETIC = ("phantom_dir", "phantoms")  # keys of what the template trains on b
 PARSED = re.compile(r"[$@%]|.*#")  # what MONAI's parser reads: signs at the beginning, and # anywhere
 
 
-def write_bundle(plan: Plan, fingerprint: Fingerprint, out: Path) -> None:
+def write_bundle(
+    plan: Plan, fingerprint: Fingerprint, out: Path, extra: Mapping[str, Any] | None = None
+) -> None:
     """Write a bundle atomically.
 
     Args:
         plan: Settings of the bundle.
         fingerprint: Fingerprint of the data set.
         out: Folder to make; its name is the bundle's.
+        extra: Contents of further JSON files, by name.
 
     Raises:
         FileExistsError: if ``out`` exists.
@@ -68,6 +71,8 @@ def write_bundle(plan: Plan, fingerprint: Fingerprint, out: Path) -> None:
     with atomic_directory(out) as part:
         for name, config in planned_configs(plan, fingerprint, out).items():
             _write(part / f"{name}.json", config)
+        for name, content in (extra or {}).items():
+            _write(part / name, content)
         for name in (*(f"{name}.json" for name in OVERLAYS), "logging.conf", "LICENSE"):
             shutil.copyfile(source / name, part / name)
         data = Path(fingerprint.data).name
