@@ -120,7 +120,7 @@ def test_last_two_epochs_are_kept_with_all_that_a_resumed_training_needs(balls, 
     assert names == ["checkpoint_epoch=2.pt", "checkpoint_epoch=3.pt", "model.json", "model.pt"]
     state = weights(tmp_path / "models" / "checkpoint_epoch=3.pt")
     engines, counts = {"trainer", "evaluator"}, {"best", "early_stop", "seeds", "split", "report"}
-    assert {"model", "optimizer", "lr_scheduler"} | engines | counts == state.keys()
+    assert {"model", "optimizer", "lr_scheduler", "epoch_table"} | engines | counts == state.keys()
     assert state["trainer"]["iteration"] == 3 * state["trainer"]["epoch_length"]
 
 
@@ -488,7 +488,7 @@ def test_levels_get_the_scores_that_evaluation_gives_each(measured, balls, tmp_p
 
 def test_level_is_written_in_a_folder_of_its_own_with_table_and_figure(measured):
     assert sorted(path.name for path in (measured / "levels").iterdir()) == [
-        "L1", "levels.csv", "levels.md", "levels.png",
+        "L1", "levels.csv", "levels.md", "levels.png", "levels_cases.csv",
     ]  # fmt: skip
     assert sorted(path.name for path in (measured / "levels" / "L1").iterdir()) == [
         "model.json", "model.onnx", "model.pt", "model.pt2", "model.ts",

@@ -4,6 +4,7 @@
 - checkpoints: writing training checkpoints
 - classes: classes that are absent, or of which nothing was found
 - console: progress, and how a training ended
+- epochs: loss and Dice of every epoch as CSV
 - folders: one training per folder
 - loading: resuming from them, loading weights at a level
 - splits: held-out scans stay held out
@@ -20,6 +21,7 @@
 from monai_unetpp.handlers.checkpoints import CheckpointSaver
 from monai_unetpp.handlers.classes import AbsentClasses, ZeroDice
 from monai_unetpp.handlers.console import EpochLog, ProgressBar, TrainingReport
+from monai_unetpp.handlers.epochs import EpochTable
 from monai_unetpp.handlers.figures import ContactSheetSaver, OutlineImages
 from monai_unetpp.handlers.finite import FiniteSteps
 from monai_unetpp.handlers.folders import check_training_folder
@@ -41,6 +43,7 @@ __all__ = [
     "EarlyStop",
     "EpochLog",
     "EpochSeeds",
+    "EpochTable",
     "FiniteSteps",
     "HausdorffDistance95",
     "HeadLosses",

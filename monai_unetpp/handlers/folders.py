@@ -17,7 +17,7 @@ __all__ = ["check_training_folder"]
 logger = logging.getLogger(__name__)
 
 PREVIOUS = ("refuse", "keep")
-EVENTS = "events.out.tfevents.*"
+EVENTS, TABLE = "events.out.tfevents.*", "epochs.csv"
 EMPTY_EVENTS_BYTES = 128  # TensorBoard writes 88 when it opens a file
 
 
@@ -31,8 +31,8 @@ def check_training_folder(
 ) -> None:
     """Refuse a folder that holds a training, and give the curves of a new training a folder of their own.
 
-    Curves in ``log_dir`` whose training is not in ``ckpt_dir`` are moved to ``log_dir/1``, or the next free
-    number, where TensorBoard shows them as another run.
+    Curves and ``epochs.csv`` in ``log_dir`` whose training is not in ``ckpt_dir`` are moved to ``log_dir/1``,
+    or the next free number, where TensorBoard shows them as another run.
 
     Args:
         ckpt_dir: Folder of weights and training checkpoints.
@@ -68,6 +68,7 @@ def check_training_folder(
         if rank == 0:
             _keep(ckpt_dir, ckpt_dir / weights)
     curves = [path for path in sorted(log_dir.glob(EVENTS)) if path.stat().st_size > EMPTY_EVENTS_BYTES]
+    curves += log_dir.glob(TABLE)
     if curves and rank == 0:
         folder = _numbered(log_dir)
         folder.mkdir()

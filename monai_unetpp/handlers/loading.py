@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class CheckpointLoader(monai.handlers.CheckpointLoader):
             before if that file is damaged.
         changes: What to do if settings of an optimizer, such as the learning rate, are not those of the
             checkpoint: ``"refuse"``, or ``"take"`` those of now.
+        optional: Names in ``load_dict`` that checkpoints of earlier versions lack; these objects stay as they
+            are.
         **settings: Further arguments of ``monai.handlers.CheckpointLoader``.
 
     Raises:
@@ -45,11 +47,19 @@ class CheckpointLoader(monai.handlers.CheckpointLoader):
             have changed and are refused.
     """
 
-    def __init__(self, load_path: str, *args: Any, changes: str = "refuse", **settings: Any) -> None:
+    def __init__(
+        self,
+        load_path: str,
+        *args: Any,
+        changes: str = "refuse",
+        optional: Sequence[str] = (),
+        **settings: Any,
+    ) -> None:
         super().__init__(load_path, *args, **settings)
         if changes not in ("refuse", "take"):
             raise ValueError(f"changes must be 'refuse' or 'take', got {changes!r} (--resume_changes).")
         self.changes = changes
+        self.optional = tuple(optional)
 
     def __call__(self, engine: Engine) -> None:
         """Load the checkpoint into the objects of ``load_dict``."""
@@ -62,6 +72,9 @@ class CheckpointLoader(monai.handlers.CheckpointLoader):
         single = len(self.load_dict) == 1 and next(iter(self.load_dict)) not in checkpoint
         if (scaler := getattr(engine, "scaler", None)) is not None and SCALER in checkpoint:
             self.load_dict = {**self.load_dict, SCALER: scaler}
+        for name in [name for name in self.optional if name in self.load_dict and name not in checkpoint]:
+            logger.info(f"{path} is of an earlier version and has no {name!r}, which starts anew.")
+            self.load_dict = {key: target for key, target in self.load_dict.items() if key != name}
         for name, target in self.load_dict.items():
             if not single and name not in checkpoint:
                 raise ValueError(f"{path} has no {name!r}, only {', '.join(map(repr, checkpoint))}.")

@@ -17,7 +17,7 @@ __all__ = ["check_report", "draw_levels", "write_levels"]
 
 logger = logging.getLogger(__name__)
 
-_FILES = ("levels.csv", "levels.md", "levels.png")
+_FILES = ("levels.csv", "levels.md", "levels.png", "levels_cases.csv")
 CHOSEN, OTHER, BAND = "#d1495b", "#4a7fb0", "#edf2f7"
 MAX_AREA = 1600  # area of the largest point, square points
 
@@ -39,7 +39,10 @@ def write_levels(
     overwrite: bool = False,
     precision: str | None = None,
 ) -> Path:
-    """Write ``levels.csv``, ``levels.md`` and ``levels.png``: the scores of all levels and the chosen one.
+    """Write the scores of all levels and the chosen one: ``levels.csv``, ``levels.md`` and ``levels.png``.
+
+    ``levels_cases.csv`` has the Dice of every case, if the scores have it: one row per level, precision, case
+    and class, ``nan`` where the case lacks the class.
 
     Args:
         scores: Scores of all levels, from :func:`score_levels`.
@@ -67,13 +70,19 @@ def write_levels(
         raise ValueError(f"precision must be one of {', '.join([first, *others])}, got {precision!r}.")
     figure = draw_levels(scores, level, tolerance, title, precision)
     rows = [_row(score, scores) for score in scores]
-    table, text, picture = (directory / name for name in _FILES)
+    table, text, picture, by_case = (directory / name for name in _FILES)
+    if not overwrite:
+        refuse_existing(by_case)
     write_csv(table, rows, overwrite)
     with atomic_write(text, overwrite) as path:
         path.write_text(_markdown(scores, level, tolerance, title, precision or first), encoding="utf-8")
     with atomic_write(picture, overwrite) as path:
         figure.savefig(path, dpi=150)
-    logger.info(f"Wrote {', '.join(_FILES)} to {directory}.")
+    rows = [row for score in scores for row in _case_rows(score)]
+    by_case.unlink(missing_ok=True)  # that of other scores
+    if rows:
+        write_csv(by_case, rows)
+    logger.info(f"Wrote {', '.join(_FILES if rows else _FILES[:-1])} to {directory}.")
     return directory
 
 
@@ -154,6 +163,21 @@ def _row(score: LevelScore, scores: Sequence[LevelScore]) -> dict[str, Any]:
         row[name] = value if isinstance(value, int) else float(f"{value:.4g}")
         row[f"{name} share"] = round(value / getattr(deepest, name), 4)
     return row
+
+
+def _case_rows(score: LevelScore) -> list[dict[str, Any]]:
+    """Return the Dice of every case and class at a level, as rows of a CSV file."""
+    return [
+        {
+            "level": score.level,
+            "precision": score.precision,
+            "case": case,
+            "class": name,
+            "dice": f"{dice[n]:.4f}",
+        }
+        for n, case in enumerate(score.cases)
+        for name, dice in score.dice_per_case_and_class.items()
+    ]
 
 
 def _deepest(scores: Sequence[LevelScore]) -> LevelScore:

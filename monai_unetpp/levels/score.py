@@ -8,7 +8,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -48,6 +48,8 @@ class LevelScore:
         seconds: Time of a forward pass over one window, the median of interleaved rounds, s.
         peak_mib: Peak memory of the activations of a forward pass over one window, MiB.
         precision: Type of the numbers in convolutions, such as ``"bfloat16"``.
+        cases: Paths of the images in the order of the data, as the data name them.
+        dice_per_case_and_class: Name of a class -> Dice of each case; NaN for a case without the class.
     """
 
     level: int
@@ -63,6 +65,8 @@ class LevelScore:
     seconds: float
     peak_mib: float
     precision: str = "float32"
+    cases: tuple[str, ...] = ()
+    dice_per_case_and_class: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 def score_levels(
@@ -126,6 +130,7 @@ def score_levels(
     levels = range(1, network.depth + 1)
     keys = [(name, k) for name in autocasts for k in levels]
     cases: dict[tuple[str, int], list[Tensor]] = {key: [] for key in keys}  # (metrics, classes) each
+    paths: list[str] = []
     with evaluating(network), torch.no_grad():
         for batch in _with_progress(data, progress):
             for name, autocast in autocasts.items():
@@ -134,12 +139,15 @@ def score_levels(
                 heads = [heads] if isinstance(heads, Tensor) else heads  # MONAI unpacks a list of one head
                 for k, head in zip(levels, reversed(heads), strict=True):
                     for item in decollate_batch({**batch, "pred": head.float()}):
-                        warn = (name, k) == keys[0]
-                        cases[name, k].append(_score(postprocessing(item), surface_tolerance, warn))
+                        first = (name, k) == keys[0]
+                        cases[name, k].append(_score(postprocessing(item), surface_tolerance, first))
+                        paths += [_name(item, f"case {len(paths) + 1}")] if first else []
         _check_scored(cases[keys[0]])
         costs = _costs(network, shape, autocasts, rounds)
     return [
-        LevelScore(level=k, precision=name, **_means(cases[name, k], names), **costs[name, k])
+        LevelScore(
+            level=k, precision=name, cases=tuple(paths), **_means(cases[name, k], names), **costs[name, k]
+        )
         for name, k in keys
     ]
 
@@ -172,6 +180,8 @@ def _means(cases: Sequence[Tensor], names: Sequence[str]) -> dict[str, Any]:
         found[f"{metric}_per_class"] = dict(zip(names, by_class, strict=True))
         if metric == "dice":
             found["dice_per_case"] = tuple(values.nanmean(dim=1).tolist())
+            columns = [tuple(column) for column in values.T.tolist()]
+            found["dice_per_case_and_class"] = dict(zip(names, columns, strict=True))
     return found
 
 
@@ -277,9 +287,9 @@ def _score(item: Mapping[str, Any], surface_tolerance: float, warn: bool) -> Ten
     return result
 
 
-def _name(item: Mapping[str, Any]) -> str:
+def _name(item: Mapping[str, Any], unknown: str = "a case") -> str:
     image = item["image"]
-    return str(image.meta.get("filename_or_obj", "a case")) if isinstance(image, MetaTensor) else "a case"
+    return str(image.meta.get("filename_or_obj", unknown)) if isinstance(image, MetaTensor) else unknown
 
 
 def _check_scored(cases: Sequence[Tensor]) -> None:
