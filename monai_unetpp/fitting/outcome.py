@@ -7,6 +7,7 @@ Each case is scored once, by the network that was not trained on it.
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,23 +130,34 @@ def _pooled(scores: Sequence[LevelScore]) -> LevelScore:
     cases = [len(score.dice_per_case) for score in scores]
 
     def over_cases(values: Sequence[float]) -> float:
-        known = [(value, n) for value, n in zip(values, cases, strict=True) if value == value]
+        known = [(value, n) for value, n in zip(values, cases, strict=True) if not math.isnan(value)]
         total = sum(n for _, n in known)
-        return sum(value * n for value, n in known) / total if total else float("nan")
+        return sum(value * n for value, n in known) / total if total else math.nan
 
     def by_class(metric: str) -> dict[str, float]:
         each = [getattr(score, f"{metric}_per_class") for score in scores]
         return {name: over_cases([values[name] for values in each]) for name in each[0]}
 
     per_case = [value for score in scores for value in score.dice_per_case]
-    known = [value for value in per_case if value == value]
+    by_case = {
+        name: tuple(value for score in scores for value in score.dice_per_case_and_class[name])
+        for name in scores[0].dice_per_case_and_class
+    }
     return dataclasses.replace(
         scores[0],
-        dice=statistics.fmean(known) if known else float("nan"),
+        dice=_mean(per_case),
         iou=over_cases([score.iou for score in scores]),
         surface_dice=over_cases([score.surface_dice for score in scores]),
-        dice_per_class=by_class("dice"),
+        dice_per_class={name: _mean(values) for name, values in by_case.items()},
         iou_per_class=by_class("iou"),
         surface_dice_per_class=by_class("surface_dice"),
         dice_per_case=tuple(per_case),
+        cases=tuple(case for score in scores for case in score.cases),
+        dice_per_case_and_class=by_case,
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Return the mean of the values that are numbers; NaN without any."""
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.fmean(known) if known else math.nan

@@ -47,16 +47,14 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 def _score(row: Mapping[str, str], cases: Sequence[Mapping[str, str]]) -> LevelScore:
     level, precision = int(row["level"]), row["precision"]
-    by_case: dict[str, list[float]] = {}
-    by_class: dict[str, list[float]] = {}
+    by_class: dict[str, dict[str, float]] = {}  # class -> case -> Dice
     for each in cases:
         if (int(each["level"]), each["precision"]) == (level, precision):
-            dice = float(each["dice"] or "nan")
-            by_case.setdefault(each["case"], []).append(dice)
-            by_class.setdefault(each["class"], []).append(dice)
-    if not by_case:
+            by_class.setdefault(each["class"], {})[each["case"]] = float(each["dice"])
+    if not by_class:
         raise ValueError(f"no case of L{level} in {precision}")
-    per_case = tuple(_mean(values) for values in by_case.values())
+    names = tuple(next(iter(by_class.values())))
+    per_case = tuple(_mean([dice[name] for dice in by_class.values()]) for name in names)
 
     def of(metric: str) -> dict[str, float]:
         return {name: float(row[f"{metric} {name}"]) for name in by_class}
@@ -66,7 +64,7 @@ def _score(row: Mapping[str, str], cases: Sequence[Mapping[str, str]]) -> LevelS
         dice=_mean(per_case),
         iou=float(row["iou"]),
         surface_dice=float(row["surface_dice"]),
-        dice_per_class={name: _mean(values) for name, values in by_class.items()},
+        dice_per_class={name: _mean([*dice.values()]) for name, dice in by_class.items()},
         iou_per_class=of(METRICS[1]),
         surface_dice_per_class=of(METRICS[2]),
         dice_per_case=per_case,
@@ -75,6 +73,8 @@ def _score(row: Mapping[str, str], cases: Sequence[Mapping[str, str]]) -> LevelS
         seconds=float(row["seconds"]),
         peak_mib=float(row["peak_mib"]),
         precision=precision,
+        cases=names,
+        dice_per_case_and_class={name: tuple(dice[n] for n in names) for name, dice in by_class.items()},
     )
 
 
