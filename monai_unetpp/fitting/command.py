@@ -127,7 +127,7 @@ def _run(part: Part, say: Callable[[str], None]) -> None:
         part.train()
     if not part.is_scored():
         say(f"{part.name}scoring the levels.")
-        part.score(_formats())
+        part.score(_formats() if part.folds is None else ["pt"])
 
 
 def _formats() -> list[str]:

@@ -177,6 +177,7 @@ def _random_transforms(template: Json, settings: Mapping[str, Any]) -> Json:
 
 
 def _augmentation(settings: Mapping[str, Any]) -> list[Json]:
+    prob = settings["augmentation_prob"]
     flips: list[Json] = [
         {"_target_": "RandFlipd", "keys": ["image", "label"], "spatial_axis": axis, "prob": 0.5}
         for axis in settings["flip_axes"]
@@ -184,14 +185,14 @@ def _augmentation(settings: Mapping[str, Any]) -> list[Json]:
     affine = {
         "_target_": "RandAffined",
         "keys": ["image", "label"],
-        "prob": 0.3,
+        "prob": prob,
         "rotate_range": settings["rotate_range"],
         "scale_range": [0.2] * len(settings["rotate_range"] if settings["spatial_dims"] == 3 else (0, 0)),
         "mode": ["bilinear", "nearest"],
         "padding_mode": "border",
     }
-    contrast = {"_target_": "RandAdjustContrastd", "keys": "image", "gamma": [0.7, 1.5], "prob": 0.3}
-    return [*flips, affine, contrast]
+    contrast = {"_target_": "RandAdjustContrastd", "keys": "image", "gamma": [0.7, 1.5], "prob": prob}
+    return [*flips, *([affine, contrast] if prob else [])]
 
 
 def _metadata(metadata: Json, settings: Mapping[str, Any], fingerprint: Fingerprint, name: str) -> Json:
