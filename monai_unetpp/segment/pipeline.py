@@ -6,8 +6,8 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from monai_unetpp.files import PathLike
 from monai_unetpp.inferers import AveragedNetwork, EarlyExitInferer, VolumeInferer
 from monai_unetpp.levels import read_calibration
 from monai_unetpp.network import UNetPlusPlus, kernels
+from monai_unetpp.regions import value_names
 from monai_unetpp.segment.provenance import provenance
 from monai_unetpp.weights import Record, load_network, read_record, sha256
 from monai_unetpp.weights.record import SETTINGS
@@ -43,7 +44,8 @@ class Pipeline:
         pixdim: Spacing that scans are resampled to, mm.
         made_by: What makes the masks: weights, level, precision, settings; see ``<name>_seg.json``.
         window: Intensities drawn black and white in sheets, HU; ``None`` for those that suit the scan.
-        names: Names of the classes, with the background's; empty if they are unknown.
+        names: Names of the values of a mask, with the background's; empty if they are unknown.
+        regions: Name of a region -> values of a mask in it; empty if classes do not overlap.
         note: Names of the bundle and of its overlays, and the level, for sheets.
         channels: Channels of the network.
         pictures: Whether it segments pictures instead of volumes.
@@ -59,6 +61,7 @@ class Pipeline:
     made_by: dict[str, Any]
     window: Sequence[float] | None = None
     names: tuple[str, ...] = ()
+    regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
     note: str = ""
     channels: int = 1
     pictures: bool = False
@@ -125,8 +128,14 @@ def load_pipeline(
             raise ValueError(
                 "early exit must be left out with several checkpoints or mirroring: name a level."
             )
-        network, inferer.level = AveragedNetwork(networks, axes), None
+        network, inferer.level = AveragedNetwork(networks, axes, inferer.order is not None), None
         made_by |= {"ensemble": [sha256(path) for path in every[1:]], "mirrored": list(axes)}
+    names = made_by["labels"] or _class_names(root, get("out_channels"))
+    regions: dict[str, Sequence[int]] = {}
+    if inferer.regions is not None:
+        of_regions = made_by["labels"][1:] or names or [f"region {n + 1}" for n in range(len(inferer.regions))]
+        regions = dict(zip(of_regions, inferer.regions, strict=True))
+        names = value_names(regions)
     return Pipeline(
         preprocessing=get("preprocessing"),
         network=network,
@@ -137,7 +146,8 @@ def load_pipeline(
         pixdim=tuple(get("pixdim")),
         made_by=made_by,
         window=get("sheet_window", default=None),
-        names=tuple(made_by["labels"] or _class_names(root, get("out_channels"))),
+        names=tuple(names),
+        regions=regions,
         note=", ".join([f"bundle {root.resolve().name}", *chosen.overlays, level]),
         channels=int(get("in_channels", default=1)),
         pictures=bool(get("pictures", default=False)),
