@@ -40,7 +40,7 @@ def to_regions(label: Tensor, regions: list[list[int]], dim: int = 0) -> Tensor:
 
 
 def with_background(masks: Tensor) -> Tensor:
-    """Return masks or probabilities (R, *spatial) with what is in no region as first channel, (1 + R, ...)."""
+    """Return masks or probabilities (R, *spatial) with what is in no region as first channel."""
     return torch.cat([1 - masks.amax(dim=0, keepdim=True), masks])
 
 

@@ -90,6 +90,8 @@ def pack_bundle(
     metadata = _metadata(configs.pop("metadata"), configs["inference"], standalone)
     classes = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
     names = [classes[str(n)] for n in range(len(classes))]
+    if configs["inference"].get("regions") is not None:
+        names = ["background", *names]
     configs["train"]["labels"] = {
         "_desc_": "of the data set in dataset_dir; a host that trains on cases of its own has none",
         "_target_": "monai_unetpp.data.read_labels",

@@ -76,8 +76,9 @@ class AbsentClasses:
                 if not absent:
                     break
             for name, values in absent.items():
+                shown = ", ".join(map(str, values))
                 logger.warning(
-                    f"{name} (value {', '.join(map(str, values))}) is in none of the {len(dataset)} {side} labels: "
+                    f"{name} (value {shown}) is in none of the {len(dataset)} {side} labels: "
                     f"{self.advice[side]}"
                 )
 

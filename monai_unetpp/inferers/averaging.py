@@ -19,7 +19,8 @@ class AveragedNetwork(nn.Module):
     """The mean of the probabilities of networks, on windows and on their mirror images.
 
     It returns the logarithm of the mean (of its odds, for one channel or with ``sigmoid``), whose softmax
-    (sigmoid) is the mean, window by window: memory holds one window batch more than for one network, whatever their number.
+    (sigmoid) is the mean, window by window: memory holds one window batch more than for one network, whatever
+    their number.
 
     Args:
         networks: Functions from windows (B, C, *window) to logits (B, K, *window), or to those of all heads,

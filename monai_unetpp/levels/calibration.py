@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from monai_unetpp.files import PathLike
 from monai_unetpp.inferers import early_exit_like
-from monai_unetpp.levels.score import default_postprocessing, evaluating
+from monai_unetpp.levels.postprocessing import default_postprocessing
+from monai_unetpp.levels.score import evaluating
 from monai_unetpp.network import kernels, unwrap_unetplusplus
 from monai_unetpp.weights import Record, read_record, record_path, sha256, write_record
 

@@ -16,14 +16,13 @@ import torch
 from monai.data import MetaTensor, decollate_batch
 from monai.metrics import compute_dice, compute_iou, compute_surface_dice
 from monai.metrics.utils import do_metric_reduction
-from monai.transforms import AsDiscreted, Compose, Lambdad
 from torch import Tensor, nn
 
 from monai_unetpp.levels.cost import interleaved, multiply_adds, peak_memory
+from monai_unetpp.levels.postprocessing import default_postprocessing
 from monai_unetpp.network import UNetPlusPlus, kernels, prune, unwrap_unetplusplus
-from monai_unetpp.regions import to_regions, with_background
 
-__all__ = ["LevelScore", "default_postprocessing", "evaluating", "score_levels"]
+__all__ = ["LevelScore", "evaluating", "score_levels"]
 
 METRICS = ("dice", "iou", "surface_dice")
 
@@ -218,17 +217,6 @@ def _window_shape(
             f"which the inferer's roi_size does not tell, got {size}."
         )
     return (1, network.in_channels, *size)
-
-
-def default_postprocessing(out_channels: int, regions: list[list[int]] | None = None) -> Compose:
-    """Return argmax, or a threshold for one channel or for regions, on the grid of the data."""
-    keys = ["pred", "label"]
-    if regions is not None:
-        post = {"pred": lambda x: (x > 0).float(), "label": lambda x: to_regions(x, regions)}
-        return Compose([*(Lambdad(key, f) for key, f in post.items()), Lambdad(keys, with_background)])
-    if out_channels == 1:
-        return Compose([AsDiscreted("pred", threshold=0.0)])  # of a logit: a probability of one half
-    return Compose([AsDiscreted(keys, argmax=[True, False], to_onehot=out_channels)])
 
 
 @contextmanager

@@ -133,8 +133,8 @@ def load_pipeline(
     names = made_by["labels"] or _class_names(root, get("out_channels"))
     regions: dict[str, Sequence[int]] = {}
     if inferer.regions is not None:
-        of_regions = made_by["labels"][1:] or names or [f"region {n + 1}" for n in range(len(inferer.regions))]
-        regions = dict(zip(of_regions, inferer.regions, strict=True))
+        numbers = [f"region {n}" for n, _ in enumerate(inferer.regions, 1)]
+        regions = dict(zip(made_by["labels"][1:] or names or numbers, inferer.regions, strict=True))
         names = value_names(regions)
     return Pipeline(
         preprocessing=get("preprocessing"),

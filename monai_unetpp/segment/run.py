@@ -88,7 +88,8 @@ def segment(
         input_dir: Scan or folder of scans, see :func:`~monai_unetpp.data.list_volumes`.
         output_dir: Folder of the masks, outside of ``input_dir``.
         bundle: Folder of the bundle, or the name of one that comes with this package.
-        probability: Class, or number of the region from 1 on, whose probability is written as ``<name>_probability.nii.gz``.
+        probability: Class, or number of the region from 1 on, whose probability is written as
+            ``<name>_probability.nii.gz``.
         uncertainty: Whether to write the disagreement of the heads as ``<name>_uncertainty.nii.gz``, and to
             rank the cases by expected error in ``uncertainty.csv``, the most uncertain first.
         sheets: Whether to draw slices with outlines of the mask as ``<name>_sheet.png``.

@@ -219,6 +219,7 @@ class LoadImageAndLabeld(MapTransform):
             if self.regions is not None:
                 wanted = f"{', '.join(map(str, self.values))} (regions = {list(self.regions)})"
             raise ValueError(
-                f"label {names} must have values {wanted}, got {', '.join(f'{value:.9g}' for value in wrong[:MOST_NAMED])}"
+                f"label {names} must have values {wanted}, got "
+                f"{', '.join(f'{value:.9g}' for value in wrong[:MOST_NAMED])}"
                 f"{f' and {len(wrong) - MOST_NAMED} more' if len(wrong) > MOST_NAMED else ''}."
             )
