@@ -467,7 +467,7 @@ def test_planned_bundle_evaluates_scores_levels_and_writes_what_numpy_computes(p
         wanted = np.zeros(p.shape[1:], int)
         for channel, value in zip(p, (2, 1, 4), strict=True):
             wanted = np.where(channel > 0.5, value, wanted)
-        unclear = (np.abs(p - 0.5) < 1e-4).any(0)
+        unclear = (np.abs(p - 0.5) < 1e-5).any(0)
         found = np.asarray(written.dataobj)
         assert np.array_equal(found[~unclear], wanted[~unclear])
         assert unclear.mean() < 0.01
