@@ -8,13 +8,13 @@ the ones before it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_regions", "check_writable", "region_values", "to_regions", "value_names", "with_background"]
+__all__ = ["check_regions", "check_writable", "region_values", "to_regions", "with_background"]
 
 MAX_VALUE = 255  # masks are written as uint8
 
@@ -47,15 +47,6 @@ def with_background(masks: Tensor) -> Tensor:
 def region_values(regions: Sequence[Sequence[int]]) -> list[int]:
     """Return the values that a label map of regions may have, the background's 0 first."""
     return sorted({0, *(value for values in regions for value in values)})
-
-
-def value_names(regions: Mapping[str, Sequence[int]]) -> list[str]:
-    """Return what each value of a mask stands for, from 0 on: the regions that it is in, "" if in none."""
-    names = [
-        ", ".join(name for name, values in regions.items() if value in values)
-        for value in range(1, 1 + max(max(values) for values in regions.values()))
-    ]
-    return ["background", *(f"value {n} ({each})" if each else "" for n, each in enumerate(names, 1))]
 
 
 def check_regions(regions: Any) -> None:

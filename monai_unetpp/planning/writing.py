@@ -15,7 +15,6 @@ from monai_unetpp.bundle import config_files, find_bundle
 from monai_unetpp.files import atomic_directory
 from monai_unetpp.planning.choices import Plan
 from monai_unetpp.planning.fingerprint import Fingerprint
-from monai_unetpp.regions import value_names
 
 __all__ = ["OVERLAYS", "TEMPLATE", "planned_configs", "write_bundle"]
 
@@ -197,7 +196,8 @@ def _metadata(metadata: Json, settings: Mapping[str, Any], fingerprint: Fingerpr
     names = labels if regions is None else labels[1:]  # of the network's channels
     values = [f"{n} is {each}" for n, each in enumerate(labels)]
     if regions is not None:
-        values = value_names(dict(zip(names, regions, strict=True)))
+        inside = [" or ".join(map(str, each)) for each in regions]
+        values = ["0 is background", *(f"{a} is {b}" for a, b in zip(inside, names, strict=True))]
     pictures = all(case.picture for case in fingerprint.cases)
     scaling = "mean 0 and standard deviation 1 by case and channel"
     if settings["hu_range"] is not None:
@@ -212,7 +212,7 @@ def _metadata(metadata: Json, settings: Mapping[str, Any], fingerprint: Fingerpr
         "data_source": data,
         "data_type": "picture" if pictures else "nibabel",
         "image_classes": f"{settings['in_channels']} channels ({', '.join(fingerprint.modality)}), {scaling}",
-        "label_classes": f"single channel data, {', '.join(value for value in values if value)}",
+        "label_classes": f"single channel data, {', '.join(values)}",
         "pred_classes": f"{len(names)} channels: {', '.join(names)}",
         "references": [each for each in metadata["references"] if "UNet++" in each],
     }

@@ -20,7 +20,6 @@ from monai_unetpp.files import PathLike
 from monai_unetpp.inferers import AveragedNetwork, EarlyExitInferer, VolumeInferer
 from monai_unetpp.levels import read_calibration
 from monai_unetpp.network import UNetPlusPlus, kernels
-from monai_unetpp.regions import value_names
 from monai_unetpp.segment.provenance import provenance
 from monai_unetpp.weights import Record, load_network, read_record, sha256
 from monai_unetpp.weights.record import SETTINGS
@@ -135,7 +134,7 @@ def load_pipeline(
     if inferer.regions is not None:
         numbers = [f"region {n}" for n, _ in enumerate(inferer.regions, 1)]
         regions = dict(zip(made_by["labels"][1:] or names or numbers, inferer.regions, strict=True))
-        names = value_names(regions)
+        names = _value_names(regions)
     return Pipeline(
         preprocessing=get("preprocessing"),
         network=network,
@@ -226,6 +225,15 @@ def _class_names(bundle: PathLike, number: int) -> list[str]:
         return [str(channels[str(n)]) for n in range(number)]
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return []  # a bundle of one's own works without metadata
+
+
+def _value_names(regions: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return what each value of a mask stands for, from 0 on: the regions that it is in, "" if in none."""
+    names = [
+        ", ".join(name for name, values in regions.items() if value in values)
+        for value in range(1, 1 + max(max(values) for values in regions.values()))
+    ]
+    return ["background", *(f"value {n} ({each})" if each else "" for n, each in enumerate(names, 1))]
 
 
 def _calibrated_level(weights: PathLike) -> int | None:
