@@ -13,7 +13,7 @@ from monai.inferers import SlidingWindowInferer
 
 from bundles import AFFINES, TINY_TRAINING, ball, raises_within, run, workflow
 from monai_unetpp import DeepSupervisionDiceLoss, UNetPlusPlus, VolumeInferer, score_levels
-from monai_unetpp.bundle import run_workflow
+from monai_unetpp.bundle import pack_bundle, run_workflow
 from monai_unetpp.data import read_dataset
 from monai_unetpp.inferers import AveragedNetwork, EarlyExitInferer
 from monai_unetpp.inferers.uncertainty import ExpectedError, disagreement
@@ -528,3 +528,17 @@ def test_bundle_refuses_an_order_that_does_not_fit_before_training(nested, tmp_p
     with raises_within(ValueError, r"regions_class_order must have the value that a mask gets in each of 3"):
         run("liver", "train", tmp_path, dataset_dir=str(nested), out_channels=3, regions=BRATS)
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.slow
+def test_packed_bundle_names_the_regions(planned, tmp_path):
+    bundle, _ = planned
+    pack_bundle(bundle, bundle / "models" / "model.pt", tmp_path / "packed")
+    configs = {
+        name: json.loads((tmp_path / "packed" / "configs" / f"{name}.json").read_text())
+        for name in ("train", "inference", "metadata")
+    }
+    assert configs["train"]["labels"]["otherwise"] == ["background", *NAMES]
+    assert configs["inference"]["regions_class_order"] == [2, 1, 4]
+    pred = configs["metadata"]["network_data_format"]["outputs"]["pred"]
+    assert (pred["num_channels"], list(pred["channel_def"].values())) == (3, NAMES)
