@@ -97,7 +97,7 @@ def test_python_of_the_page_on_the_network_runs_in_order():
 
 
 def test_data_set_of_the_page_on_training_is_one(tmp_path):
-    (index,) = (
+    index, regions = (
         json.loads(block) for language, block in fenced(DOCS / "how-to/train.md") if language == "json"
     )
     for case in index["training"]:
@@ -105,8 +105,13 @@ def test_data_set_of_the_page_on_training_is_one(tmp_path):
             (tmp_path / path).parent.mkdir(exist_ok=True)
             (tmp_path / path).touch()
     (tmp_path / "dataset.json").write_text(json.dumps(index))
-    data = importlib.import_module("monai_unetpp.data").read_dataset(tmp_path, out_channels=2)
+    read = importlib.import_module("monai_unetpp.data").read_dataset
+    data = read(tmp_path, out_channels=2)
     assert (len(data.cases), data.labels) == (2, ["background", "kidney"])
+    (tmp_path / "dataset.json").write_text(json.dumps(index | regions))
+    values, order = [[1, 2, 3], [2, 3], [3]], regions["regions_class_order"]
+    data = read(tmp_path, out_channels=3, regions=values, regions_class_order=order)
+    assert data.labels == ["background", "whole_tumor", "tumor_core", "enhancing"]
 
 
 @EVERY_PAGE

@@ -90,6 +90,8 @@ def pack_bundle(
     metadata = _metadata(configs.pop("metadata"), configs["inference"], standalone)
     classes = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
     names = [classes[str(n)] for n in range(len(classes))]
+    if configs["inference"].get("regions") is not None:
+        names = ["background", *names]
     configs["train"]["labels"] = {
         "_desc_": "of the data set in dataset_dir; a host that trains on cases of its own has none",
         "_target_": "monai_unetpp.data.read_labels",
@@ -174,11 +176,12 @@ def _check_labels(source: Path, record: Record, configs: Mapping[str, Json]) -> 
     """Raise if metadata.json names other classes than those that the weights were trained with."""
     formats = configs["metadata"]["network_data_format"]
     named = list(formats["outputs"]["pred"]["channel_def"].values())[: configs["inference"]["out_channels"]]
-    if record.labels and named != record.labels:
+    labels = record.labels[record.regions is not None :]  # the background is no region
+    if labels and named != labels:
         path = config_files(source, "metadata")[0]
-        wanted = json.dumps({str(n): name for n, name in enumerate(record.labels)})
+        wanted = json.dumps({str(n): name for n, name in enumerate(labels)})
         raise ValueError(
-            f"{path} must name the classes of the weights, {', '.join(record.labels)}, "
+            f"{path} must name the classes of the weights, {', '.join(labels)}, "
             f"got {', '.join(named)}: give channel_def {wanted} there, and "
             "have name, task, description, label_classes, pred_classes and data_source say the same; "
             "override_record=True (--override-record) packs it as it is."

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from monai_unetpp.data.index import index_labels, read_index
-from monai_unetpp.data.layouts import WANTED, find_layout
+from monai_unetpp.data.layouts import WANTED, Layout, find_layout
 from monai_unetpp.data.listing import VOLUMES
 from monai_unetpp.files import PathLike, real_path, result_path
 from monai_unetpp.readers import PICTURE_SUFFIXES, is_series, other_channels
 from monai_unetpp.readers.memory import check_cache
 from monai_unetpp.readers.picture import read_raw
+from monai_unetpp.regions import check_writable, region_values
 
 __all__ = ["DataSet", "data_folder", "list_volumes", "read_dataset", "read_labels"]
 
@@ -48,27 +49,32 @@ def read_dataset(
     masks: PathLike | None = None,
     scan: str | None = None,
     skip: Sequence[str] = (),
+    regions: list[list[int]] | None = None,
+    regions_class_order: list[int] | None = None,
 ) -> DataSet:
     """Find the cases of a data set, and check that they are there.
 
     Args:
         dataset_dir: Folder of the data set, in one of the layouts that :func:`find_layout` knows.
-        out_channels: Channels of the network, as many as the data set has labels.
+        out_channels: Channels of the network, as many as the data set has labels, or regions.
         pixdim: Spacing in mm to which the cached cases are resampled; by default memory is not checked.
         cache_rate: Share of the cases that is kept in memory, in [0, 1].
         allow_outside: Whether ``dataset.json`` may name files outside of its folder, by an absolute path,
             by ``..`` or through a link. Only for a file that you trust.
-        labels: Names of the classes in the order of their values, the background first; default those in
-            ``dataset.json``.
+        labels: Names of the classes in the order of their values, or of the regions, the background first;
+            default those in ``dataset.json``.
         images: Folder of the images where there is no ``dataset.json``; see :func:`find_layout`.
         masks: Folder of the masks, likewise.
         scan: Regular expression that finds the scan in the name of a case, likewise.
         skip: Paths in ``dataset_dir`` of files that are not used, and neither is the case that they are of.
+        regions: Values of the label maps in each region, for classes that overlap; where ``dataset.json`` has
+            regions, those.
+        regions_class_order: Value that a mask gets in each region, likewise.
 
     Raises:
         ValueError: if ``dataset_dir`` is None; if ``dataset.json`` is damaged, has no training cases, a case
-            without a label, files outside of its folder, or not ``out_channels`` labels; or if the cases do
-            not fit in memory.
+            without a label, files outside of its folder, or not ``out_channels`` labels, or other regions; or
+            if the cases do not fit in memory.
         FileNotFoundError: if the folder holds no data set, or a file that belongs to it does not exist.
     """
     if dataset_dir is None:
@@ -92,16 +98,49 @@ def read_dataset(
     cases = [case for case in layout.cases if left_out.isdisjoint((case["image"], case["label"]))]
     if not cases:
         raise ValueError(f"{root} has no training cases.")
-    names = list(labels) if labels is not None else _names(root, layout.labels)
+    check_writable(regions, regions_class_order)
+    _check_regions(root, layout, regions, regions_class_order, labels is not None)
+    if labels is not None:
+        names = list(labels)
+    elif regions is not None and layout.regions is None:
+        names = _names_of_regions(root, layout.labels, regions)
+    else:
+        names = _names(root, layout.labels)
     place = root / "dataset.json" if layout.labels else root
-    if len(names) != out_channels:
+    channels = len(names) - (regions is not None)  # the background is no region
+    if channels != out_channels or (regions is not None and len(regions) != channels):
+        what = "labels" if regions is None else f"regions {regions}"
         raise ValueError(
-            f"out_channels must be {len(names)} for the labels {', '.join(names)} of {place}, "
-            f"got {out_channels}: --out_channels {len(names)}."
+            f"out_channels must be {channels} for the {what} {', '.join(names)} of {place}, "
+            f"got {out_channels}: --out_channels {channels}."
         )
     if pixdim is not None:
         check_cache(cases, pixdim, cache_rate)
     return DataSet(cases, names)
+
+
+def _check_regions(
+    root: Path, layout: Layout, regions: list[list[int]] | None, order: list[int] | None, named: bool
+) -> None:
+    """Raise if ``dataset.json`` has other regions; classes that are named may be all that is not 0."""
+    if layout.regions is None or (named and regions is None):
+        return
+    if layout.regions != (regions, order):
+        raise ValueError(
+            f"regions and regions_class_order must be {layout.regions[0]} and {layout.regions[1]}, as in "
+            f"{root / 'dataset.json'}, got {regions} and {order}: monai-unetpp plan takes them from there."
+        )
+
+
+def _names_of_regions(root: Path, labels: Mapping[int, str], regions: list[list[int]]) -> list[str]:
+    """Return the background and names for regions, made from those of the classes that they consist of."""
+    values = region_values(regions)
+    if labels and values != list(labels):
+        raise ValueError(
+            f"regions must have all values of {root / 'dataset.json'} but 0, {', '.join(map(str, labels))}, "
+            f"and no other, got {', '.join(map(str, values))} in {regions}."
+        )
+    return ["background", *("+".join(labels.get(v, str(v)) for v in each) for each in regions)]
 
 
 def read_labels(dataset_dir: PathLike, otherwise: Sequence[str]) -> list[str]:

@@ -14,11 +14,13 @@ from monai_unetpp.data.listing import list_files
 from monai_unetpp.files import real_path
 from monai_unetpp.readers import PICTURE_SUFFIXES
 from monai_unetpp.readers.names import CHANNEL
+from monai_unetpp.regions import check_writable
 
 __all__ = [
     "check_inside",
     "decathlon_cases",
     "index_labels",
+    "index_regions",
     "nnunet_cases",
     "read_index",
 ]
@@ -44,16 +46,18 @@ def read_index(index: Path) -> dict[str, Any]:
 def index_labels(index: Path, content: Mapping[str, Any]) -> dict[int, str]:
     """Return value -> name of the classes, of the Decathlon (value first) or of nnU-Net v2 (name first).
 
+    Of regions it is their number, from 1 on, instead of the value; see :func:`index_regions`.
+
     Raises:
-        ValueError: if they are neither, overlap (regions), or exclude voxels (ignore).
+        ValueError: if they are neither, are regions that do not fit, or exclude voxels (ignore).
     """
     labels = content.get("labels")
     if not isinstance(labels, dict) or not labels:
         raise ValueError(f"{index} is not a data set of the Decathlon or of nnU-Net: it has no labels.")
-    if any(isinstance(value, list) for value in labels.values()):
-        raise ValueError(f"{index} has regions, classes that overlap: only classes that do not are known.")
     if "ignore" in labels:
         raise ValueError(f"{index} has the label ignore, which is not known: give these voxels a class.")
+    if index_regions(index, content) is not None:
+        return dict(enumerate(["background", *_regions(labels)]))
     try:
         if all(str(key).isdecimal() for key in labels):
             found = {int(key): str(name) for key, name in labels.items()}
@@ -64,6 +68,42 @@ def index_labels(index: Path, content: Mapping[str, Any]) -> dict[int, str]:
             f"{index} is not a data set of the Decathlon or of nnU-Net: its labels are {labels}."
         ) from error
     return dict(sorted(found.items()))
+
+
+def index_regions(index: Path, content: Mapping[str, Any]) -> tuple[list[list[int]], list[int]] | None:
+    """Return the values of each region, and the value that a mask gets in each, as nnU-Net v2 states them.
+
+    Args:
+        index: Path of the file, for messages.
+        content: ``labels`` with the values of each region, such as ``"tumour": [1, 2]``, and
+            ``regions_class_order``.
+
+    Returns:
+        Both lists in the order of ``labels``, without the background; ``None`` if there are no regions.
+
+    Raises:
+        ValueError: if the two do not fit, see :func:`~monai_unetpp.regions.check_writable`.
+    """
+    labels: dict[str, Any] = content["labels"]
+    order: Any = content.get("regions_class_order")
+    if order is None and not any(isinstance(value, list) for value in labels.values()):
+        return None
+    if labels.get("background") not in (0, [0]):
+        raise ValueError(
+            f"{index} has regions: its labels must have background 0, got {labels.get('background')!r}."
+        )
+    regions = _regions(labels)
+    try:
+        check_writable(list(regions.values()), order, list(regions))
+    except ValueError as error:
+        raise ValueError(f"{index} has regions: {error}") from error
+    return list(regions.values()), list(order)
+
+
+def _regions(labels: Mapping[str, Any]) -> dict[str, Any]:
+    """Return name -> values of the regions in ``labels``."""
+    named = {name: value for name, value in labels.items() if name != "background"}
+    return {name: value if isinstance(value, list) else [value] for name, value in named.items()}
 
 
 def decathlon_cases(index: Path) -> Cases:

@@ -17,6 +17,7 @@ from monai_unetpp.data.index import (
     check_inside,
     decathlon_cases,
     index_labels,
+    index_regions,
     nnunet_cases,
     read_index,
 )
@@ -44,10 +45,12 @@ class Layout:
         kind: ``"decathlon"``, ``"nnunet"`` or ``"folders"``.
         cases: One dictionary per case with the paths of ``"image"`` and ``"label"``, and the name of the
             ``"scan"`` where it is known.
-        labels: Value of a class -> its name, where ``dataset.json`` says so; the background first.
+        labels: Value of a class, or number of a region from 1 on, -> its name, where ``dataset.json`` says
+            so; the background first.
         modality: Names of the channels, where ``dataset.json`` says so.
         channels: Files per case.
         problems: Path -> what is wrong there.
+        regions: Values of each region and ``regions_class_order``, where ``dataset.json`` has regions.
     """
 
     kind: str
@@ -56,6 +59,7 @@ class Layout:
     modality: list[str] = field(default_factory=list)
     channels: int = 1
     problems: dict[str, str] = field(default_factory=dict)
+    regions: tuple[list[list[int]], list[int]] | None = None
 
 
 def find_layout(
@@ -104,6 +108,7 @@ def _indexed(root: Path, content: Mapping[str, Any], allow_outside: bool) -> Lay
         index_labels(index, content),
         modality,
         1 if decathlon else len(modality),
+        regions=index_regions(index, content),
     )
     cases = decathlon_cases(index) if decathlon else nnunet_cases(root, content, layout.channels)
     if not allow_outside:

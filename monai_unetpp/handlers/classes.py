@@ -46,13 +46,20 @@ class AbsentClasses:
         validate: Data set of the held-out cases.
         labels: Names of the classes in the order of their values, the background first.
         folds: Number of folds of the cross-validation, if there is one: then the advice is another.
+        regions: Values of the labels in each class, where classes overlap.
     """
 
     def __init__(
-        self, train: Dataset, validate: Dataset, labels: Sequence[str], folds: int | None = None
+        self,
+        train: Dataset,
+        validate: Dataset,
+        labels: Sequence[str],
+        folds: int | None = None,
+        regions: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.datasets = {"training": train, "validation": validate}
-        self.labels = list(labels)
+        values = [[n] for n in range(1, len(labels))] if regions is None else regions
+        self.values = dict(zip(labels[1:], values, strict=True))
         self.advice = ADVICE if folds is None else {**ADVICE, "validation": ADVICE["fold"]}
 
     def attach(self, engine: Engine) -> None:
@@ -62,14 +69,16 @@ class AbsentClasses:
     def __call__(self) -> None:
         """Log a warning for each class that is absent."""
         for side, dataset in self.datasets.items():
-            absent = set(range(1, len(self.labels)))
+            absent = self.values
             for label in _labels(dataset):
-                absent -= {int(value) for value in torch.unique(label)}
+                found = {int(value) for value in torch.unique(label)}
+                absent = {name: values for name, values in absent.items() if found.isdisjoint(values)}
                 if not absent:
                     break
-            for value in sorted(absent):
+            for name, values in absent.items():
+                shown = ", ".join(map(str, values))
                 logger.warning(
-                    f"{self.labels[value]} (value {value}) is in none of the {len(dataset)} {side} labels: "
+                    f"{name} (value {shown}) is in none of the {len(dataset)} {side} labels: "
                     f"{self.advice[side]}"
                 )
 

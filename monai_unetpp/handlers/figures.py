@@ -242,5 +242,5 @@ def _shortened(name: str) -> str:
 
 
 def _label_map(one_hot: Tensor) -> Tensor:
-    """Return the classes (*spatial) of a one-hot map (C, *spatial)."""
-    return torch.as_tensor(one_hot).argmax(0).cpu()
+    """Return the classes (*spatial) of a one-hot map (C, *spatial); the last one where classes overlap."""
+    return len(one_hot) - 1 - torch.as_tensor(one_hot).flip(0).argmax(0).cpu()

@@ -19,6 +19,7 @@ from monai_unetpp.inferers.slabs import slabs
 from monai_unetpp.inferers.uncertainty import ExpectedError, disagreement, probabilities
 from monai_unetpp.inferers.windows import EarlyExitInferer, FlatOnce
 from monai_unetpp.network import UNetPlusPlus, unwrap
+from monai_unetpp.regions import check_writable
 
 __all__ = ["Segmentation", "VolumeInferer"]
 
@@ -27,7 +28,8 @@ class Segmentation(NamedTuple):
     """Segmentation of a volume; maps are (1, 1, *spatial) on the grid of the file.
 
     Args:
-        labels: Most probable class, uint8; a mask for a network of one channel.
+        labels: Most probable class, uint8; a mask for a network of one channel; of regions the value of the
+            last one that a voxel is in.
         probability: Probability of the class that was asked for, float32.
         uncertainty: Disagreement of the heads, float32; see :func:`~monai_unetpp.inferers.disagreement`.
         case_uncertainty: Expected 1 - Dice if the deepest head's probabilities are correct, the mean over the
@@ -57,6 +59,13 @@ class VolumeInferer(Inferer):
         largest_component: Whether to keep only the largest connected component of the foreground.
         progress: Whether to show a progress bar over groups of rows of windows.
         level: Level ``k`` of L^k; by default that of the network.
+        regions: Values of the label map in each region, for a network with one channel and a sigmoid per
+            region; see :mod:`monai_unetpp.regions`.
+        regions_class_order: Value that is written in each region where its probability is above 1/2; later
+            regions overwrite earlier ones.
+
+    Raises:
+        ValueError: if ``regions`` and ``regions_class_order`` do not fit each other.
     """
 
     def __init__(
@@ -65,8 +74,13 @@ class VolumeInferer(Inferer):
         largest_component: bool = False,
         progress: bool = False,
         level: int | None = None,
+        regions: Sequence[Sequence[int]] | None = None,
+        regions_class_order: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        check_writable(regions, regions_class_order)
+        self.regions = regions
+        self.order = regions_class_order
         self.inferer = inferer
         self.largest_component = largest_component
         self.progress = progress
@@ -92,13 +106,14 @@ class VolumeInferer(Inferer):
             image: Preprocessed volume, ``MetaTensor`` (1, C, X, Y, Z), with ``original_affine`` and
                 ``spatial_shape`` of the file in its ``meta``, as ``LoadImage`` writes them.
             network: Function from windows (B, C, *window) to logits (B, K, *window).
-            probability: Class whose probability is returned as well.
+            probability: Class whose probability is returned as well; a region by its number, from 1 on.
             uncertainty: Whether the disagreement of the heads is returned as well, for a network with
                 several heads.
 
         Raises:
             ValueError: if there are several volumes, ``meta`` lacks the grid of the file, the network has no
-                such class, or uncertainty is asked for and the network has one head.
+                such class or another number of regions, or uncertainty is asked for and the network has one
+                head.
         """
         with _at_level(network, self.level):
             return self._segment(image, network, probability, uncertainty)
@@ -123,9 +138,10 @@ class VolumeInferer(Inferer):
             network = FlatOnce(partial(_deepest_head, network))
         logits = slabs(self.inferer, image.as_subclass(Tensor), network, _bar if self.progress else None)
         results: dict[str, Tensor] = {}
-        error = ExpectedError(classes) if classes is not None else None
-        for part in grid.resample(_maps(slab, classes, error)[0] for slab in logits):
-            for name, values in _results(part, classes, probability).items():
+        sigmoid = self.order is not None
+        error = ExpectedError(classes, sigmoid) if classes is not None else None
+        for part in grid.resample(_maps(slab, classes, error, sigmoid)[0] for slab in logits):
+            for name, values in _results(part, classes, probability, self.order).items():
                 if name not in results:
                     results[name] = torch.zeros(size, dtype=values.dtype)
                 results[name].index_copy_(part.axis, part.numbers, values.cpu())
@@ -170,22 +186,34 @@ def _all_heads(network: UNetPlusPlus, windows: Tensor) -> Tensor:
     return torch.cat(network.all_heads(windows)[network.depth - network.level :], dim=1)
 
 
-def _maps(logits: Tensor, classes: int | None, error: ExpectedError | None) -> Tensor:
+def _maps(logits: Tensor, classes: int | None, error: ExpectedError | None, sigmoid: bool) -> Tensor:
     """Return the deepest head's probabilities, and of several heads their disagreement as a last channel."""
     if classes is None or error is None:
-        return probabilities(logits)
+        return probabilities(logits, sigmoid)
     heads = torch.split(logits, classes, dim=1)
     error.add(heads[0])
-    return torch.cat([probabilities(heads[0]), disagreement(heads)], dim=1)
+    return torch.cat([probabilities(heads[0], sigmoid), disagreement(heads, sigmoid)], dim=1)
 
 
-def _results(part: Planes, classes: int | None, probability: int | None) -> dict[str, Tensor]:
+def _results(
+    part: Planes, classes: int | None, probability: int | None, order: Sequence[int] | None
+) -> dict[str, Tensor]:
     """Return labels, and other maps if asked for, of some planes; unseen voxels are background."""
     p = part.maps[:classes]
     unseen = part.unseen.to(p.device)
-    most_probable = p[0] > 0.5 if len(p) == 1 else p.argmax(dim=0)
-    results = {"labels": most_probable.to(torch.uint8).masked_fill_(unseen, 0)}
-    if probability is not None:
+    if order is None:
+        labels = (p[0] > 0.5 if len(p) == 1 else p.argmax(dim=0)).to(torch.uint8)
+    else:
+        labels = _written(p, order)
+    results = {"labels": labels.masked_fill_(unseen, 0)}
+    if probability is not None and order is not None:
+        if not 1 <= probability <= len(p):
+            raise ValueError(
+                f"probability must be a region of the network, 1..{len(p)}, got {probability}: regions "
+                "overlap, and the background has no probability of its own."
+            )
+        results["probability"] = p[probability - 1].masked_fill(unseen, 0.0)
+    elif probability is not None:
         last = max(len(p) - 1, 1)
         if not 0 <= probability <= last:
             raise ValueError(f"probability must be a class of the network, 0..{last}, got {probability}.")
@@ -194,6 +222,19 @@ def _results(part: Planes, classes: int | None, probability: int | None) -> dict
     if classes is not None:
         results["uncertainty"] = part.maps[-1]
     return results
+
+
+def _written(p: Tensor, order: Sequence[int]) -> Tensor:
+    """Return the label map (*spatial) of regions with probabilities ``p``, (R, *spatial)."""
+    if len(p) != len(order):
+        raise ValueError(
+            f"regions must be as many as the network has channels, {len(p)}, got {len(order)} values in "
+            f"regions_class_order, {list(order)}."
+        )
+    labels = torch.zeros_like(p[0], dtype=torch.uint8)
+    for region, value in zip(p, order, strict=True):
+        labels.masked_fill_(region > 0.5, value)
+    return labels
 
 
 def _keep_largest_component(labels: Tensor) -> None:

@@ -29,32 +29,37 @@ FIRST = 0.25  # uncertainty, at L1
 CHANGED = 2.0  # voxels that changed, from L2 on
 
 
-def window_uncertainty(logits: Tensor) -> Tensor:
+def window_uncertainty(logits: Tensor, sigmoid: bool = False) -> Tensor:
     """Return the expected error of each window: the share of its voxels that are expected to be wrong.
 
     It is the mean over voxels of 1 - the probability of the most probable class.
 
     Args:
         logits: Logits (B, K, *spatial).
+        sigmoid: Whether classes overlap (regions); then a voxel counts for the least certain one of them.
 
     Returns:
-        Uncertainty (B,), from 0 (certain everywhere) to ``1 - 1 / K``.
+        Uncertainty (B,), from 0 (certain everywhere) to ``1 - 1 / K``; with ``sigmoid`` to 1/2.
     """
-    p = probabilities(logits)
-    most_probable = torch.maximum(p, 1 - p) if p.shape[1] == 1 else p.amax(dim=1, keepdim=True)
+    p = probabilities(logits, sigmoid)
+    overlap = sigmoid or p.shape[1] == 1
+    most_probable = torch.maximum(p, 1 - p).amin(dim=1) if overlap else p.amax(dim=1)
     return 1 - most_probable.flatten(start_dim=1).mean(dim=1)
 
 
-def window_change(logits: Tensor, previous: Tensor) -> Tensor:
+def window_change(logits: Tensor, previous: Tensor, sigmoid: bool = False) -> Tensor:
     """Return the share of each window's voxels whose most probable class is not that of another level.
 
     Args:
         logits: Logits (B, K, *spatial) of a level.
         previous: Logits (B, K, *spatial) of the level before.
+        sigmoid: Whether classes overlap (regions); then a voxel has changed if it is in other ones.
 
     Returns:
         Share (B,), in [0, 1].
     """
+    if sigmoid:
+        return ((logits > 0) != (previous > 0)).any(dim=1).flatten(start_dim=1).float().mean(dim=1)
     return (labels(logits) != labels(previous)).flatten(start_dim=1).float().mean(dim=1)
 
 
@@ -72,6 +77,7 @@ class EarlyExitInferer(SlidingWindowInferer):
     Args:
         threshold: Uncertainty up to which a window stops, in [0, 1); with 0 all windows reach the deepest
             level.
+        sigmoid: Whether the classes of the network overlap (regions), see :func:`window_uncertainty`.
         **settings: Arguments of ``monai.inferers.SlidingWindowInferer``: ``roi_size``, ``sw_batch_size``, ...
             but ``with_coord``, since the network takes no coordinates.
 
@@ -85,13 +91,14 @@ class EarlyExitInferer(SlidingWindowInferer):
         Zhou et al., UNet++ (IEEE TMI 2020, arXiv:1912.05074): each level is a segmentation of its own.
     """
 
-    def __init__(self, threshold: float, **settings: Any) -> None:
+    def __init__(self, threshold: float, sigmoid: bool = False, **settings: Any) -> None:
         if not 0 <= threshold < 1:
             raise ValueError(f"threshold must be at least 0 and below 1, got {threshold!r}.")
         if settings.get("with_coord"):
             raise ValueError("with_coord must be left out: a UNetPlusPlus takes no coordinates.")
         super().__init__(**settings)
         self.threshold = threshold
+        self.sigmoid = sigmoid
         self.exits: list[int] = []
 
     def reset(self) -> None:
@@ -144,12 +151,12 @@ class EarlyExitInferer(SlidingWindowInferer):
 
     def _confident(self, logits: Tensor, previous: Tensor | None) -> Tensor:
         """Return which windows stop at a level, (B,); ``previous`` are the logits of the level before."""
-        uncertainty = window_uncertainty(logits)
+        uncertainty = window_uncertainty(logits, self.sigmoid)
         if self.threshold == 0:
             return torch.zeros_like(uncertainty, dtype=torch.bool)
         if previous is None:
             return uncertainty <= FIRST * self.threshold
-        changed = window_change(logits, previous)
+        changed = window_change(logits, previous, self.sigmoid)
         return (uncertainty <= self.threshold) & (changed <= CHANGED * self.threshold)
 
 
@@ -158,7 +165,11 @@ class EarlyExitSliceInferer(EarlyExitInferer, SliceInferer):
 
 
 def window_inferer(
-    spatial_dims: int, roi_size: Sequence[int], threshold: float | None = None, **settings: Any
+    spatial_dims: int,
+    roi_size: Sequence[int],
+    threshold: float | None = None,
+    sigmoid: bool = False,
+    **settings: Any,
 ) -> SlidingWindowInferer:
     """Return an inferer that blends windows of a volume, for a network of three dimensions or of two.
 
@@ -166,6 +177,7 @@ def window_inferer(
         spatial_dims: Dimensions of the network; with 2 it is applied slice by slice along the last axis.
         roi_size: Size of the windows, of which slices use the first two entries, voxels.
         threshold: Threshold of early exit, see :class:`EarlyExitInferer`; by default none.
+        sigmoid: Whether classes overlap, likewise.
         **settings: Further arguments of ``monai.inferers.SlidingWindowInferer``.
     """
     if spatial_dims == 2:
@@ -175,17 +187,19 @@ def window_inferer(
     else:
         settings |= {"roi_size": roi_size}
         plain, early = SlidingWindowInferer, EarlyExitInferer
-    return plain(**settings) if threshold is None else early(threshold, **settings)
+    return plain(**settings) if threshold is None else early(threshold, sigmoid, **settings)
 
 
-def early_exit_like(inferer: SlidingWindowInferer, threshold: float) -> EarlyExitInferer:
+def early_exit_like(
+    inferer: SlidingWindowInferer, threshold: float, sigmoid: bool = False
+) -> EarlyExitInferer:
     """Return an early exit with the windows and the blending of ``inferer``."""
     names = ("sw_batch_size", "overlap", "mode", "sigma_scale", "padding_mode", "cval", "sw_device", "device")
     settings = {name: getattr(inferer, name) for name in names}
     if isinstance(inferer, SliceInferer):
         settings["spatial_dim"] = inferer.spatial_dim
-        return EarlyExitSliceInferer(threshold, roi_size=inferer.orig_roi_size, **settings)
-    return EarlyExitInferer(threshold, roi_size=inferer.roi_size, **settings)
+        return EarlyExitSliceInferer(threshold, sigmoid, roi_size=inferer.orig_roi_size, **settings)
+    return EarlyExitInferer(threshold, sigmoid, roi_size=inferer.roi_size, **settings)
 
 
 class FlatOnce:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from monai_unetpp.files import PathLike
 from monai_unetpp.inferers import early_exit_like
-from monai_unetpp.levels.score import default_postprocessing, evaluating
+from monai_unetpp.levels.postprocessing import default_postprocessing
+from monai_unetpp.levels.score import evaluating
 from monai_unetpp.network import kernels, unwrap_unetplusplus
 from monai_unetpp.weights import Record, read_record, record_path, sha256, write_record
 
@@ -85,6 +86,7 @@ def calibrate_exit(
     thresholds: Sequence[float] = THRESHOLDS,
     amp: bool = False,
     amp_kwargs: Mapping[str, Any] | None = None,
+    regions: list[list[int]] | None = None,
 ) -> ExitScore:
     """Find the largest threshold of early exit that loses at most ``tolerance`` Dice, by bisection.
 
@@ -97,6 +99,7 @@ def calibrate_exit(
         thresholds: Thresholds to choose from; a larger one is taken to lose more.
         amp: Whether to compute in mixed precision.
         amp_kwargs: Arguments of ``torch.autocast``.
+        regions: Values of the label in each channel, as for :func:`~monai_unetpp.score_levels`.
 
     Raises:
         TypeError: if ``network`` is no UNetPlusPlus.
@@ -106,12 +109,12 @@ def calibrate_exit(
     if not tolerance >= 0:
         raise ValueError(f"tolerance must be a Dice of at least 0, such as 0.005, got {tolerance!r}.")
     network = unwrap_unetplusplus(network)
-    post = postprocessing or default_postprocessing(network.arguments["out_channels"])
+    post = postprocessing or default_postprocessing(network.arguments["out_channels"], regions)
     device = next(network.parameters()).device
     autocast = kernels.autocast(device, amp, amp_kwargs)
 
     def score(threshold: float) -> tuple[float, tuple[int, ...]]:
-        early = early_exit_like(inferer, threshold)
+        early = early_exit_like(inferer, threshold, sigmoid=regions is not None)
         found = []
         for batch in data:
             with autocast():

@@ -16,13 +16,13 @@ import torch
 from monai.data import MetaTensor, decollate_batch
 from monai.metrics import compute_dice, compute_iou, compute_surface_dice
 from monai.metrics.utils import do_metric_reduction
-from monai.transforms import AsDiscreted, Compose
 from torch import Tensor, nn
 
 from monai_unetpp.levels.cost import interleaved, multiply_adds, peak_memory
+from monai_unetpp.levels.postprocessing import default_postprocessing
 from monai_unetpp.network import UNetPlusPlus, kernels, prune, unwrap_unetplusplus
 
-__all__ = ["LevelScore", "default_postprocessing", "evaluating", "score_levels"]
+__all__ = ["LevelScore", "evaluating", "score_levels"]
 
 METRICS = ("dice", "iou", "surface_dice")
 
@@ -82,6 +82,7 @@ def score_levels(
     amp_kwargs: Mapping[str, Any] | None = None,
     progress: bool = True,
     precisions: Sequence[str] | None = None,
+    regions: list[list[int]] | None = None,
 ) -> list[LevelScore]:
     """Score every level of a trained network in one pass over a validation set, and measure its cost.
 
@@ -105,6 +106,8 @@ def score_levels(
         progress: Whether to show a progress bar.
         precisions: Precisions to score, such as those of ``monai_unetpp.network.kernels.precisions(device)``;
             by default the one that ``amp`` and ``amp_kwargs`` give.
+        regions: Values of the label in each of the network's channels, where classes overlap; what is in none
+            of them is then the first channel of ``postprocessing``.
 
     Returns:
         One score per precision and level: all levels of the first precision, shallowest first, then the next.
@@ -119,14 +122,14 @@ def score_levels(
         Zhou et al., UNet++ (IEEE TMI 2020, arXiv:1912.05074), model pruning.
     """
     network = unwrap_unetplusplus(network)
-    names = _class_names(network, class_labels)
+    names = _class_names(network, class_labels, regions is not None)
     out_channels = network.arguments["out_channels"]
     shape = _window_shape(network, inferer, window)
     device = next(network.parameters()).device
     if precisions is None:
         precisions = [kernels.precision_of(device, amp, amp_kwargs)]
     autocasts = {name: kernels.in_precision(name, device) for name in precisions}
-    postprocessing = postprocessing or default_postprocessing(out_channels)
+    postprocessing = postprocessing or default_postprocessing(out_channels, regions)
     levels = range(1, network.depth + 1)
     keys = [(name, k) for name in autocasts for k in levels]
     cases: dict[tuple[str, int], list[Tensor]] = {key: [] for key in keys}  # (metrics, classes) each
@@ -152,7 +155,7 @@ def score_levels(
     ]
 
 
-def _class_names(network: UNetPlusPlus, class_labels: Sequence[str] | None) -> list[str]:
+def _class_names(network: UNetPlusPlus, class_labels: Sequence[str] | None, overlap: bool) -> list[str]:
     """Return the names of the classes without the background, for a network that has levels to compare."""
     if not network.deep_supervision:
         raise ValueError(
@@ -160,7 +163,7 @@ def _class_names(network: UNetPlusPlus, class_labels: Sequence[str] | None) -> l
             "there are no levels to compare. Train with deep_supervision=True."
         )
     out_channels = network.arguments["out_channels"]
-    classes = max(out_channels - 1, 1)
+    classes = out_channels if overlap else max(out_channels - 1, 1)
     names = list(class_labels or (f"class_{n}" for n in range(1, classes + 1)))
     if len(names) != classes:
         raise ValueError(
@@ -224,14 +227,6 @@ def _window_shape(
             f"which the inferer's roi_size does not tell, got {size}."
         )
     return (1, network.in_channels, *size)
-
-
-def default_postprocessing(out_channels: int) -> Compose:
-    """Return argmax, or a threshold for one channel, on the grid of the data."""
-    keys = ["pred", "label"]
-    if out_channels == 1:
-        return Compose([AsDiscreted("pred", threshold=0.0)])  # of a logit: a probability of one half
-    return Compose([AsDiscreted(keys, argmax=[True, False], to_onehot=out_channels)])
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def volume_figure(
         window: Intensities drawn black and white, such as HU; by default those that suit the volume, see
             :func:`display_window`.
         count: Maximum number of slices; it is exceeded if there are more classes.
-        names: Names of the classes, with the background's.
+        names: Names of the classes, with the background's; "" for a value that is no class.
         note: Text below the name of the volume, such as the name of the bundle.
 
     Raises:
@@ -100,7 +100,7 @@ def volume_figure(
 def _legend(millilitres: Array, names: Sequence[str], picture: bool) -> list[tuple[str, str]]:
     """Return colour and text of each class that was found or has a name."""
     found = millilitres[1:]
-    known = {c: str(name) for c, name in enumerate(names)}
+    known = {c: str(name) for c, name in enumerate(names) if name}
     if not found.any():
         looked_for = ", ".join(known[c] for c in sorted(known) if c)
         return [("", f"nothing found ({looked_for})" if looked_for else "nothing found")]

@@ -48,12 +48,14 @@ class Fingerprint:
     Args:
         data: Folder of the data set.
         cases: One per case that can be used.
-        labels: Names of the classes, the background first.
+        labels: Names of the classes, or of the regions, the background first.
         label_values: Values of the classes in the masks, where they are not 0, 1, 2, ...; see
             :func:`~monai_unetpp.transforms.classes.as_classes`.
         modality: Names of the channels.
         problems: Path -> why it is not used.
         places: What :func:`~monai_unetpp.data.read_dataset` has to be told, too, such as ``images``.
+        regions: Values of the masks in each region, for classes that overlap.
+        regions_class_order: Value that is written in each region, likewise.
     """
 
     data: str
@@ -63,6 +65,8 @@ class Fingerprint:
     modality: list[str]
     problems: dict[str, str] = field(default_factory=dict)
     places: dict[str, str | bool] = field(default_factory=dict)
+    regions: list[list[int]] | None = None
+    regions_class_order: list[int] | None = None
 
     def table(self) -> list[tuple[str, str]]:
         """Return what a person reads first: name -> value, in rows."""
@@ -89,15 +93,16 @@ class Fingerprint:
         """Return the cases that have each class, with its voxels, components and median component."""
         values = self.label_values
         listed = values if isinstance(values, list) else list(range(len(self.labels)))
+        every = [[value] for value in listed[1:]] if self.regions is None else self.regions
         found: dict[str, list[tuple[CaseFacts, tuple[int, int, float]]]] = {
             name: [] for name in self.labels[1:]
         }
         for case in self.cases:
-            for name, value in zip(self.labels[1:], listed[1:], strict=True):
+            for name, of_class in zip(self.labels[1:], every, strict=True):
                 of = [
                     v
                     for k, v in case.values.items()
-                    if k != "0" and (isinstance(values, str) or k == str(value))
+                    if k != "0" and (isinstance(values, str) or int(k) in of_class)
                 ]
                 if of:
                     total = sum(each[0] for each in of), sum(each[1] for each in of)
@@ -144,7 +149,10 @@ def take_fingerprint(
     modality = (
         layout.modality if len(layout.modality) == channels else [f"channel {n}" for n in range(channels)]
     )
-    return Fingerprint(str(root), good, labels, values, modality, problems, source.places())
+    regions, order = (None, None) if source.foreground or layout.regions is None else layout.regions
+    values = values if regions is None else None
+    places = source.places()
+    return Fingerprint(str(root), good, labels, values, modality, problems, places, regions, order)
 
 
 def _measured(

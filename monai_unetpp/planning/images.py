@@ -33,7 +33,13 @@ def choose_images(choose: Choices, fingerprint: Fingerprint) -> None:
     cases = fingerprint.cases
     choose.make("spatial_dims", lambda: _spatial_dims(cases))
     choose.make("in_channels", lambda: (max(c.channels for c in cases), ", ".join(fingerprint.modality)))
-    choose.make("out_channels", lambda: (len(fingerprint.labels), ", ".join(fingerprint.labels)))
+    regions = fingerprint.regions
+    names = fingerprint.labels[regions is not None :]  # the background is no region
+    choose.make("out_channels", lambda: (len(names), ", ".join(names)))
+    if regions is not None:
+        choose.make("regions", lambda: (regions, "values of each in the masks, of dataset.json"))
+        last = "the value that a mask gets in each, later ones over earlier ones"
+        choose.make("regions_class_order", lambda: (fingerprint.regions_class_order, last))
     if fingerprint.label_values is not None:
         choose.make("label_values", lambda: (fingerprint.label_values, _reason_of_values(fingerprint)))
     choose.make("pixdim", lambda: _pixdim(cases, choose["spatial_dims"]))

@@ -12,6 +12,7 @@ from pathlib import Path
 from monai_unetpp.data.layouts import Layout
 from monai_unetpp.planning.measuring import CaseFacts
 from monai_unetpp.planning.source import Source
+from monai_unetpp.regions import region_values
 
 __all__ = ["find_problems"]
 
@@ -25,7 +26,7 @@ Problems = dict[str, str]
 def find_problems(
     source: Source, layout: Layout, cases: Sequence[CaseFacts]
 ) -> tuple[list[str], list[int] | str | None, Problems]:
-    """Return the names of the classes, their values in the masks, and path -> what does not fit.
+    """Return the names of the classes or regions, the masks' values, and path -> what does not fit.
 
     Args:
         source: The data set.
@@ -71,6 +72,8 @@ def _classes(
     lossy = any(case.lossy for case in cases)
     if foreground:
         return ["background", *(classes or ["foreground"])[:1]], "nonzero"
+    if layout.regions:
+        return list(layout.labels.values()), region_values(layout.regions[0])
     if layout.labels:
         values = list(layout.labels)
         return list(layout.labels.values()), None if values == list(range(len(values))) else values

@@ -125,6 +125,7 @@ def planned_configs(plan: Plan, fingerprint: Fingerprint, out: Path) -> dict[str
 
 def _set_shared(config: Json, settings: Mapping[str, Any], out: Path) -> None:
     config |= {key: settings[key] for key in SHARED}
+    config |= {key: settings[key] for key in ("regions", "regions_class_order") if key in settings}
     config["bundle_root"] = out.as_posix()
     config["network_def"] |= {"strides": settings["strides"], "kernel_size": settings["kernel_size"]}
 
@@ -196,8 +197,13 @@ def _augmentation(settings: Mapping[str, Any]) -> list[Json]:
 
 
 def _metadata(metadata: Json, settings: Mapping[str, Any], fingerprint: Fingerprint, name: str) -> Json:
-    names, data = fingerprint.labels, Path(fingerprint.data).name
-    what = ", ".join(names[1:])
+    labels, regions, data = fingerprint.labels, settings.get("regions"), Path(fingerprint.data).name
+    what = ", ".join(labels[1:])
+    names = labels if regions is None else labels[1:]  # of the network's channels
+    values = [f"{n} is {each}" for n, each in enumerate(labels)]
+    if regions is not None:
+        inside = [" or ".join(map(str, each)) for each in regions]
+        values = ["0 is background", *(f"{a} is {b}" for a, b in zip(inside, names, strict=True))]
     pictures = all(case.picture for case in fingerprint.cases)
     scaling = "mean 0 and standard deviation 1 by case and channel"
     if settings["hu_range"] is not None:
@@ -212,8 +218,7 @@ def _metadata(metadata: Json, settings: Mapping[str, Any], fingerprint: Fingerpr
         "data_source": data,
         "data_type": "picture" if pictures else "nibabel",
         "image_classes": f"{settings['in_channels']} channels ({', '.join(fingerprint.modality)}), {scaling}",
-        "label_classes": "single channel data, "
-        + ", ".join(f"{n} is {each}" for n, each in enumerate(names)),
+        "label_classes": f"single channel data, {', '.join(values)}",
         "pred_classes": f"{len(names)} channels: {', '.join(names)}",
         "references": [each for each in metadata["references"] if "UNet++" in each],
     }

@@ -6,8 +6,8 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ class Pipeline:
         pixdim: Spacing that scans are resampled to, mm.
         made_by: What makes the masks: weights, level, precision, settings; see ``<name>_seg.json``.
         window: Intensities drawn black and white in sheets, HU; ``None`` for those that suit the scan.
-        names: Names of the classes, with the background's; empty if they are unknown.
+        names: Names of the values of a mask, with the background's; empty if they are unknown.
+        regions: Name of a region -> values of a mask in it; empty if classes do not overlap.
         note: Names of the bundle and of its overlays, and the level, for sheets.
         channels: Channels of the network.
         pictures: Whether it segments pictures instead of volumes.
@@ -59,6 +60,7 @@ class Pipeline:
     made_by: dict[str, Any]
     window: Sequence[float] | None = None
     names: tuple[str, ...] = ()
+    regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
     note: str = ""
     channels: int = 1
     pictures: bool = False
@@ -125,8 +127,14 @@ def load_pipeline(
             raise ValueError(
                 "early exit must be left out with several checkpoints or mirroring: name a level."
             )
-        network, inferer.level = AveragedNetwork(networks, axes), None
+        network, inferer.level = AveragedNetwork(networks, axes, inferer.order is not None), None
         made_by |= {"ensemble": [sha256(path) for path in every[1:]], "mirrored": list(axes)}
+    names = made_by["labels"] or _class_names(root, get("out_channels"))
+    regions: dict[str, Sequence[int]] = {}
+    if inferer.regions is not None:
+        numbers = [f"region {n}" for n, _ in enumerate(inferer.regions, 1)]
+        regions = dict(zip(made_by["labels"][1:] or names or numbers, inferer.regions, strict=True))
+        names = _value_names(regions)
     return Pipeline(
         preprocessing=get("preprocessing"),
         network=network,
@@ -137,7 +145,8 @@ def load_pipeline(
         pixdim=tuple(get("pixdim")),
         made_by=made_by,
         window=get("sheet_window", default=None),
-        names=tuple(made_by["labels"] or _class_names(root, get("out_channels"))),
+        names=tuple(names),
+        regions=regions,
         note=", ".join([f"bundle {root.resolve().name}", *chosen.overlays, level]),
         channels=int(get("in_channels", default=1)),
         pictures=bool(get("pictures", default=False)),
@@ -216,6 +225,15 @@ def _class_names(bundle: PathLike, number: int) -> list[str]:
         return [str(channels[str(n)]) for n in range(number)]
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return []  # a bundle of one's own works without metadata
+
+
+def _value_names(regions: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return what each value of a mask stands for, from 0 on: the regions that it is in, "" if in none."""
+    names = [
+        ", ".join(name for name, values in regions.items() if value in values)
+        for value in range(1, 1 + max(max(values) for values in regions.values()))
+    ]
+    return ["background", *(f"value {n} ({each})" if each else "" for n, each in enumerate(names, 1))]
 
 
 def _calibrated_level(weights: PathLike) -> int | None:

@@ -54,7 +54,7 @@ class Outcome:
             :class:`~monai_unetpp.inferers.Segmentation`.
         warnings: What looked odd about the scan when it was loaded, such as voxels that are not HU.
         mask: Path of the mask, if this run wrote it.
-        volumes: Name and volume, ml, of each class of the mask.
+        volumes: Name and volume, ml, of each class of the mask, or of each region.
     """
 
     image: str
@@ -88,7 +88,8 @@ def segment(
         input_dir: Scan or folder of scans, see :func:`~monai_unetpp.data.list_volumes`.
         output_dir: Folder of the masks, outside of ``input_dir``.
         bundle: Folder of the bundle, or the name of one that comes with this package.
-        probability: Class whose probability is written as ``<name>_probability.nii.gz``.
+        probability: Class, or number of the region from 1 on, whose probability is written as
+            ``<name>_probability.nii.gz``.
         uncertainty: Whether to write the disagreement of the heads as ``<name>_uncertainty.nii.gz``, and to
             rank the cases by expected error in ``uncertainty.csv``, the most uncertain first.
         sheets: Whether to draw slices with outlines of the mask as ``<name>_sheet.png``.
@@ -229,7 +230,7 @@ class _Run:
             windows.reset()
         try:
             found = self._write(outcome.image, scan)
-            volumes = _volumes(found.labels[0, 0], self.pipeline.names)
+            volumes = _volumes(found.labels[0, 0], self.pipeline.names, self.pipeline.regions)
         except Exception as error:  # a scan that fails does not stop the others
             return replace(outcome, state="failed", reason=_failure(outcome.image, error))
         exits = tuple(windows.exits) if isinstance(windows, EarlyExitInferer) else ()
@@ -272,11 +273,16 @@ class _Run:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def _volumes(labels: Any, names: Sequence[str]) -> tuple[tuple[str, float], ...]:
-    """Return name and volume, ml, of each class of a mask, (*spatial)."""
+def _volumes(
+    labels: Any, names: Sequence[str], regions: Mapping[str, Sequence[int]]
+) -> tuple[tuple[str, float], ...]:
+    """Return name and volume, ml, of each class of a mask, (*spatial), or of regions, which overlap."""
     planes = [torch.bincount(plane.flatten(), minlength=len(names)) for plane in labels.as_tensor()]
     voxels = torch.nn.utils.rnn.pad_sequence(planes).sum(1).tolist()
     millilitres = abs(torch.linalg.det(labels.affine[:3, :3]).item()) / 1000
+    if regions:
+        sums = {name: sum(voxels[v] for v in values) for name, values in regions.items()}
+        return tuple((name, n * millilitres) for name, n in sums.items() if n)
     known = [*names, *(f"class {c}" for c in range(len(names), len(voxels)))]
     return tuple((known[c], n * millilitres) for c, n in enumerate(voxels) if c)
 

@@ -2,7 +2,7 @@
 """Transforms of MONAI for label maps with voxels that nobody annotated, whose value is ``ignore_label``.
 
 - RandCropByLabelClassesAnnotatedd, RandCropByPosNegAnnotatedd: no patch is drawn around such a voxel
-- AsDiscreteAnnotatedd: such a voxel is in no class, of the prediction and of the label
+- AsDiscreteAnnotatedd: such a voxel is in no class, of the prediction and of the label; classes may overlap
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms.utils import map_binary_to_indices, map_classes_to_indices
 from torch import Tensor
+
+from monai_unetpp.regions import check_regions, to_regions, with_background
 
 __all__ = ["AsDiscreteAnnotatedd", "RandCropByLabelClassesAnnotatedd", "RandCropByPosNegAnnotatedd"]
 
@@ -81,6 +83,9 @@ class AsDiscreteAnnotatedd(mt.AsDiscreted):
         label_key: Key of the label map.
         ignore_label: Value of voxels that nobody annotated; ``None`` if there are none.
         zeroed: Further keys, such as of probabilities, that are 0 at these voxels, if they are there.
+        regions: Values of the label map in each of R regions, which may overlap. Predictions are then
+            probabilities (R, *spatial), of which a threshold of 1/2 makes masks, whatever the arguments of
+            MONAI's transform; what is in no region becomes the first channel of all keys, (1 + R, *spatial).
         **settings: Further arguments of MONAI's transform.
     """
 
@@ -91,9 +96,13 @@ class AsDiscreteAnnotatedd(mt.AsDiscreted):
         label_key: str = "label",
         ignore_label: int | None = None,
         zeroed: Sequence[str] = (),
+        regions: list[list[int]] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(keys, *args, **settings)
+        if regions is not None:
+            check_regions(regions)
+        self.regions = regions
         self.label_key = label_key
         self.ignore_label = ignore_label
         self.zeroed = tuple(zeroed)
@@ -102,19 +111,37 @@ class AsDiscreteAnnotatedd(mt.AsDiscreted):
         """Return the item with classes, one-hot if that is asked for.
 
         Raises:
-            ValueError: if the label map is not on the grid of what is to be 0 where it has gaps.
+            ValueError: if the label map is not on the grid of what is to be 0 where it has gaps, or a
+                prediction has another number of channels than there are regions.
         """
         item = dict(data)
         if self.ignore_label is None or self.label_key not in item:
-            return super().__call__(item)
+            return self._discrete(item)
         label = item[self.label_key]
         hole = torch.as_tensor(label) == self.ignore_label
         item[self.label_key] = label.masked_fill(hole, 0)  # a class, to be encoded
-        found: dict[Hashable, Any] = super().__call__(item)
+        found = self._discrete(item)
         for key in (*self.keys, *self.zeroed):
             if key in found:
                 found[key] = self._zero(key, found[key], hole)
         return found
+
+    def _discrete(self, item: dict[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with classes, or with regions."""
+        if self.regions is None:
+            found: dict[Hashable, Any] = super().__call__(item)
+            return found
+        for key in (*self.key_iterator(item), *(key for key in self.zeroed if key in item)):
+            masks = to_regions(item[key], self.regions) if key == self.label_key else item[key]
+            if len(masks) != len(self.regions):
+                raise ValueError(
+                    f"{key} must have a channel for each of the {len(self.regions)} regions, "
+                    f"{self.regions}, got {len(masks)}."
+                )
+            if key in self.keys and key != self.label_key:
+                masks = (masks > 0.5).to(masks.dtype)
+            item[key] = with_background(masks)
+        return item
 
     def _zero(self, key: Hashable, volume: Tensor, hole: Tensor) -> Tensor:
         if volume.shape[1:] != hole.shape[1:]:

@@ -51,13 +51,16 @@ def as_classes(
     return np.where(ignored, gap, classes)
 
 
-def check_ignore_label(ignore_label: int | None, classes: int, label_values: LabelValues = None) -> None:
+def check_ignore_label(
+    ignore_label: int | None, classes: int, label_values: LabelValues = None, name: str = "label_values"
+) -> None:
     """Check that a value for voxels that nobody annotated is the value of no class.
 
     Args:
         ignore_label: That value, or ``None``.
         classes: Number of classes.
         label_values: Values of the classes in masks, see :func:`as_classes`.
+        name: Name of these values, for the message.
 
     Raises:
         ValueError: if it is a class, or not a whole number.
@@ -74,5 +77,5 @@ def check_ignore_label(ignore_label: int | None, classes: int, label_values: Lab
     values = [] if label_values is None or isinstance(label_values, str) else label_values
     if ignore_label in values:
         raise ValueError(
-            f"ignore_label must be none of label_values, {', '.join(map(str, values))}, got {ignore_label}."
+            f"ignore_label must be none of {name}, {', '.join(map(str, values))}, got {ignore_label}."
         )

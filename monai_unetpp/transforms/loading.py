@@ -17,6 +17,7 @@ from monai.transforms import MapTransform
 from monai_unetpp.readers import is_picture, other_channels, volume_loader
 from monai_unetpp.readers.checks import check_affine, greatest_distance
 from monai_unetpp.readers.picture import AFFINE, read_numbers
+from monai_unetpp.regions import check_regions, region_values
 from monai_unetpp.transforms.classes import LabelValues, as_classes, check_ignore_label
 from monai_unetpp.transforms.hounsfield import looks_like_labels, why_no_hounsfield
 
@@ -54,11 +55,13 @@ class LoadImageAndLabeld(MapTransform):
         series: UID of the DICOM series to read from a folder that holds several.
         phase: Which of the images at each place to read, from 1, where a DICOM series holds several.
         ignore_label: Value of voxels that nobody annotated, which they keep; ``None`` if there are none.
+        regions: Values of the label map in each region, where these overlap: it has them and 0 alone, and
+            keeps them. The number of classes is then not looked at.
 
     Raises:
         ValueError: if a file cannot be read to its end, the volume has other channels, or NaN or infinite
             voxels, the label has another shape, lies elsewhere, or has a value that is no class; or if
-            ``ignore_label`` is a class.
+            ``ignore_label`` is a class, or both ``regions`` and ``label_values`` are given.
     """
 
     def __init__(
@@ -75,9 +78,19 @@ class LoadImageAndLabeld(MapTransform):
         label_values: LabelValues = None,
         modality: str | None = "CT",
         ignore_label: int | None = None,
+        regions: Sequence[Sequence[int]] | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        check_ignore_label(ignore_label, out_channels, label_values)
+        self.values = list(range(out_channels))
+        if regions is None:
+            check_ignore_label(ignore_label, out_channels, label_values)
+        else:
+            check_regions(regions)
+            self.values = region_values(regions)
+            check_ignore_label(ignore_label, 0, self.values, "the values of regions")
+            if label_values is not None:
+                raise ValueError(f"label_values must be left out with regions, got {label_values!r}.")
+        self.regions = regions
         self.ignore_label = ignore_label
         self.hounsfield = hounsfield
         self.image_key = image_key
@@ -199,11 +212,14 @@ class LoadImageAndLabeld(MapTransform):
             )
             label.copy_(label.round())
             values = torch.unique(values.round())
-        known = (*range(self.out_channels), *([] if self.ignore_label is None else [self.ignore_label]))
+        known = (*self.values, *([] if self.ignore_label is None else [self.ignore_label]))
         wrong = [value for value in values.tolist() if value not in known]
         if wrong:
+            wanted = f"0..{self.out_channels - 1} (out_channels = {self.out_channels})"
+            if self.regions is not None:
+                wanted = f"{', '.join(map(str, self.values))} (regions = {list(self.regions)})"
             raise ValueError(
-                f"label {names} must have values 0..{self.out_channels - 1} (out_channels = "
-                f"{self.out_channels}), got {', '.join(f'{value:.9g}' for value in wrong[:MOST_NAMED])}"
+                f"label {names} must have values {wanted}, got "
+                f"{', '.join(f'{value:.9g}' for value in wrong[:MOST_NAMED])}"
                 f"{f' and {len(wrong) - MOST_NAMED} more' if len(wrong) > MOST_NAMED else ''}."
             )

@@ -39,7 +39,8 @@ __all__ = [
 
 Json = dict[str, Any]
 
-SETTINGS = ("pixdim", "roi_size", "hu_range")  # keys of a configuration, which follow the weights
+# keys of a configuration, which follow the weights
+SETTINGS = ("pixdim", "roi_size", "hu_range", "regions", "regions_class_order")
 OF_TRAININGS = "checkpoint_epoch="  # name of a training checkpoint: the record is that of its model.pt
 VERSIONED = ("torch", "monai", "numpy")
 
@@ -56,7 +57,9 @@ class Record:
         pixdim: Spacing that scans are resampled to, mm.
         roi_size: Size of the sliding window, voxels.
         hu_range: Intensities that become 0 and 1, HU.
-        labels: Names of the classes in the order of their values, the background first.
+        regions: Values of the label map in each region, for classes that overlap.
+        regions_class_order: Value of a mask in each region, see :mod:`monai_unetpp.regions`.
+        labels: Names of the classes in the order of their values, or of the regions; the background first.
         overlays: Names of the JSONs that were merged over train.json and belong over inference.json as well.
         data: Name of the data set.
         seed: Seed of the training and of the split.
@@ -77,6 +80,8 @@ class Record:
     pixdim: list[float] | None = None
     roi_size: list[int] | None = None
     hu_range: list[float] | None = None
+    regions: list[list[int]] | None = None
+    regions_class_order: list[int] | None = None
     labels: list[str] = field(default_factory=list)
     overlays: list[str] = field(default_factory=list)
     data: str | None = None
