@@ -210,13 +210,13 @@ def _markdown(scores: Sequence[LevelScore], level: int, tolerance: float, title:
     cases = len(scores[0].dice_per_case)
     note = (
         f"Means over {cases} cases. Costs are of one window, in brackets their share of the deepest level's. "
-        + _why_chosen(by_precision(scores)[first], level, tolerance)
+        + why_chosen(by_precision(scores)[first], level, tolerance)
         + (f" Precision: {precision}." if others else "")
     )
     return f"# {title or 'Levels of UNet++'}\n\n{table}\n\n{note}\n"
 
 
-def _why_chosen(scores: Sequence[LevelScore], level: int, tolerance: float) -> str:
+def why_chosen(scores: Sequence[LevelScore], level: int, tolerance: float) -> str:
     best = max(score.dice for score in scores)
     chosen = next(score for score in scores if score.level == level)
     shallower = [score for score in scores if score.level < level]
