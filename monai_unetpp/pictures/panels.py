@@ -38,6 +38,7 @@ class Panels:
         picture: Whether it is a picture: no sides of a patient, pixels instead of mm.
         outlines: Colour -> mask or label map (rows, columns) for each slice; by default the classes of the
             label map, each in its colour.
+        panel_width: Width of a panel, inches; by default that of a sheet.
     """
 
     def __init__(
@@ -48,13 +49,14 @@ class Panels:
         view: View,
         picture: bool = False,
         outlines: Sequence[Mapping[str, Array]] | None = None,
+        panel_width: float | None = None,
     ) -> None:
         self.picture, self.outlines = picture, outlines
         self.pairs, self.captions, self.window, self.view = pairs, captions, window, view
         self.area = drawn_area(pairs, window.background)
         height, width = self._millimetres(self.area)
         self.columns = min(len(pairs), MAX_COLUMNS)
-        self.width = WIDTH if self.columns > 1 else 2 * WIDTH + GAP
+        self.width = panel_width or (WIDTH if self.columns > 1 else 2 * WIDTH + GAP)
         self.height = self.width * min(max(height / width, HEIGHTS[0]), HEIGHTS[1])
         self.rows = -(-len(pairs) // self.columns)
 

@@ -20,7 +20,7 @@ from monai_unetpp.report.results import Results
 __all__ = ["PREDICTION", "REFERENCE", "CasePicture", "CaseScore", "draw_case", "representative_cases"]
 
 REFERENCE, PREDICTION = "#40c4ff", "#ff9100"  # blue and orange differ for everybody
-DPI = 120
+WIDTH, DPI = 2.8, 200  # inches, so that the text can be read where three pictures are side by side
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def draw_case(
     window = display_window(torch.as_tensor(volumes[0].astype(np.float32)), [pair], view.pixel)
     caption = "" if picture else f"{view.plane_name}, {n + 1} / {len(areas)}"
     outlines = [{REFERENCE: reference, PREDICTION: predicted}]
-    panels = Panels([pair], [caption], window, view, picture, outlines)
+    panels = Panels([pair], [caption], window, view, picture, outlines, WIDTH)
     sheet: Any = _Sheet(Figure(figsize=panels.size, dpi=DPI), *panels.size)
     panels.draw(sheet)
     buffer = io.BytesIO()

@@ -47,6 +47,8 @@ def level_figure(scores: Sequence[LevelScore], level: int, precision: str, toler
     figure = draw_levels(scores, level, tolerance, precision=precision)
     figure.set_size_inches(SIZE[0], SIZE[1] + 0.3)
     figure.axes[0].set_title("", loc="left")
+    for text in figure.axes[0].texts:  # without the parameters, which overlap and are in the table
+        text.set_text(text.get_text().split("  ")[0])
     figure.axes[0].set_ylabel("Dice, held-out cases")
     return _svg(figure, "levels", "Dice of each level against the time of one window")
 

@@ -22,13 +22,13 @@ html { -webkit-text-size-adjust: 100%; color-scheme: light dark; }
 body { margin: 0 auto; padding: 2rem 1.25rem 3rem; max-width: 66rem; font: 1rem/1.55 var(--font);
   color: var(--text); background: var(--paper); overflow-wrap: anywhere; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .35rem; letter-spacing: -.01em; }
-h2 { font-size: 1.2rem; margin: 2.75rem 0 .6rem; padding-top: .9rem; border-top: 1px solid var(--rule); }
+h2 { font-size: 1.2rem; margin: 2.25rem 0 .6rem; padding-top: .9rem; border-top: 1px solid var(--rule); }
 h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; }
 p { margin: .4rem 0 .8rem; max-width: 44rem; }
 a { color: var(--calm); }
 nav { margin-top: .8rem; font-size: .9rem; }
 nav a { margin-right: 1rem; text-decoration: none; white-space: nowrap; }
-.soft, figcaption, caption, footer { color: var(--soft); font-size: .9rem; }
+.soft, figcaption, .caption, footer { color: var(--soft); font-size: .9rem; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem;
   margin: 1.4rem 0 0; padding: 0; list-style: none; }
 .tiles li { background: var(--raised); border-radius: .5rem; padding: .7rem .9rem; }
@@ -46,20 +46,26 @@ figcaption b { color: var(--text); font-weight: 600; }
 .swatch { display: inline-block; width: 1.1em; height: .25em; border-radius: .1em; vertical-align: middle;
   margin: 0 .4em 0 .9em; }
 .swatch:first-child { margin-left: 0; }
+.pictures { grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); }
 .scroll { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-size: .92rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding-bottom: .4rem; caption-side: top; }
+.caption { margin: 1.2rem 0 .1rem; }
+.caption + .scroll { margin-top: 0; }
 th, td { padding: .32rem 1.1rem .32rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--rule); }
 thead th { color: var(--soft); font-weight: 500; font-size: .85rem; vertical-align: bottom; }
 tbody th { font-weight: 500; }
 .numbers :is(td, thead th + th) { text-align: right; padding: .32rem .55rem; white-space: nowrap; }
 .numbers th { overflow-wrap: normal; }
+.numbers tr > :first-child { position: sticky; left: 0; padding-left: 0; background: var(--paper); }
+.numbers tr > .chosen:first-child { background: var(--mark); }
 .chosen { background: var(--mark); }
 tbody .chosen { font-weight: 600; }
 .wide { width: 100%; }
 .wide td, .wide th { overflow-wrap: anywhere; }
-.settings code { white-space: normal; }
+.wide tbody th { width: 13rem; }
+.settings td code { white-space: normal; }
+.settings th code { white-space: nowrap; }
 code, pre { font: .88em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 pre { background: var(--raised); border-radius: .5rem; padding: .8rem 1rem; white-space: pre-wrap;
   margin: .3rem 0 1rem; }
@@ -68,15 +74,19 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
   body { padding: 1.25rem 1rem 2rem; }
   .tiles { grid-template-columns: 1fr 1fr; }
   .settings thead { display: none; }
-  .settings :is(tr, th, td) { display: block; border: 0; padding: 0; }
+  .settings :is(tr, th, td) { display: block; width: auto; border: 0; padding: 0; }
+  .wide tbody th { width: 35%; }
   .settings tr { padding: .5rem 0; border-bottom: 1px solid var(--rule); }
+  .settings :is(th, th + td) { display: inline; margin-right: .6rem; }
   .settings .reason { color: var(--soft); }
+  .numbers { font-size: .85rem; }
+  .numbers :is(td, thead th + th) { padding: .3rem .4rem; }
 }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
   nav { display: none; }
   figure, tr, pre, .tiles { break-inside: avoid; }
-  h2, h3, caption { break-after: avoid; }
+  h2, h3, .caption { break-after: avoid; }
   .tiles li, pre { border: 1px solid var(--rule); }
   .scroll { overflow: visible; }
 }
@@ -142,9 +152,9 @@ def table(
 
     head = [element("th", cell, scope="col", **mark(None, c)) for c, cell in enumerate(heading)]
     body = [element("tr", *cells(n, row)) for n, row in enumerate(rows)]
-    parts = [element("caption", caption)] if caption else []
-    parts += [element("thead", element("tr", *head)), element("tbody", *body)]
-    return element("div", element("table", *parts, class_="numbers"), class_="scroll")
+    parts = element("thead", element("tr", *head)), element("tbody", *body)
+    title = [element("p", caption, class_="caption")] if caption else []
+    return join(*title, element("div", element("table", *parts, class_="numbers"), class_="scroll"))
 
 
 def data_uri(png: bytes) -> str:

@@ -141,7 +141,8 @@ def _header(results: Results, chosen: LevelScore | None) -> Html:
     what = f"Segmentation of {', '.join(classes)} by UNet++{data}." if classes else "Segmentation by UNet++."
     tiles = []
     if fingerprint is not None:
-        sides = f"in {results.folds} folds, each held out once" if results.folds else "split by scan"
+        held_out = f"{len(chosen.cases)} of them held out" if chosen and chosen.cases else "in the data set"
+        sides = f"in {results.folds} folds, each held out once" if results.folds else held_out
         tiles.append((f"{len(fingerprint.cases)} cases", sides))
     if chosen is not None:
         deepest = max((s for s in merge_levels(results.levels)), key=lambda s: s.level)
@@ -176,22 +177,24 @@ def _levels(
     if chosen is None:
         return [element("p", "The levels have not been scored yet.")]
     first = [score for score in scores if score.precision == scores[0].precision]
+    same = [score for score in scores if score.precision == chosen.precision]
     reason = why_chosen(first, chosen.level, tolerance)
     if len({score.precision for score in scores}) > 1:
         reason += f" It computes in {chosen.precision}."
-    cases = f"{len(chosen.cases)} held-out cases" if chosen.cases else "the held-out cases"
+    count = len(chosen.cases)
+    cases = f"{count} held-out case{'s' * (count != 1)}" if count else "the held-out cases"
     folds = _of_folds(results, len(results.levels))
     scored = f"Every level was scored on {cases}{folds}. Costs are of one window."
     return [
         element("p", scored, " ", reason),
+        level_table(scores, chosen.level, chosen.precision),
+        class_table(results.levels, scores, chosen.level, chosen.precision),
         element(
             "div",
-            level_figure(scores, chosen.level, chosen.precision, tolerance),
-            level_table(scores, chosen.level, chosen.precision),
+            level_figure(same, chosen.level, chosen.precision, tolerance),
+            element("div", *([spread_table(chosen)] if chosen.dice_per_case_and_class else [])),
             class_="row",
         ),
-        class_table(results.levels, scores, chosen.level, chosen.precision),
-        *([spread_table(chosen)] if chosen.dice_per_case_and_class else []),
     ]
 
 
@@ -224,7 +227,7 @@ def _cases(pictures: Sequence[CasePicture], chosen: LevelScore | None) -> list[H
     return [
         element("p", text),
         element("p", *swatches, class_="soft"),
-        element("div", *figures, class_="row"),
+        element("div", *figures, class_="row pictures"),
     ]
 
 
