@@ -57,6 +57,7 @@ thead th { color: var(--soft); font-weight: 500; font-size: .85rem; vertical-ali
 tbody th { font-weight: 500; }
 .numbers :is(td, thead th + th) { text-align: right; padding: .32rem .55rem; white-space: nowrap; }
 .numbers th { overflow-wrap: normal; }
+.numbers tbody th { min-width: 4rem; }
 .numbers tr > :first-child { position: sticky; left: 0; padding-left: 0; background: var(--paper); }
 .numbers tr > .chosen:first-child { background: var(--mark); }
 .chosen { background: var(--mark); }
@@ -80,7 +81,7 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
   .settings :is(th, th + td) { display: inline; margin-right: .6rem; }
   .settings .reason { color: var(--soft); }
   .numbers { font-size: .85rem; }
-  .numbers :is(td, thead th + th) { padding: .3rem .4rem; }
+  .numbers :is(td, thead th + th) { padding: .3rem .4rem; white-space: normal; }
 }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }

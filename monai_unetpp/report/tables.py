@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 NOTHING = "-"
+SPACE = "\u00a0"  # where no line may end
 ALL = "all classes"
 
 Levels = Mapping[str, Sequence[LevelScore]]  # fold -> scores of its levels
@@ -54,7 +55,7 @@ def level_table(scores: Sequence[LevelScore], level: int, precision: str) -> Htm
                 *(number(value) for value in (score.dice, score.iou, score.surface_dice)),
                 parameters_text(score.parameters),
                 time_text(score.seconds),
-                f"{score.peak_mib:.3g} MiB",
+                f"{score.peak_mib:.3g}{SPACE}MiB",
             ]
         )
     return table(heading, rows, chosen_row=chosen)
@@ -111,7 +112,7 @@ def epoch_table(epochs: Mapping[str, Sequence[Mapping[str, float]]]) -> Html:
                 number(of_fold[-1].get("train_loss", math.nan)),
             ]
         )
-    return table(["", "epochs", "best epoch", "its validation Dice", "last loss"], rows)
+    return table(["", "epochs", "best epoch", "validation Dice", "last loss"], rows)
 
 
 def data_table(fingerprint: Fingerprint) -> Html:
@@ -148,23 +149,23 @@ def score_text(values: Sequence[float]) -> str:
     """Return mean and sample standard deviation of the values that are not NaN.
 
     Example:
-        >>> score_text([0.5, 0.7])
-        '0.600 ± 0.141'
+        >>> score_text([0.5, 0.7]).split()
+        ['0.600', '±', '0.141']
     """
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return NOTHING
-    return number(mean(known)) + (f" ± {statistics.stdev(known):.3f}" if len(known) > 1 else "")
+    return number(mean(known)) + (f" ±{SPACE}{statistics.stdev(known):.3f}" if len(known) > 1 else "")
 
 
 def parameters_text(parameters: int) -> str:
     """Return a number of parameters as one reads it."""
-    return f"{parameters / 1e6:.2f} M" if parameters >= 1e6 else f"{parameters / 1e3:.1f} k"
+    return f"{parameters / 1e6:.2f}{SPACE}M" if parameters >= 1e6 else f"{parameters / 1e3:.1f}{SPACE}k"
 
 
 def time_text(seconds: float) -> str:
     """Return seconds as one reads them."""
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+    return f"{seconds * 1e3:.3g}{SPACE}ms" if seconds < 1 else f"{seconds:.3g}{SPACE}s"
 
 
 def fold_name(fold: str) -> str:
