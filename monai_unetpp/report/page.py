@@ -20,7 +20,7 @@ STYLE = """
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; color-scheme: light dark; }
 body { margin: 0 auto; padding: 2rem 1.25rem 3rem; max-width: 66rem; font: 1rem/1.55 var(--font);
-  color: var(--text); background: var(--paper); overflow-wrap: anywhere; }
+  color: var(--text); background: var(--paper); overflow-wrap: break-word; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .35rem; letter-spacing: -.01em; }
 h2 { font-size: 1.2rem; margin: 2.25rem 0 .6rem; padding-top: .9rem; border-top: 1px solid var(--rule); }
 h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; }
@@ -56,7 +56,6 @@ th, td { padding: .32rem 1.1rem .32rem 0; text-align: left; vertical-align: top;
 thead th { color: var(--soft); font-weight: 500; font-size: .85rem; vertical-align: bottom; }
 tbody th { font-weight: 500; }
 .numbers :is(td, thead th + th) { text-align: right; padding: .32rem .55rem; white-space: nowrap; }
-.numbers th { overflow-wrap: normal; }
 .numbers tbody th { min-width: 4rem; }
 .numbers tr > :first-child { position: sticky; left: 0; padding-left: 0; background: var(--paper); }
 .numbers tr > .chosen:first-child { background: var(--mark); }
@@ -67,6 +66,7 @@ tbody .chosen { font-weight: 600; }
 .wide tbody th { width: 13rem; }
 .settings td code { white-space: normal; }
 .settings th code { white-space: nowrap; }
+p code, li code, pre, figcaption { overflow-wrap: anywhere; }
 code, pre { font: .88em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 pre { background: var(--raised); border-radius: .5rem; padding: .8rem 1rem; white-space: pre-wrap;
   margin: .3rem 0 1rem; }

@@ -223,7 +223,8 @@ def _cases(pictures: Sequence[CasePicture], chosen: LevelScore | None) -> list[H
         image = element("img", src=data_uri(shown.png_bytes), alt=f"{name}, {title}")
         caption = element("figcaption", element("b", title[:1].upper() + title[1:]), Html("<br>"), name)
         figures.append(element("figure", image, caption))
-    text = f"The slice with the most foreground of each case, scored{level}."
+    text = f"The slice with the most foreground of each case, scored{level}. "
+    text += "Where the outlines agree, that of the prediction covers the other."
     return [
         element("p", text),
         element("p", *swatches, class_="soft"),
