@@ -29,7 +29,7 @@ a { color: var(--calm); }
 nav { margin-top: .8rem; font-size: .9rem; }
 nav a { margin-right: 1rem; text-decoration: none; white-space: nowrap; }
 .soft, figcaption, .caption, footer { color: var(--soft); font-size: .9rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .75rem;
   margin: 1.4rem 0 0; padding: 0; list-style: none; }
 .tiles li { background: var(--raised); border-radius: .5rem; padding: .7rem .9rem; }
 .tiles b { display: block; font-size: 1.35rem; line-height: 1.3; font-weight: 600; white-space: nowrap; }
@@ -84,12 +84,19 @@ footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule)
   .numbers :is(td, thead th + th) { padding: .3rem .4rem; white-space: normal; }
 }
 @media print {
-  body { max-width: none; padding: 0; font-size: 10pt; }
+  :root { font-size: 9.5pt; }
+  body { max-width: none; padding: 0; }
   nav { display: none; }
   figure, tr, pre, .tiles { break-inside: avoid; }
   h2, h3, .caption { break-after: avoid; }
   .tiles li, pre { border: 1px solid var(--rule); }
   .scroll { overflow: visible; }
+  .spread { grid-template-columns: 4fr 5fr; }
+  .numbers :is(td, thead th + th) { padding: .25rem .3rem; }
+  .tiles { grid-template-columns: repeat(5, 1fr); gap: .4rem; }
+  .tiles li { padding: .4rem .5rem; }
+  .tiles b { font-size: 1rem; }
+  .pictures { grid-template-columns: repeat(3, 1fr); gap: .8rem; }
 }
 """
 

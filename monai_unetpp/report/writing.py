@@ -193,7 +193,7 @@ def _levels(
             "div",
             level_figure(same, chosen.level, chosen.precision, tolerance),
             element("div", *([spread_table(chosen)] if chosen.dice_per_case_and_class else [])),
-            class_="row",
+            class_="row spread",
         ),
     ]
 
