@@ -214,8 +214,10 @@ def test_deviation_is_that_of_the_folds_or_else_of_the_cases(bundle, folds):
                 if len(folds) > 1
                 else found[0].dice_per_case_and_class[name]
             )
-            assert f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" in text
-    assert f"mean ± standard deviation over the {'folds' if len(folds) > 1 else 'cases'}" in text
+            every = [value for each in found for value in each.dice_per_case_and_class[name]]
+            assert f"{np.mean(every):.3f} ± {np.std(values, ddof=1):.3f}" in text
+    of = "the means of the folds" if len(folds) > 1 else "the cases"
+    assert f"mean over the held-out cases ± standard deviation of {of}." in text
 
 
 def test_names_from_the_data_are_text_and_no_code(bundle):
@@ -319,7 +321,7 @@ def test_levels_without_their_cases_are_shown(bundle):
     add_levels(bundle)
     (bundle / "levels" / "levels_cases.csv").unlink()
     text = check_page(write_report(bundle)).text
-    assert "Dice by class, mean over the cases." in text
+    assert "Dice by class, mean over the held-out cases." in text
     assert "±" not in text
 
 

@@ -72,7 +72,7 @@ def write_levels(
     rows = [_row(score, scores) for score in scores]
     table, text, picture, by_case = (directory / name for name in _FILES)
     if not overwrite:
-        refuse_existing(by_case)
+        refuse_existing(table, text, picture, by_case)
     write_csv(table, rows, overwrite)
     with atomic_write(text, overwrite) as path:
         path.write_text(_markdown(scores, level, tolerance, title, precision or first), encoding="utf-8")

@@ -81,7 +81,7 @@ def read_results(bundle: PathLike) -> Results:
 
 
 def merge_levels(levels: Mapping[str, Sequence[LevelScore]]) -> list[LevelScore]:
-    """Return the scores of all folds as one: means over the folds, and the cases of all.
+    """Return the scores of all folds as one: the Dice of all held-out cases, else means over the folds.
 
     Args:
         levels: Fold -> scores of its levels. A level or a precision that not all folds have is left out.
@@ -107,7 +107,14 @@ def _merged(scores: Sequence[LevelScore]) -> LevelScore:
         means[f"{metric}_per_class"] = {
             name: mean(of.get(name, math.nan) for of in by_class) for name in names
         }
-    per_case = {name: [s.dice_per_case_and_class.get(name, ()) for s in scores] for name in names}
+    columns = {
+        name: tuple(value for s in scores for value in s.dice_per_case_and_class.get(name, ()))
+        for name in names
+    }
+    per_case = tuple(value for s in scores for value in s.dice_per_case)
+    if all(s.cases for s in scores):  # folds may differ in the number of their cases
+        means["dice"] = mean(per_case)
+        means["dice_per_class"] = {name: mean(values) for name, values in columns.items()}
     return LevelScore(
         level=scores[0].level,
         precision=scores[0].precision,
@@ -115,10 +122,8 @@ def _merged(scores: Sequence[LevelScore]) -> LevelScore:
         multiply_adds=scores[0].multiply_adds,
         **means,
         cases=tuple(case for s in scores for case in s.cases),
-        dice_per_case=tuple(value for s in scores for value in s.dice_per_case),
-        dice_per_case_and_class={
-            name: tuple(value for values in columns for value in values) for name, columns in per_case.items()
-        },
+        dice_per_case=per_case,
+        dice_per_case_and_class=columns,
     )
 
 

@@ -17,12 +17,11 @@ from monai_unetpp.report.results import mean
 __all__ = [
     "class_table",
     "data_table",
+    "dice_text",
     "epoch_table",
-    "fold_name",
     "level_table",
     "parameters_text",
     "plan_table",
-    "score_text",
     "spread_table",
     "time_text",
 ]
@@ -62,9 +61,9 @@ def level_table(scores: Sequence[LevelScore], level: int, precision: str) -> Htm
 
 
 def class_table(levels: Levels, scores: Sequence[LevelScore], level: int, precision: str) -> Html:
-    """Return the Dice of each class at each level: mean and standard deviation.
+    """Return the Dice of each class at each level: the mean, and a standard deviation.
 
-    The deviation is that between the means of the folds, or without folds that between cases.
+    The deviation is that of the means of the folds, or without folds that of the cases.
 
     Args:
         levels: Fold -> scores of its levels.
@@ -76,13 +75,14 @@ def class_table(levels: Levels, scores: Sequence[LevelScore], level: int, precis
     heading = ["class", *(f"L{score.level}" for score in shown)]
     chosen = next((n for n, score in enumerate(shown, 1) if score.level == level), None)
     classes = list(shown[0].dice_per_class)
-    rows = [[name, *(score_text(_values(levels, s, name)) for s in shown)] for name in classes]
+    rows = [[name, *(dice_text(levels, score, name) for score in shown)] for name in classes]
     if len(classes) > 1:
-        rows.append([ALL, *(score_text(_values(levels, s, None)) for s in shown)])
-    over = "the folds" if len(levels) > 1 else "the cases"
-    deviation = " ± standard deviation" if any("±" in cell for row in rows for cell in row) else ""
+        rows.append([ALL, *(dice_text(levels, score) for score in shown)])
+    of = "the means of the folds" if len(levels) > 1 else "the cases"
+    deviation = f" ± standard deviation of {of}" if any("±" in cell for row in rows for cell in row) else ""
     numbers = f" In {precision}." if len({score.precision for score in scores}) > 1 else ""
-    return table(heading, rows, f"Dice by class, mean{deviation} over {over}.{numbers}", None, chosen)
+    caption = f"Dice by class, mean over the held-out cases{deviation}.{numbers}"
+    return table(heading, rows, caption, None, chosen)
 
 
 def spread_table(score: LevelScore) -> Html:
@@ -145,17 +145,24 @@ def number(value: float) -> str:
     return NOTHING if math.isnan(value) else f"{value:.3f}"
 
 
-def score_text(values: Sequence[float]) -> str:
-    """Return mean and sample standard deviation of the values that are not NaN.
+def dice_text(levels: Levels, merged: LevelScore, name: str | None = None) -> str:
+    """Return the mean Dice of a class, or of all, with the deviation of the folds, or else of the cases.
 
-    Example:
-        >>> score_text([0.5, 0.7]).split()
-        ['0.600', '±', '0.141']
+    Args:
+        levels: Fold -> scores of its levels.
+        merged: Score of a level over all folds.
+        name: Name of the class; by default all.
     """
+    key = (merged.level, merged.precision)
+    found = [s for scores in levels.values() for s in scores if (s.level, s.precision) == key]
+    if len(found) > 1:
+        values = [s.dice if name is None else s.dice_per_class.get(name, math.nan) for s in found]
+    else:
+        cases = merged.dice_per_case if name is None else merged.dice_per_case_and_class.get(name, ())
+        values = list(cases)
     known = [value for value in values if not math.isnan(value)]
-    if not known:
-        return NOTHING
-    return number(mean(known)) + (f" ±{SPACE}{statistics.stdev(known):.3f}" if len(known) > 1 else "")
+    dice = number(merged.dice if name is None else merged.dice_per_class[name])
+    return dice + (f" ±{SPACE}{statistics.stdev(known):.3f}" if len(known) > 1 else "")
 
 
 def parameters_text(parameters: int) -> str:
@@ -171,16 +178,6 @@ def time_text(seconds: float) -> str:
 def fold_name(fold: str) -> str:
     """Return the name of a fold as one reads it."""
     return fold.replace("_", " ")
-
-
-def _values(levels: Levels, merged: LevelScore, name: str | None) -> list[float]:
-    """Return the means of the folds, or without folds the values of the cases, or else the only mean."""
-    key = (merged.level, merged.precision)
-    found = [s for scores in levels.values() for s in scores if (s.level, s.precision) == key]
-    if len(found) > 1:
-        return [s.dice if name is None else s.dice_per_class.get(name, math.nan) for s in found]
-    cases = merged.dice_per_case if name is None else merged.dice_per_case_and_class.get(name, ())
-    return list(cases) or [merged.dice if name is None else merged.dice_per_class[name]]
 
 
 def _value(value: Any) -> str:

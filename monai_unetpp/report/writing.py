@@ -20,11 +20,11 @@ from monai_unetpp.report.results import Results, merge_levels, read_results
 from monai_unetpp.report.tables import (
     class_table,
     data_table,
+    dice_text,
     epoch_table,
     level_table,
     parameters_text,
     plan_table,
-    score_text,
     spread_table,
     time_text,
 )
@@ -146,9 +146,8 @@ def _header(results: Results, chosen: LevelScore | None) -> Html:
         tiles.append((f"{len(fingerprint.cases)} cases", sides))
     if chosen is not None:
         deepest = max((s for s in merge_levels(results.levels)), key=lambda s: s.level)
+        dice = dice_text(results.levels, chosen)
         over = "mean ± sd of the folds" if len(results.levels) > 1 else "mean ± sd of the cases"
-        values = [s.dice for scores in results.levels.values() for s in scores if _same(s, chosen)]
-        dice = score_text(values if len(values) > 1 else chosen.dice_per_case or values)
         share = f"{chosen.parameters / deepest.parameters:.0%} of those of L{deepest.level}"
         tiles += [
             (dice, f"Dice of held-out cases, {over if '±' in dice else 'mean'}"),
@@ -165,10 +164,6 @@ def _header(results: Results, chosen: LevelScore | None) -> Html:
         *([element("ul", *items, class_="tiles")] if items else []),
         element("nav", *(join(link, Html(" ")) for link in links)),
     )
-
-
-def _same(score: LevelScore, other: LevelScore) -> bool:
-    return (score.level, score.precision) == (other.level, other.precision)
 
 
 def _levels(
