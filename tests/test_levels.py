@@ -400,7 +400,8 @@ def test_dice_of_every_case_and_class_is_written(scores, tmp_path):
                 assert found[got.level, "float32", path, name] == want
     with pytest.raises(FileExistsError, match=r"levels\.csv"):
         write_levels(scores, tmp_path, 2, 0.01)
-    (tmp_path / "levels.csv").unlink()
+    for name in ("levels.csv", "levels.md", "levels.png"):
+        (tmp_path / name).unlink()
     with pytest.raises(FileExistsError, match=r"levels_cases\.csv"):
         write_levels(scores, tmp_path, 2, 0.01)
     write_levels(SCORES, tmp_path, 2, 0.01, overwrite=True)  # scores without cases: no table of others
