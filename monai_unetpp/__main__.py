@@ -133,6 +133,20 @@ def slices(parser: argparse.ArgumentParser) -> Run:
 @command
 def plan(parser: argparse.ArgumentParser) -> Run:
     """Write a bundle for data of one's own: look at the data, choose every setting, and say why."""
+    _planned(parser, "time of the training; default 1 on a CPU, 8 on a GPU")
+    return _plan
+
+
+@command
+def fit(parser: argparse.ArgumentParser) -> Run:
+    """Plan a bundle, train it, choose depth and precision, and report; the same command resumes."""
+    _planned(parser, "time of all of it; default 1 for each training on a CPU, 8 on a GPU")
+    parser.add_argument("--folds", type=int, help="folds of a cross-validation; default one training")
+    return _fit
+
+
+def _planned(parser: argparse.ArgumentParser, hours: str) -> None:
+    """Add the arguments of what plans a bundle."""
     layouts = "Decathlon, nnU-Net v2, or two folders of equal names, of volumes or of pictures"
     parser.add_argument("data", type=Path, metavar="DATA", help=f"folder of the data set: {layouts}")
     share(parser, "--out", help="folder to make; its name is the bundle's")
@@ -148,28 +162,46 @@ def plan(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--allow-outside", action="store_true", help=outside)
     parser.add_argument("--skip-bad", action="store_true", help="go on without the cases that do not fit")
     parser.add_argument("--memory", help="memory of a training step, such as 8GB; default what there is")
-    parser.add_argument("--hours", type=float, help="time of the training; default 1 on a CPU, 8 on a GPU")
+    parser.add_argument("--hours", type=float, help=hours)
     parser.add_argument("--device", help="such as cpu or cuda:1; default a GPU if there is one")
     pair, value = ("KEY", "VALUE"), "a setting that is not chosen but taken, such as roi_size [64,64,64]"
     parser.add_argument("--set", nargs=2, action="append", default=[], metavar=pair, help=value)
-    return _plan
 
 
 def _plan(args: argparse.Namespace) -> str:
-    from monai_unetpp.bundle import parse_value
-    from monai_unetpp.planning import Source, parse_memory, plan_bundle
+    from monai_unetpp.planning import plan_bundle
 
-    source = Source(**{each.name: getattr(args, each.name) for each in dataclasses.fields(Source)})
-    options = {key: getattr(args, key) for key in ("skip_bad", "hours", "device")}
-    memory = None if args.memory is None else parse_memory(args.memory)
-    given = {key: parse_value(value) for key, value in args.set}
-    found, made = plan_bundle(source, args.out, memory=memory, given=given, progress=True, **options)
+    source, options = _asked(args)
+    found, made = plan_bundle(source, args.out, progress=True, **options)
     table = found.table()
     width = max(len(name) for name, _ in table)
     lines = [f"{name:{width}}  {value}" for name, value in table]
     left = [f"left out: {path} {why}" for path, why in found.problems.items()]
     following = f"written to {args.out.resolve()}; next: monai-unetpp train {args.out}"
     return "\n".join([*lines, *left, "", *made.lines(), "", following])
+
+
+def _fit(args: argparse.Namespace) -> str:
+    from monai_unetpp.fitting import fit_bundle
+
+    def say(line: str) -> None:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+
+    source, options = _asked(args)
+    return "\n".join(fit_bundle(source, args.out, args.folds, say=say, **options).lines())
+
+
+def _asked(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """Return the data set and what a plan has to keep to."""
+    from monai_unetpp.bundle import parse_value
+    from monai_unetpp.planning import Source, parse_memory
+
+    source = Source(**{each.name: getattr(args, each.name) for each in dataclasses.fields(Source)})
+    options = {key: getattr(args, key) for key in ("skip_bad", "hours", "device")}
+    memory = None if args.memory is None else parse_memory(args.memory)
+    given = {key: parse_value(value) for key, value in args.set}
+    return source, {**options, "memory": memory, "given": given}
 
 
 @command

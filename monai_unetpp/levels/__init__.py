@@ -6,9 +6,11 @@
 - select: the shallowest level that is good enough, and the precision for it
 - calibration: the threshold of early exit, and the file beside the weights
 - report: table and figure
+- reading: the table again, so that folds can be compared
 """
 
 from monai_unetpp.levels.calibration import ExitScore, calibrate_exit, read_calibration, write_calibration
+from monai_unetpp.levels.reading import read_levels
 from monai_unetpp.levels.report import check_report, draw_levels, write_levels
 from monai_unetpp.levels.score import LevelScore, score_levels
 from monai_unetpp.levels.select import select_level, select_precision
@@ -20,6 +22,7 @@ __all__ = [
     "check_report",
     "draw_levels",
     "read_calibration",
+    "read_levels",
     "score_levels",
     "select_level",
     "select_precision",

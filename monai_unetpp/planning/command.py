@@ -37,6 +37,7 @@ def plan_bundle(
     device: str | None = None,
     given: Mapping[str, Any] | None = None,
     progress: bool = False,
+    extra: Mapping[str, Any] | None = None,
 ) -> tuple[Fingerprint, Plan]:
     """Write a bundle for a data set of one's own.
 
@@ -52,6 +53,7 @@ def plan_bundle(
         device: Such as ``"cpu"``; default a GPU if there is one.
         given: Settings that are not chosen but taken, see :func:`~monai_unetpp.planning.rules.make_plan`.
         progress: Whether to show a progress bar.
+        extra: Contents of further JSON files of the bundle, by name.
 
     Raises:
         FileExistsError: if ``out`` exists.
@@ -85,7 +87,7 @@ def plan_bundle(
         0 if kind == "cpu" else 8,
     )
     plan = make_plan(fingerprint, machine, given)
-    write_bundle(plan, fingerprint, out)
+    write_bundle(plan, fingerprint, out, extra)
     log.unlink(missing_ok=True)
     return fingerprint, plan
 

@@ -24,7 +24,7 @@ FIRST_WIDTH = {"cpu": 16, "cuda": 32}
 MAX_WIDTH = {3: 320, 2: 512}  # as nnU-Net limits them
 MAX_PATCH_VOXELS = {3: 192**3, 2: 1024**2}  # voxels of a patch
 MIN_PATCH_VOXELS = {3: 32**3, 2: 128**2}  # voxels of a patch that is not made smaller to save time
-MIN_STEPS = 1000  # of a training: a patch for which there is no time for so many is too large
+MIN_STEPS = {3: 400, 2: 1000}  # of a training: a patch for which there is no time for so many is too large
 MIN_BATCH_SIZE = {3: 1, 2: 2}
 MANY_STEPS = 10_000  # of a training: with more of them than that, steps are made of more patches
 MAX_BATCH_SHARE = 0.05  # of the voxels of all cases (Isensee)
@@ -100,7 +100,7 @@ def _fitting(
     while True:
         found = _candidate(choose, patch, pixdim, machine, fixed=False)
         memory = found.needed / machine.memory
-        time = min(MIN_STEPS / found.steps, math.prod(found.patch) / MIN_PATCH_VOXELS[dims])
+        time = min(MIN_STEPS[dims] / found.steps, math.prod(found.patch) / MIN_PATCH_VOXELS[dims])
         if max(memory, time) <= 1:
             return found, limit
         smaller = _smaller(found, size, max(memory, time))

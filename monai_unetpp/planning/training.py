@@ -26,6 +26,8 @@ VALIDATION_OVERLAP = 0.25  # of windows in validation
 FORWARD_SHARE = 1 / 3  # of the time of a step
 EPOCH_SECONDS = 2.0  # for checkpoints and metrics
 LOADING_FACTOR = 1.25  # time of a step with the loading of its patches, of that without
+AUGMENTED_VIEWS = 20  # of each case, from which patches are rotated, scaled, and changed in contrast
+MIRRORED_VIEWS = 50  # of each case, from which patches are mirrored
 MIN_LARGEST_SHARE = 0.98  # of the foreground in its largest component, from which others are left out
 SIDES = (  # words in names of classes that mirroring along each axis makes wrong
     ("left", "right", "l", "r", "lh", "rh", "links", "rechts", "gauche", "droite", "droit"),
@@ -78,16 +80,28 @@ def choose_sampling(choose: Choices, fingerprint: Fingerprint) -> None:
     shift = [min(MAX_SHIFT_VOXELS, n // 2) for n in patch] if tiny else None
     why = "it must not be learnt that it is in the middle" if tiny else "not small beside the patch"
     choose.make("shift", lambda: (shift, f"{wide}: {why}"))
-    choose.make("flip_axes", lambda: _flip_axes(dims, fingerprint.labels))
+    views = choose["max_epochs"] * choose["patches_per_case"]
+    choose.make("flip_axes", lambda: _flip_axes(dims, fingerprint.labels, views))
     thick = [axis for axis in range(dims) if choose["kernel_size"][0][axis] == 1]
     rotate = [0.3] if dims == 2 else [0.26 if thick in ([], [axis]) else 0.0 for axis in range(3)]
     within = ", within thick slices alone" if thick and dims == 3 else ""
     choose.make("rotate_range", lambda: (rotate, f"radians{within}"))
+    choose.make("augmentation_prob", lambda: _augmentation_prob(views))
     choose.make("largest_component", lambda: _largest_component(fingerprint, tiny))
 
 
-def _flip_axes(dims: int, labels: Sequence[str]) -> tuple[list[int], str]:
+def _augmentation_prob(views: int) -> tuple[float, str]:
+    """Return the share of patches that are rotated, scaled, and changed in contrast."""
+    seen = f"a training sees each case {views} times"
+    if views < AUGMENTED_VIEWS:
+        return 0.0, f"{seen}, too few to learn it by heart: fewer than {AUGMENTED_VIEWS}"
+    return 0.3, f"rotated and scaled, and as many changed in contrast; {seen}"
+
+
+def _flip_axes(dims: int, labels: Sequence[str], views: int) -> tuple[list[int], str]:
     """Return the axes along which a class does not become another when it is mirrored."""
+    if views < MIRRORED_VIEWS:
+        return [], f"a training sees each case {views} times, too few to learn its mirror images as well"
     words = {word.lower() for name in labels for word in WORDS.findall(name)}
     sided = {min(axis, dims - 1) for axis, names in enumerate(SIDES) if not words.isdisjoint(names)}
     axes = [axis for axis in range(dims) if axis not in sided]

@@ -46,13 +46,16 @@ SYNTHETIC = ("phantom_dir", "phantoms")  # keys of what the template trains on b
 PARSED = re.compile(r"[$@%]|.*#")  # what MONAI's parser reads: signs at the beginning, and # anywhere
 
 
-def write_bundle(plan: Plan, fingerprint: Fingerprint, out: Path) -> None:
+def write_bundle(
+    plan: Plan, fingerprint: Fingerprint, out: Path, extra: Mapping[str, Any] | None = None
+) -> None:
     """Write a bundle atomically.
 
     Args:
         plan: Settings of the bundle.
         fingerprint: Fingerprint of the data set.
         out: Folder to make; its name is the bundle's.
+        extra: Contents of further JSON files, by name.
 
     Raises:
         FileExistsError: if ``out`` exists.
@@ -68,6 +71,8 @@ def write_bundle(plan: Plan, fingerprint: Fingerprint, out: Path) -> None:
     with atomic_directory(out) as part:
         for name, config in planned_configs(plan, fingerprint, out).items():
             _write(part / f"{name}.json", config)
+        for name, content in (extra or {}).items():
+            _write(part / name, content)
         for name in (*(f"{name}.json" for name in OVERLAYS), "logging.conf", "LICENSE"):
             shutil.copyfile(source / name, part / name)
         data = Path(fingerprint.data).name
@@ -172,6 +177,7 @@ def _random_transforms(template: Json, settings: Mapping[str, Any]) -> Json:
 
 
 def _augmentation(settings: Mapping[str, Any]) -> list[Json]:
+    prob = settings["augmentation_prob"]
     flips: list[Json] = [
         {"_target_": "RandFlipd", "keys": ["image", "label"], "spatial_axis": axis, "prob": 0.5}
         for axis in settings["flip_axes"]
@@ -179,14 +185,14 @@ def _augmentation(settings: Mapping[str, Any]) -> list[Json]:
     affine = {
         "_target_": "RandAffined",
         "keys": ["image", "label"],
-        "prob": 0.3,
+        "prob": prob,
         "rotate_range": settings["rotate_range"],
         "scale_range": [0.2] * len(settings["rotate_range"] if settings["spatial_dims"] == 3 else (0, 0)),
         "mode": ["bilinear", "nearest"],
         "padding_mode": "border",
     }
-    contrast = {"_target_": "RandAdjustContrastd", "keys": "image", "gamma": [0.7, 1.5], "prob": 0.3}
-    return [*flips, affine, contrast]
+    contrast = {"_target_": "RandAdjustContrastd", "keys": "image", "gamma": [0.7, 1.5], "prob": prob}
+    return [*flips, *([affine, contrast] if prob else [])]
 
 
 def _metadata(metadata: Json, settings: Mapping[str, Any], fingerprint: Fingerprint, name: str) -> Json:

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a folder of data to weights, level and report, stage by stage.
+
+Each stage leaves files by which a run that was stopped knows how far it had come; the stage that was stopped
+goes on, or is done again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from monai_unetpp.extras import require
+from monai_unetpp.files import PathLike
+from monai_unetpp.fitting.outcome import Outcome, choose
+from monai_unetpp.fitting.stages import Part
+from monai_unetpp.planning import Source, plan_bundle
+
+__all__ = ["fit_bundle"]
+
+TRAINING_SHARE = 0.9  # of the time; levels and report take the rest
+REQUEST = "fit.json"  # in the bundle: what was asked for
+
+
+def fit_bundle(
+    source: Source,
+    out: PathLike,
+    folds: int | None = None,
+    hours: float | None = None,
+    skip_bad: bool = False,
+    memory: float | None = None,
+    device: str | None = None,
+    given: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Plan a bundle, train it, score its levels, choose depth and precision, and write a report.
+
+    The same call resumes a run that was stopped.
+
+    Args:
+        source: The data set.
+        out: Folder of the bundle, made if it does not exist.
+        folds: Number of folds of a cross-validation, one training each; by default one training.
+        hours: Time of all trainings and scores together, h; by default that of ``plan`` for each training.
+        skip_bad: Whether to go on without the cases that do not fit.
+        memory: Bytes that a training step may take; default what the machine has.
+        device: Such as ``"cpu"``; default a GPU if there is one.
+        given: Settings that are not chosen but taken, see :func:`~monai_unetpp.planning.rules.make_plan`.
+        say: Takes the lines that tell how far it has come.
+
+    Raises:
+        FileExistsError: if ``out`` exists and is no bundle of a fit, or another process fits it.
+        ValueError: if ``out`` was made with other arguments; or on an error of a stage.
+        ModuleNotFoundError: if matplotlib is not installed.
+    """
+    require("figures", "matplotlib")
+    out = Path(out)
+    asked = {
+        **{key: _plain(value) for key, value in dataclasses.asdict(source).items()},
+        "data": str(Path(source.data).absolute()),
+        **{"folds": folds, "hours": hours, "skip_bad": skip_bad, "memory": memory, "device": device},
+        "given": _plain(dict(given or {})),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out.parent / f".{out.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FileExistsError(
+            f"{out} is being fitted by another process, which holds {lock.lock_file}: wait for it, or give "
+            "another --out."
+        ) from None
+    try:
+        if not out.exists():
+            _plan(source, out, asked, say)
+        _check(out, asked)
+        parts = [Part(out, folds, fold, device) for fold in range(folds or 1)]
+        for part in parts:
+            _run(part, say)
+        return choose(parts)
+    finally:
+        lock.release()
+
+
+def _plan(source: Source, out: Path, asked: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    folds, hours, given = asked["folds"], asked["hours"], dict(asked["given"])
+    if folds is not None:
+        given.setdefault("val_fraction", round(1 / folds, 4))
+    each = None if hours is None else TRAINING_SHARE * hours / (folds or 1)
+    options = {key: asked[key] for key in ("skip_bad", "memory", "device")}
+    say(f"Planning {out} for {source.data}.")
+    _, plan = plan_bundle(
+        source, out, hours=each, given=given, progress=True, extra={REQUEST: dict(asked)}, **options
+    )
+    size, channels = plan["roi_size"], plan["channels"]
+    why = f"{out / 'README.md'} says why."
+    say(f"Planned: patch {size}, channels {channels}, {plan['max_epochs']} epochs; {why}")
+
+
+def _check(out: Path, asked: Mapping[str, Any]) -> None:
+    """Raise unless the bundle was made with these arguments."""
+    path = out / REQUEST
+    if not path.is_file():
+        raise FileExistsError(
+            f"out must be a folder that does not exist, or one of an earlier fit, {out} has no {REQUEST}: "
+            f"give another --out, or train what is there: monai-unetpp train {out}"
+        )
+    before = json.loads(path.read_text(encoding="utf-8"))
+    differs = [key for key, value in asked.items() if before.get(key) != value]
+    if differs:
+        key = differs[0]
+        raise ValueError(
+            f"{out} was fitted with {key} {before.get(key)!r}, got {asked[key]!r}: the same arguments resume "
+            "it; for others, give another --out."
+        )
+
+
+def _run(part: Part, say: Callable[[str], None]) -> None:
+    if not part.is_trained():
+        say(f"{part.name}training, {part.epochs} epochs.")
+        part.train()
+    if not part.is_scored():
+        say(f"{part.name}scoring the levels.")
+        part.score(_formats() if part.folds is None else ["pt"])
+
+
+def _formats() -> list[str]:
+    """Return the formats that the installed packages can write."""
+    onnx = all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+    return ["pt", "ts", "pt2", *(["onnx"] if onnx else [])]
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a folder of data to weights and a choice, in one command that goes on where it was stopped."""
+
+import csv
+import errno
+import json
+import math
+import shutil
+import statistics
+
+import pytest
+from filelock import FileLock
+
+from bundles import AFFINES, ball, write_cases
+from monai_unetpp.__main__ import main
+from monai_unetpp.fitting import command, fit_bundle
+from monai_unetpp.fitting.outcome import pool
+from monai_unetpp.fitting.stages import Part
+from monai_unetpp.levels import read_levels
+from monai_unetpp.levels.select import by_precision
+from monai_unetpp.planning import Source
+from monai_unetpp.planning import command as planning
+from monai_unetpp.weights import read_record
+
+TINY = {
+    "roi_size": [16, 16, 16],
+    "channels": [4, 6, 8],
+    "batch_size": 2,
+    "max_epochs": 2,
+    "learning_rate": 0.02,
+}
+OPTIONS = {"folds": 2, "device": "cpu", "given": TINY}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _speed():
+    """Seconds that a test need not take."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "speed_of_machine", lambda *_: 3e10)
+        yield
+
+
+def fit(source, out, **options):
+    said = []
+    return fit_bundle(source, out, say=said.append, **{**OPTIONS, **options}), said
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """Data, bundle, outcome and what was said."""
+    root = tmp_path_factory.mktemp("fitted")
+    data = write_cases(
+        root / "data", (ball(f"{name}{n}", AFFINES[name]) for name in ("RAS", "LPS") for n in (1, 2))
+    )
+    outcome, said = fit(Source(data), root / "balls")
+    return data, root / "balls", outcome, said
+
+
+@pytest.fixture
+def copied(fitted, tmp_path):
+    """A copy of the finished bundle, to be stopped at some stage."""
+    data, bundle, *_ = fitted
+    return Source(data), shutil.copytree(bundle, tmp_path / "balls")
+
+
+def test_every_case_is_scored_once_by_the_network_that_did_not_see_it(fitted):
+    """Independent of our reading and pooling: means of the rows of the folds' tables."""
+    data, bundle, outcome, _ = fitted
+    rows = []
+    for fold in (0, 1):
+        with (bundle / f"levels/fold_{fold}/levels_cases.csv").open() as file:
+            rows += list(csv.DictReader(file))
+        held_out = json.loads((bundle / "splits.json").read_text())[fold]["val"]
+        names = {row["case"] for row in rows[-len(rows) // (fold + 1) :]}
+        assert len(names) == len(held_out) == 2
+    index = json.loads((data / "dataset.json").read_text())
+    assert len({row["case"] for row in rows}) == len(index["training"])
+    for score in outcome.scores:
+        of = [row for row in rows if (int(row["level"]), row["precision"]) == (score.level, score.precision)]
+        by_case = {}
+        for row in of:
+            by_case.setdefault(row["case"], []).append(float(row["dice"]))
+        assert score.dice == pytest.approx(
+            statistics.fmean(map(statistics.fmean, by_case.values())), abs=1e-4
+        )
+        for name, dice in score.dice_per_class.items():
+            mine = [float(row["dice"]) for row in of if row["class"] == name]
+            assert dice == pytest.approx(statistics.fmean(mine), abs=1e-4)
+
+
+def test_choice_is_the_shallowest_good_level_and_lies_beside_the_weights_of_each_fold(fitted):
+    _, bundle, outcome, _ = fitted
+    first = next(iter(by_precision(outcome.scores).values()))
+    best = max(score.dice for score in first)
+    assert outcome.level == min(score.level for score in first if best - score.dice <= 0.01)
+    assert outcome.weights == [bundle / f"models/fold_{fold}/model.pt" for fold in (0, 1)]
+    for weights in outcome.weights:
+        record = read_record(weights)
+        assert (record.level, record.precision) == (outcome.level, outcome.precision)
+    assert read_levels(bundle / "levels")[0].dice == pytest.approx(outcome.scores[0].dice, abs=1e-4)
+
+
+def test_lines_say_dice_by_class_level_and_what_it_saves(fitted):
+    _, _, outcome, said = fitted
+    lines = outcome.lines()
+    assert "Dice of 4 held-out cases" in lines[0]
+    assert [line.split()[0] for line in lines[2:4]] == ["L1", "L2"]
+    assert lines[4].startswith(f"Chosen: L{outcome.level} in {outcome.precision}: ")
+    assert [line for line in said if line.startswith("Fold")] == [
+        "Fold 0 of 2: training, 2 epochs.",
+        "Fold 0 of 2: scoring the levels.",
+        "Fold 1 of 2: training, 2 epochs.",
+        "Fold 1 of 2: scoring the levels.",
+    ]
+
+
+def test_masks_by_the_networks_of_all_folds(fitted, tmp_path):
+    data, bundle, outcome, _ = fitted
+    words = ["segment", "-i", str(data / "imagesTr"), "-o", str(tmp_path / "out"), "--bundle", str(bundle)]
+    main([*words, "--checkpoint", *map(str, outcome.weights)])
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 4
+
+
+# A run that was stopped
+
+
+def states(bundle):
+    """Time of every file of weights and scores."""
+    files = [*bundle.glob("models/*/model.pt"), *bundle.glob("levels/*/levels.csv")]
+    return {path.relative_to(bundle).as_posix(): path.stat().st_mtime_ns for path in files}
+
+
+def test_finished_run_does_nothing_again(copied, fitted):
+    source, bundle = copied
+    before = states(bundle)
+    outcome, said = fit(source, bundle)
+    assert (said, states(bundle)) == ([], before)
+    assert outcome.level == fitted[2].level
+
+
+@pytest.mark.parametrize(
+    ("lost", "again"),
+    [
+        (["levels/fold_1"], ["scoring the levels"]),
+        (["levels/fold_1/levels.md"], ["scoring the levels"]),  # half-written
+        (["models/fold_1", "levels/fold_1"], ["training, 2 epochs", "scoring the levels"]),
+        (
+            ["models/fold_1/checkpoint_epoch=2.pt", "levels/fold_1"],
+            ["training, 2 epochs", "scoring the levels"],
+        ),
+        (
+            ["models/fold_1/checkpoint_epoch=1.pt", "models/fold_1/checkpoint_epoch=2.pt"],
+            ["training, 2 epochs"],
+        ),
+    ],
+)
+def test_stopped_run_goes_on_where_it_was_and_comes_to_the_same(copied, fitted, lost, again):
+    source, bundle = copied
+    kept = {name: state for name, state in states(bundle).items() if "fold_0" in name}
+    for name in lost:
+        path = bundle / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    outcome, said = fit(source, bundle)
+    assert [line.split(": ")[1].rstrip(".") for line in said][: len(again)] == again
+    assert {name: states(bundle)[name] for name in kept} == kept
+    for score, before in zip(outcome.scores, fitted[2].scores, strict=True):
+        assert score.dice == pytest.approx(before.dice, abs=1e-3)
+
+
+@pytest.mark.parametrize("stage", ["train", "score"])
+def test_full_disk_in_the_second_fold_is_said_and_can_be_resumed(copied, monkeypatch, stage):
+    source, bundle = copied
+    shutil.rmtree(bundle / "levels/fold_1")
+    shutil.rmtree(bundle / "models/fold_1")
+    with monkeypatch.context() as patch:
+
+        def full(part, *_):
+            raise OSError(errno.ENOSPC, "No space left on device", str(part.weights))
+
+        patch.setattr(Part, stage, full)
+        with pytest.raises(OSError, match=r"No space left on device.*fold_1"):
+            fit(source, bundle)
+    outcome, _ = fit(source, bundle)
+    assert len(outcome.weights) == 2
+
+
+def test_plan_that_failed_leaves_no_bundle(tmp_path, fitted, monkeypatch):
+    data, *_ = fitted
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "x")
+
+    monkeypatch.setattr(command, "plan_bundle", full)
+    with pytest.raises(OSError, match="No space left"):
+        fit(Source(data), tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+# Refused
+
+
+def test_two_at_once(copied):
+    source, bundle = copied
+    with (
+        FileLock(bundle.parent / f".{bundle.name}.lock"),
+        pytest.raises(FileExistsError, match=r"balls is being fitted by another process.*another --out"),
+    ):
+        fit(source, bundle)
+
+
+def test_other_arguments_than_before(copied):
+    source, bundle = copied
+    with pytest.raises(
+        ValueError, match=r"balls was fitted with folds 2, got 3: the same arguments resume it"
+    ):
+        fit(source, bundle, folds=3)
+
+
+def test_folder_of_something_else(tmp_path, fitted):
+    data, *_ = fitted
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(FileExistsError, match=r"notes has no fit\.json: give another --out"):
+        fit(Source(data), tmp_path / "notes")
+    assert not list((tmp_path / "notes").iterdir())
+
+
+def test_folds_that_do_not_fit_together(fitted):
+    _, bundle, *_ = fitted
+    scores = read_levels(bundle / "levels/fold_0")
+    with pytest.raises(ValueError, match="all folds must have the same levels"):
+        pool([scores, scores[:-1]])
+
+
+def test_damaged_table_is_named(copied):
+    _, bundle = copied
+    path = bundle / "levels/fold_0/levels_cases.csv"
+    path.write_text(path.read_text().replace("dice", "nice", 1))
+    with pytest.raises(ValueError, match=r"levels_cases\.csv is damaged"):
+        read_levels(path.parent)
+
+
+def test_class_that_no_case_of_a_fold_has_does_not_count_there(fitted):
+    """NaN of one fold leaves the mean of the others."""
+    _, bundle, *_ = fitted
+    folds = [read_levels(bundle / f"levels/fold_{fold}") for fold in (0, 1)]
+    name = next(iter(folds[0][0].dice_per_class))
+    lacking = [
+        type(score)(
+            **{
+                **vars(score),
+                "dice_per_case_and_class": {**score.dice_per_case_and_class, name: (math.nan,) * 2},
+            }
+        )
+        for score in folds[0]
+    ]
+    [pooled, *_] = pool([lacking, folds[1]])
+    assert pooled.dice_per_class[name] == pytest.approx(folds[1][0].dice_per_class[name])
