@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 class EpochTable:
     """Write loss and Dice of every epoch to ``log_dir/epochs.csv``, atomically, in the first process.
 
-    The columns are ``epoch``, ``train_loss``, ``train_mean_dice``, ``val_mean_dice`` and, for each class,
-    ``val_dice_NAME``; those of the validation are empty in epochs without one, and ``nan`` where no case has
-    the class. Loss and Dice of training are means over the steps and the patches of the epoch; a loss that is
-    not finite, whose step is skipped, is left out.
+    The columns are ``epoch``, ``train_loss``, ``train_mean_dice``, ``val_mean_dice`` and ``val_dice_NAME``
+    for each class; those of the validation are empty in epochs without one, and ``nan`` where no case has the
+    class. Loss and Dice of training are means over the steps and the patches of the epoch; a loss that is not
+    finite, whose step is skipped, is left out.
 
     The rows are part of the training checkpoint, with the sums of an epoch that was stopped within: a resumed
     training continues without a gap, and from an older checkpoint without the epochs that came later. Of
