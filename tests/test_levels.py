@@ -117,6 +117,23 @@ def test_batches_are_scored_case_by_case(net):
     assert [s.dice_per_case for s in one] == [pytest.approx(s.dice_per_case, abs=1e-6) for s in two]
 
 
+def test_scores_of_cases_are_those_of_which_the_means_are_taken(scores):
+    for got in scores:
+        assert got.cases == ("case_0.nii.gz", "case_1.nii.gz")
+        for name, values in got.dice_per_case_and_class.items():
+            assert np.nanmean(values) == pytest.approx(got.dice_per_class[name], abs=1e-6)
+        columns = np.array(list(got.dice_per_case_and_class.values()))
+        assert np.nanmean(columns, axis=0) == pytest.approx(got.dice_per_case, abs=1e-6)
+
+
+def test_case_without_a_class_and_without_a_name_is_nan_and_numbered(net):
+    one = case(0, label=np.pad(np.ones((2, 2, 2)), [(0, 10), (0, 8), (0, 7)]))
+    one["image"] = one["image"].as_tensor()
+    got, *_ = score_levels(net, loader(one), INFERER, class_labels=["a", "b"], rounds=1, progress=False)
+    assert got.cases == ("case 1",)
+    assert math.isnan(got.dice_per_case_and_class["b"][0])
+
+
 def test_costs_are_those_of_the_pruned_networks(net, scores):
     assert [s.level for s in scores] == [1, 2, 3]
     for s in scores:
@@ -193,9 +210,9 @@ def test_case_of_background_only_has_no_score_and_is_named(net, caplog):
     ]
 
 
-def test_progress_is_shown_on_request(net, capsys):
+def test_progress_is_not_shown_where_there_is_no_terminal(net, capsys):
     score_levels(net, loader(case(0)), INFERER, rounds=1)
-    assert "Scoring levels" in capsys.readouterr().err
+    assert "Scoring levels" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -370,7 +387,28 @@ def test_figure_shows_quality_against_time_with_parameters_as_area():
         assert place.max() - place.min() > 0.5 * (right - left)  # and they fill it
 
 
-@pytest.mark.parametrize("name", ["levels.csv", "levels.md", "levels.png", "L2"])
+def test_dice_of_every_case_and_class_is_written(scores, tmp_path):
+    write_levels(scores, tmp_path, 2, 0.01)
+    rows = list(csv.DictReader((tmp_path / "levels_cases.csv").read_text().splitlines()))
+    assert list(rows[0]) == ["level", "precision", "case", "class", "dice"]
+    found = {(int(r["level"]), r["precision"], r["case"], r["class"]): float(r["dice"]) for r in rows}
+    assert len(found) == len(rows) == len(scores) * 2 * 2
+    for got in scores:
+        for name, values in got.dice_per_case_and_class.items():
+            for path, value in zip(got.cases, values, strict=True):
+                want = pytest.approx(value, abs=1e-4, nan_ok=True)
+                assert found[got.level, "float32", path, name] == want
+    with pytest.raises(FileExistsError, match=r"levels\.csv"):
+        write_levels(scores, tmp_path, 2, 0.01)
+    for name in ("levels.csv", "levels.md", "levels.png"):
+        (tmp_path / name).unlink()
+    with pytest.raises(FileExistsError, match=r"levels_cases\.csv"):
+        write_levels(scores, tmp_path, 2, 0.01)
+    write_levels(SCORES, tmp_path, 2, 0.01, overwrite=True)  # scores without cases: no table of others
+    assert not (tmp_path / "levels_cases.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["levels.csv", "levels.md", "levels.png", "levels_cases.csv", "L2"])
 def test_report_is_not_begun_where_one_is(tmp_path, name):
     check_report(tmp_path / "new")
     (tmp_path / name).mkdir()

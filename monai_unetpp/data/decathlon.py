@@ -83,7 +83,7 @@ def write_decathlon(
         index.unlink()
     (root / "imagesTr").mkdir(parents=True, exist_ok=True)  # fails early, if it must
     names = []
-    for case in tqdm(cases, desc=name, total=total, unit="case", disable=not progress):
+    for case in tqdm(cases, desc=name, total=total, unit="case", disable=None if progress else True):
         write_case(root, case)
         names.append(case.name)
     return write_index(root, names, name=name, description=description, labels=labels)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,17 @@ from filelock import FileLock, Timeout
 
 from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike
-from monai_unetpp.fitting.outcome import Outcome, choose
+from monai_unetpp.fitting.outcome import TOLERANCE, Outcome, choose
+from monai_unetpp.fitting.pictures import draw_cases
 from monai_unetpp.fitting.stages import Part
 from monai_unetpp.planning import Source, plan_bundle
+from monai_unetpp.report import write_report
 
 __all__ = ["fit_bundle"]
 
 TRAINING_SHARE = 0.9  # of the time; levels and report take the rest
 REQUEST = "fit.json"  # in the bundle: what was asked for
+REPORT = "report.html"
 
 
 def fit_bundle(
@@ -81,9 +84,12 @@ def fit_bundle(
             _plan(source, out, asked, say)
         _check(out, asked)
         parts = [Part(out, folds, fold, device) for fold in range(folds or 1)]
-        for part in parts:
-            _run(part, say)
-        return choose(parts)
+        ran = [stage for part in parts for stage in _run(part, say)]
+        outcome = choose(parts)
+        if ran or not (out / REPORT).is_file():
+            say("Writing the report.")
+            write_report(out, draw_cases(parts, outcome), outcome.level, outcome.precision, TOLERANCE)
+        return outcome
     finally:
         lock.release()
 
@@ -121,13 +127,16 @@ def _check(out: Path, asked: Mapping[str, Any]) -> None:
         )
 
 
-def _run(part: Part, say: Callable[[str], None]) -> None:
+def _run(part: Part, say: Callable[[str], None]) -> Iterator[str]:
+    """Run the stages of a fold that are not complete, and yield their names."""
     if not part.is_trained():
         say(f"{part.name}training, {part.epochs} epochs.")
         part.train()
+        yield "train"
     if not part.is_scored():
         say(f"{part.name}scoring the levels.")
         part.score(_formats() if part.folds is None else ["pt"])
+        yield "score"
 
 
 def _formats() -> list[str]:

@@ -7,18 +7,24 @@ Each case is scored once, by the network that was not trained on it.
 from __future__ import annotations
 
 import dataclasses
-import math
-import statistics
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from monai_unetpp.fitting.stages import Part
-from monai_unetpp.levels import LevelScore, read_levels, select_level, select_precision, write_levels
+from monai_unetpp.levels import (
+    LevelScore,
+    pool_levels,
+    read_levels,
+    select_level,
+    select_precision,
+    write_levels,
+)
 from monai_unetpp.levels.select import by_precision
 from monai_unetpp.weights import read_record, write_record
 
-__all__ = ["TOLERANCE", "Outcome", "choose", "pool"]
+__all__ = ["TOLERANCE", "Outcome", "choose"]
 
 TOLERANCE = 0.01  # loss of Dice for a shallower level, as in levels.json
 PRECISION_TOLERANCE = 0.002  # and for a faster precision
@@ -33,14 +39,14 @@ class Outcome:
         level: Chosen level ``k`` of L^k.
         precision: Chosen precision.
         weights: Paths of the weights, one per fold.
-        folder: Folder with the table of the levels.
+        bundle: Folder of the bundle.
     """
 
     scores: list[LevelScore]
     level: int
     precision: str
     weights: list[Path]
-    folder: Path
+    bundle: Path
 
     def chosen(self) -> LevelScore:
         """Return the score of the choice."""
@@ -71,7 +77,17 @@ class Outcome:
             head,
             *rows,
             f"Chosen: L{chosen.level} in {chosen.precision}: {saves}.",
+            f"Weights: {', '.join(map(str, self.weights))}",
+            f"Report:  {self.bundle / 'report.html'}",
+            f"Segment: {self.command()}",
         ]
+
+    def command(self) -> str:
+        """Return the command that segments with the weights, as one types it."""
+        words = ["monai-unetpp", "segment", "-i", "SCANS", "-o", "MASKS", "--bundle", str(self.bundle)]
+        if len(self.weights) > 1:  # of folds, which are named, not chosen
+            words += ["--checkpoint", *map(str, self.weights)]
+        return shlex.join(words)
 
 
 def choose(parts: Sequence[Part]) -> Outcome:
@@ -92,8 +108,15 @@ def choose(parts: Sequence[Part]) -> Outcome:
                 f"{first.weights} has no record with a level: monai-unetpp levels {first.bundle}"
             )
         precision = record.precision or scores[0].precision
-        return Outcome(scores, record.level, precision, [first.weights], first.levels)
-    scores = pool([read_levels(part.levels) for part in parts])
+        return Outcome(scores, record.level, precision, [first.weights], first.bundle)
+    folds = [read_levels(part.levels) for part in parts]
+    keys = [[(score.level, score.precision) for score in scores] for scores in folds]
+    if any(each != keys[0] for each in keys):
+        raise ValueError(
+            f"all folds must have the same levels and precisions, got {' and '.join(map(str, keys))}: score "
+            "them on one machine."
+        )
+    scores = pool_levels(folds)
     level = select_level(scores, TOLERANCE)
     precision = select_precision(scores, level, PRECISION_TOLERANCE)
     folder = first.bundle / "levels"
@@ -105,59 +128,4 @@ def choose(parts: Sequence[Part]) -> Outcome:
             raise ValueError(f"{part.weights} has no record: train the fold again.")
         if (record.level, record.precision) != (level, precision):
             write_record(part.weights, dataclasses.replace(record, level=level, precision=precision))
-    return Outcome(scores, level, precision, [part.weights for part in parts], folder)
-
-
-def pool(folds: Sequence[Sequence[LevelScore]]) -> list[LevelScore]:
-    """Return the scores over the cases of all folds; costs are those of the first one.
-
-    Args:
-        folds: Scores of the levels of each fold, with those of each case.
-
-    Raises:
-        ValueError: if the folds have different levels or precisions.
-    """
-    keys = [[(s.level, s.precision) for s in scores] for scores in folds]
-    if any(each != keys[0] for each in keys):
-        raise ValueError(
-            f"all folds must have the same levels and precisions, got {' and '.join(map(str, keys))}: score "
-            "them on one machine."
-        )
-    return [_pooled([scores[n] for scores in folds]) for n in range(len(keys[0]))]
-
-
-def _pooled(scores: Sequence[LevelScore]) -> LevelScore:
-    cases = [len(score.dice_per_case) for score in scores]
-
-    def over_cases(values: Sequence[float]) -> float:
-        known = [(value, n) for value, n in zip(values, cases, strict=True) if not math.isnan(value)]
-        total = sum(n for _, n in known)
-        return sum(value * n for value, n in known) / total if total else math.nan
-
-    def by_class(metric: str) -> dict[str, float]:
-        each = [getattr(score, f"{metric}_per_class") for score in scores]
-        return {name: over_cases([values[name] for values in each]) for name in each[0]}
-
-    per_case = [value for score in scores for value in score.dice_per_case]
-    by_case = {
-        name: tuple(value for score in scores for value in score.dice_per_case_and_class[name])
-        for name in scores[0].dice_per_case_and_class
-    }
-    return dataclasses.replace(
-        scores[0],
-        dice=_mean(per_case),
-        iou=over_cases([score.iou for score in scores]),
-        surface_dice=over_cases([score.surface_dice for score in scores]),
-        dice_per_class={name: _mean(values) for name, values in by_case.items()},
-        iou_per_class=by_class("iou"),
-        surface_dice_per_class=by_class("surface_dice"),
-        dice_per_case=tuple(per_case),
-        cases=tuple(case for score in scores for case in score.cases),
-        dice_per_case_and_class=by_case,
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Return the mean of the values that are numbers; NaN without any."""
-    known = [value for value in values if not math.isnan(value)]
-    return statistics.fmean(known) if known else math.nan
+    return Outcome(scores, level, precision, [part.weights for part in parts], first.bundle)

@@ -39,11 +39,15 @@ class EpochTable:
         log_dir: Folder of the CSV file, made if it does not exist.
         evaluator: Evaluator with the metrics ``val_mean_dice`` and ``val_dice_NAME``.
         class_labels: Names of the classes without the background.
+        rank: Rank of this process; only the first writes.
     """
 
-    def __init__(self, log_dir: PathLike, evaluator: Engine, class_labels: Sequence[str]) -> None:
+    def __init__(
+        self, log_dir: PathLike, evaluator: Engine, class_labels: Sequence[str], rank: int = 0
+    ) -> None:
         self.path = Path(log_dir) / "epochs.csv"
         self.evaluator = evaluator
+        self.rank = rank
         self.columns = ["epoch", *TRAIN, VALIDATION, *(BY_CLASS + name for name in class_labels)]
         self.rows: list[dict[str, float]] = []  # column -> value, without those that are empty
         self._sums = torch.zeros(4, dtype=torch.float64)  # of the losses, their number; of the Dice, likewise
@@ -79,10 +83,8 @@ class EpochTable:
         """Add the loss of a step, and the Dice of its patches that have a class but the background."""
         items: Any = engine.state.output
         loss = torch.as_tensor(items[0]["loss"]).detach()
-        dice = [
-            compute_dice(*(torch.as_tensor(item[key])[None] for key in ("pred", "label")), False).nanmean()
-            for item in items
-        ]
+        pairs = [[torch.as_tensor(item[key])[None] for key in ("pred", "label")] for item in items]
+        dice = [compute_dice(pred, label, include_background=False).nanmean() for pred, label in pairs]
         values = torch.stack([loss.float(), *dice]).cpu().double()
         for n, some in enumerate((values[:1], values[1:])):
             finite = some[torch.isfinite(some)]
@@ -97,7 +99,7 @@ class EpochTable:
         means = [float(total / count) if count else math.nan for total, count in sums.reshape(2, 2)]
         row = {"epoch": epoch, **dict(zip(TRAIN, means, strict=True)), **self._validation}
         self.rows = [*(row for row in self.rows if row["epoch"] < epoch), row]
-        if idist.get_rank() == 0:
+        if self.rank == 0:
             self._write()
 
     def _remember(self, engine: Engine) -> None:

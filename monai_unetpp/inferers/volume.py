@@ -172,7 +172,7 @@ def _at_level(network: Callable[..., Any], level: int | None) -> Iterator[None]:
 def _bar(groups: Sequence[list[int]]) -> Sequence[list[int]]:
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    return tqdm(groups, desc="Windows", leave=False)
+    return tqdm(groups, desc="Windows", leave=False, disable=None)
 
 
 def _deepest_head(network: Callable[..., Any], windows: Tensor) -> Tensor:

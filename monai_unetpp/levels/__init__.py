@@ -10,7 +10,7 @@
 """
 
 from monai_unetpp.levels.calibration import ExitScore, calibrate_exit, read_calibration, write_calibration
-from monai_unetpp.levels.reading import read_levels
+from monai_unetpp.levels.reading import pool_levels, read_levels
 from monai_unetpp.levels.report import check_report, draw_levels, write_levels
 from monai_unetpp.levels.score import LevelScore, score_levels
 from monai_unetpp.levels.select import select_level, select_precision
@@ -21,6 +21,7 @@ __all__ = [
     "calibrate_exit",
     "check_report",
     "draw_levels",
+    "pool_levels",
     "read_calibration",
     "read_levels",
     "score_levels",

@@ -6,79 +6,147 @@ from __future__ import annotations
 import csv
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from monai_unetpp.files import PathLike
 from monai_unetpp.levels.score import METRICS, LevelScore
 
-__all__ = ["read_levels"]
+__all__ = ["mean", "pool_levels", "read_levels"]
+
+ACCURACY = ("level", *METRICS, "parameters", "multiply_adds", "seconds", "peak_mib")  # columns
+OF_CASES = ("level", "precision", "case", "class", "dice")
+ByCase = Mapping[str, Mapping[str, float]]  # case -> class -> Dice
 
 
 def read_levels(directory: PathLike) -> list[LevelScore]:
-    """Return the scores of all levels, with those of each case, from ``levels.csv`` and ``levels_cases.csv``.
-
-    Dice are those of the cases, which the first table has rounded.
+    """Return the scores of all levels from ``levels.csv``, with those of the cases of ``levels_cases.csv``.
 
     Args:
-        directory: Folder that :func:`~monai_unetpp.levels.write_levels` wrote.
+        directory: Folder that :func:`~monai_unetpp.levels.write_levels` wrote; one of earlier versions has no
+            scores of cases.
 
     Raises:
-        FileNotFoundError: if there is no such table.
+        FileNotFoundError: if there is no ``levels.csv``.
         ValueError: if a table is damaged; the message names it.
     """
     table, by_case = (Path(directory) / name for name in ("levels.csv", "levels_cases.csv"))
-    rows, cases = _rows(table), _rows(by_case)
+    cases = _cases(by_case) if by_case.is_file() else {}
+    rows = _rows(table, *ACCURACY)
     try:
-        found = [_score(row, cases) for row in rows]
+        return [_score(row, cases) for row in rows]
     except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"{table} or {by_case.name} is damaged: {error!r}; score the levels again."
-        ) from error
-    if not found:
-        raise ValueError(f"{table} holds no level; score the levels again.")
-    return found
+        raise _damaged(table, error) from error
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def pool_levels(folds: Sequence[Sequence[LevelScore]]) -> list[LevelScore]:
+    """Return the scores of all folds as one.
+
+    Dice are means over all held-out cases, or over the folds where the scores of cases are not known; all
+    other values are means over the folds.
+
+    Args:
+        folds: Scores of the levels of each fold. A level or precision that not all folds have is left out.
+    """
+    by_key = [{(score.precision, score.level): score for score in scores} for scores in folds]
+    keys = [key for key in (by_key[0] if by_key else {}) if all(key in found for found in by_key)]
+    return [_pooled([found[key] for found in by_key]) for key in keys]
 
 
-def _score(row: Mapping[str, str], cases: Sequence[Mapping[str, str]]) -> LevelScore:
-    level, precision = int(row["level"]), row["precision"]
-    by_class: dict[str, dict[str, float]] = {}  # class -> case -> Dice
-    for each in cases:
-        if (int(each["level"]), each["precision"]) == (level, precision):
-            by_class.setdefault(each["class"], {})[each["case"]] = float(each["dice"])
-    if not by_class:
-        raise ValueError(f"no case of L{level} in {precision}")
-    names = tuple(next(iter(by_class.values())))
-    per_case = tuple(_mean([dice[name] for dice in by_class.values()]) for name in names)
+def mean(values: Iterable[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN if there are none."""
+    numbers = [value for value in values if not math.isnan(value)]
+    return statistics.fmean(numbers) if numbers else math.nan
 
-    def of(metric: str) -> dict[str, float]:
-        return {name: float(row[f"{metric} {name}"]) for name in by_class}
 
+def _pooled(scores: Sequence[LevelScore]) -> LevelScore:
+    names = list(scores[0].dice_per_class)
+    found: dict[str, Any] = {
+        name: mean(getattr(s, name) for s in scores) for name in (*METRICS, "seconds", "peak_mib")
+    }
+    for metric in METRICS:
+        by_class = [getattr(s, f"{metric}_per_class") for s in scores]
+        found[f"{metric}_per_class"] = {
+            name: mean(of.get(name, math.nan) for of in by_class) for name in names
+        }
+    per_case = tuple(value for s in scores for value in s.dice_per_case)
+    columns = {
+        name: tuple(value for s in scores for value in s.dice_per_case_and_class.get(name, ()))
+        for name in names
+    }
+    if all(s.cases for s in scores):  # folds may differ in the number of their cases
+        found["dice"] = mean(per_case)
+        found["dice_per_class"] = {name: mean(values) for name, values in columns.items()}
     return LevelScore(
-        level=level,
-        dice=_mean(per_case),
-        iou=float(row["iou"]),
-        surface_dice=float(row["surface_dice"]),
-        dice_per_class={name: _mean([*dice.values()]) for name, dice in by_class.items()},
-        iou_per_class=of(METRICS[1]),
-        surface_dice_per_class=of(METRICS[2]),
+        level=scores[0].level,
+        precision=scores[0].precision,
+        parameters=scores[0].parameters,
+        multiply_adds=scores[0].multiply_adds,
+        **found,
+        cases=tuple(case for s in scores for case in s.cases),
         dice_per_case=per_case,
+        dice_per_case_and_class=columns,
+    )
+
+
+def _score(row: Mapping[str, str], cases: Mapping[tuple[int, str], ByCase]) -> LevelScore:
+    key = (int(row["level"]), row.get("precision", "float32"))
+    found = cases.get(key, {})
+    accuracy: dict[str, Any] = {metric: float(row[metric]) for metric in METRICS}
+    accuracy |= {
+        f"{metric}_per_class": {
+            name.removeprefix(f"{metric} "): float(cell)
+            for name, cell in row.items()
+            if name.startswith(f"{metric} ")
+        }
+        for metric in METRICS
+    }
+    columns = {
+        name: tuple(dice.get(name, math.nan) for dice in found.values())
+        for name in accuracy["dice_per_class"]
+    }
+    return LevelScore(
+        level=key[0],
+        precision=key[1],
+        **accuracy,
+        dice_per_case=tuple(mean(dice.values()) for dice in found.values()),
         parameters=int(row["parameters"]),
         multiply_adds=int(row["multiply_adds"]),
         seconds=float(row["seconds"]),
         peak_mib=float(row["peak_mib"]),
-        precision=precision,
-        cases=names,
-        dice_per_case_and_class={name: tuple(dice[n] for n in names) for name, dice in by_class.items()},
+        cases=tuple(found),
+        dice_per_case_and_class=columns if found else {},
     )
 
 
-def _mean(values: Sequence[float]) -> float:
-    """Return the mean of the values that are numbers; NaN without any."""
-    known = [value for value in values if not math.isnan(value)]
-    return statistics.fmean(known) if known else math.nan
+def _cases(path: Path) -> dict[tuple[int, str], dict[str, dict[str, float]]]:
+    """Return the Dice of every case and class by level and precision."""
+    found: dict[tuple[int, str], dict[str, dict[str, float]]] = {}
+    for row in _rows(path, *OF_CASES):
+        try:
+            key, dice = (int(row["level"]), row["precision"]), float(row["dice"])
+        except ValueError as error:
+            raise _damaged(path, error) from error
+        found.setdefault(key, {}).setdefault(row["case"], {})[row["class"]] = dice
+    return found
+
+
+def _rows(path: Path, *columns: str) -> list[dict[str, str]]:
+    """Return the rows of a CSV file that has these columns."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
+                raise ValueError(f"it has no column {missing[0]}")
+            rows = list(reader)
+        if not rows or any(None in row or None in row.values() for row in rows):
+            raise ValueError("it has no row" if not rows else "a row has more or fewer cells than the first")
+    except (ValueError, csv.Error) as error:
+        raise _damaged(path, error) from error
+    return rows
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    reason = error if type(error) is ValueError else repr(error)
+    return ValueError(f"{path} is damaged: {reason}. Restore it, or move it away and score the levels again.")

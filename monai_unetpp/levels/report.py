@@ -72,7 +72,7 @@ def write_levels(
     rows = [_row(score, scores) for score in scores]
     table, text, picture, by_case = (directory / name for name in _FILES)
     if not overwrite:
-        refuse_existing(by_case)
+        refuse_existing(table, text, picture, by_case)
     write_csv(table, rows, overwrite)
     with atomic_write(text, overwrite) as path:
         path.write_text(_markdown(scores, level, tolerance, title, precision or first), encoding="utf-8")
@@ -210,13 +210,13 @@ def _markdown(scores: Sequence[LevelScore], level: int, tolerance: float, title:
     cases = len(scores[0].dice_per_case)
     note = (
         f"Means over {cases} cases. Costs are of one window, in brackets their share of the deepest level's. "
-        + _why_chosen(by_precision(scores)[first], level, tolerance)
+        + why_chosen(by_precision(scores)[first], level, tolerance)
         + (f" Precision: {precision}." if others else "")
     )
     return f"# {title or 'Levels of UNet++'}\n\n{table}\n\n{note}\n"
 
 
-def _why_chosen(scores: Sequence[LevelScore], level: int, tolerance: float) -> str:
+def why_chosen(scores: Sequence[LevelScore], level: int, tolerance: float) -> str:
     best = max(score.dice for score in scores)
     chosen = next(score for score in scores if score.level == level)
     shallower = [score for score in scores if score.level < level]

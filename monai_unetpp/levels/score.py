@@ -246,7 +246,8 @@ def _with_progress(data: Iterable[Mapping[str, Any]], progress: bool) -> Iterabl
         return data
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    return tqdm(data, desc="Scoring levels", total=len(data) if isinstance(data, Sized) else None)
+    total = len(data) if isinstance(data, Sized) else None
+    return tqdm(data, desc="Scoring levels", total=total, disable=None)  # none in a log file
 
 
 def _score(item: Mapping[str, Any], surface_tolerance: float, warn: bool) -> Tensor:

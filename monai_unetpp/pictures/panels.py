@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,9 @@ class Panels:
         window: Intensities drawn black and white.
         view: Orientation of the slices.
         picture: Whether it is a picture: no sides of a patient, pixels instead of mm.
+        outlines: Colour -> mask or label map (rows, columns) for each slice; by default the classes of the
+            label map, each in its colour.
+        panel_width: Width of a panel, inches; by default that of a sheet.
     """
 
     def __init__(
@@ -45,13 +48,15 @@ class Panels:
         window: DisplayWindow,
         view: View,
         picture: bool = False,
+        outlines: Sequence[Mapping[str, Array]] | None = None,
+        panel_width: float | None = None,
     ) -> None:
-        self.picture = picture
+        self.picture, self.outlines = picture, outlines
         self.pairs, self.captions, self.window, self.view = pairs, captions, window, view
         self.area = drawn_area(pairs, window.background)
         height, width = self._millimetres(self.area)
         self.columns = min(len(pairs), MAX_COLUMNS)
-        self.width = WIDTH if self.columns > 1 else 2 * WIDTH + GAP
+        self.width = panel_width or (WIDTH if self.columns > 1 else 2 * WIDTH + GAP)
         self.height = self.width * min(max(height / width, HEIGHTS[0]), HEIGHTS[1])
         self.rows = -(-len(pairs) // self.columns)
 
@@ -81,7 +86,11 @@ class Panels:
     def _draw_plane(self, axes: Any, n: int, area: Area, shape: float) -> float:
         """Draw an area of a slice into axes of ``shape``, height over width; returns the width, mm."""
         image, labels = self.pairs[n]
-        outlines = {class_colour(int(c)): labels == c for c in np.unique(labels) if c}
+        outlines: Mapping[str, Array] = (
+            {class_colour(int(c)): labels == c for c in np.unique(labels) if c}
+            if self.outlines is None
+            else self.outlines[n]
+        )
         draw_plane(axes, image, outlines, self.window[:2], self.view.aspect)
         height, width = self._millimetres(area)
         shown = max(width, height / shape)

@@ -164,7 +164,7 @@ def _measured(
     left = [case for case in layout.cases if names[case["image"]] not in known]
     job = partial(measure_case, root=root, channels=layout.channels)
     number = processes or _processes([Path(case["image"]) for case in left])
-    bar = tqdm(left, desc="Cases", unit="case", disable=not progress)
+    bar = tqdm(left, desc="Cases", unit="case", disable=None if progress else True)
     with _mapped(job, left, number) as results:
         for case, facts in zip(bar, results, strict=True):
             key = names[case["image"]]

@@ -130,7 +130,7 @@ def segment(
     locks = _make_locks(Path(output_dir))
     stale = stale_parts(output_dir)
     run = _Run(pipeline, Path(input_dir), Path(output_dir), kinds, probability, overwrite, locks, stale)
-    return list(tqdm(run.outcomes(cases), desc="Scans", total=len(cases), disable=not progress))
+    return list(tqdm(run.outcomes(cases), desc="Scans", total=len(cases), disable=None if progress else True))
 
 
 def _make_locks(output_dir: Path) -> Path:

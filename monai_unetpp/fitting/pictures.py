@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of held-out cases, each segmented as a user would, by the network that was not trained on it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from monai_unetpp.data import fold_folder
+from monai_unetpp.fitting.outcome import Outcome
+from monai_unetpp.fitting.stages import Part
+from monai_unetpp.readers import is_picture, volume_loader
+from monai_unetpp.readers.picture import read_numbers
+from monai_unetpp.report import CasePicture, draw_case, read_results, representative_cases
+from monai_unetpp.segment import segment
+
+__all__ = ["draw_cases"]
+
+
+def draw_cases(parts: Sequence[Part], outcome: Outcome) -> list[CasePicture]:
+    """Return pictures of the best, the median and the worst held-out case at the chosen level.
+
+    Args:
+        parts: Folds whose levels are scored.
+        outcome: The choice.
+
+    Raises:
+        ValueError: if a case cannot be segmented; the message says why.
+    """
+    bundle = parts[0].bundle
+    config = ConfigParser(ConfigParser.load_config_file(bundle / "train.json"))
+    config["bundle_root"] = str(bundle)
+    loader = config.get_parsed_content("preprocessing_transforms")[0]
+    cases = {_first(case["image"]): case for case in config.get_parsed_content("dataset").cases}
+    of_fold = {fold_folder(part.folds, part.fold).strip("/"): part for part in parts}
+    found = []
+    for each in representative_cases(read_results(bundle), outcome.level, outcome.precision):
+        mask = _segmented(each.case, of_fold[each.fold], outcome)
+        loaded = loader(dict(cases[each.case]))
+        image = loaded["image"]
+        found.append(
+            draw_case(
+                each.case,
+                each.dice,
+                image[0],
+                loaded["label"][0],
+                mask,
+                affine=image.affine,
+                picture=is_picture(each.case),
+            )
+        )
+    return found
+
+
+def _first(image: Any) -> str:
+    return str(image[0] if isinstance(image, (list, tuple)) else image)
+
+
+def _segmented(image: str, part: Part, outcome: Outcome) -> Any:
+    """Return the label map of a case, on its own grid."""
+    device: dict[str, Any] = {} if part.device is None else {"device": f"$torch.device({part.device!r})"}
+    with tempfile.TemporaryDirectory() as folder:
+        [done] = segment(
+            image,
+            folder,
+            part.bundle,
+            ckpt_path=part.weights,
+            level=outcome.level,
+            precision=outcome.precision,
+            **device,
+        )
+        if done.state == "failed":
+            raise ValueError(done.reason)
+        mask = Path(done.mask)
+        found = read_numbers(mask) if is_picture(mask) else volume_loader(modality=None)(mask)[0].numpy()
+    return found
