@@ -100,8 +100,10 @@ def test_monais_command_trains_and_logs_a_few_lines_per_epoch(balls, tmp_path):
     command += [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if "Epoch[1]" in line]
-    assert [line.split()[8] for line in lines] == ["val_dice_ball:", "train_loss:"]
+    lines = [line.split(" - INFO - ")[1] for line in done.stdout.splitlines() if "Epoch 1" in line]
+    assert [line.split(" 0.")[0] for line in lines][:1] == ["Epoch 1: val_dice_ball"]
+    assert [line.split()[:5] for line in lines][1:] == [["Epoch", "1", "of", "1:", "train_loss"]]
+    assert "Loading dataset" not in done.stderr  # bars are for terminals
     assert (tmp_path / "models" / "model.pt").is_file()
 
 

@@ -111,7 +111,7 @@ def test_loss_of_each_head_is_its_mean_over_the_epoch_and_is_not_printed(balls, 
         mean = (found["loss/L1"][epoch] + found["loss/L2"][epoch]) / 2
         assert found["train_loss"][epoch] == pytest.approx(mean, rel=1e-6)
     assert list(found["train_loss_iteration"]) == [1, 2, 3, 4]
-    assert "train_loss: " in printed
+    assert "train_loss " in printed
     assert "loss/L" not in printed
 
 
