@@ -142,6 +142,8 @@ def fit(parser: argparse.ArgumentParser) -> Run:
     """Plan a bundle, train it, choose depth and precision, and report; the same command resumes."""
     _planned(parser, "time of all of it; default 1 for each training on a CPU, 8 on a GPU")
     parser.add_argument("--folds", type=int, help="folds of a cross-validation; default one training")
+    several = "devices that share the folds, a process each, such as cuda:0 cuda:1"
+    parser.add_argument("--devices", nargs="+", default=[], help=several)
     return _fit
 
 
@@ -189,7 +191,9 @@ def _fit(args: argparse.Namespace) -> str:
         sys.stdout.flush()
 
     source, options = _asked(args)
-    return "\n".join(fit_bundle(source, args.out, args.folds, say=say, **options).lines())
+    return "\n".join(
+        fit_bundle(source, args.out, args.folds, devices=args.devices, say=say, **options).lines()
+    )
 
 
 def _asked(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:

@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a folder of data to weights and a choice, in one command that goes on where it was stopped."""
 
+import contextlib
 import csv
 import errno
 import json
 import math
+import os
 import shutil
+import signal
 import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -258,3 +265,65 @@ def test_class_that_no_case_of_a_fold_has_does_not_count_there(fitted):
     ]
     [pooled, *_] = pool_levels([lacking, folds[1]])
     assert pooled.dice_per_class[name] == pytest.approx(folds[1][0].dice_per_class[name], abs=1e-4)
+
+
+# Several devices
+
+
+def test_folds_shared_by_two_processes_come_to_the_same(fitted, tmp_path):
+    data, _, outcome, _ = fitted
+    shared, _ = fit(Source(data), tmp_path / "balls", devices=["cpu", "cpu"])
+    for score, alone in zip(shared.scores, outcome.scores, strict=True):
+        assert score.dice == pytest.approx(alone.dice, abs=0.02)  # threads add in another order
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are listed in /proc")
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    """Killed, so that it cannot tell them."""
+    code = (
+        "import os, sys, time\n"
+        "from monai_unetpp.fitting.sharing import share_folds\n"
+        "if __name__ == '__main__':\n"
+        "    share_folds(time.sleep, [[600], [600]])\n"
+    )
+    (tmp_path / "run.py").write_text(code)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "run.py")], start_new_session=True)
+    try:
+        wait_for(lambda: len(children(parent.pid)) >= 2)
+        started = children(parent.pid)
+        time.sleep(4)  # until they watch
+        parent.kill()
+        parent.wait()
+        wait_for(lambda: not any(is_running(pid) for pid in started))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
+
+
+def children(pid):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(path.read_text().rsplit(")", 1)[1].split()[1]) == pid:
+                found.append(int(path.parent.name))
+    return found
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def test_devices_without_folds(fitted, tmp_path):
+    data, *_ = fitted
+    with pytest.raises(ValueError, match="devices share folds: give folds, such as --folds 5"):
+        fit(Source(data), tmp_path / "balls", folds=None, devices=["cpu", "cpu"])

@@ -3,6 +3,7 @@
 
 - command: plan, train, score, choose, report: one stage after another, each resumed where it was stopped
 - stages: training and scoring of one fold, and how far they have come
+- sharing: folds on several devices at once
 - outcome: the scores of all folds, the level and the precision that they choose
 - pictures: held-out cases, segmented by the network that was not trained on them
 """

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike
 from monai_unetpp.fitting.outcome import TOLERANCE, Outcome, choose
 from monai_unetpp.fitting.pictures import draw_cases
+from monai_unetpp.fitting.sharing import share_folds
 from monai_unetpp.fitting.stages import Part
 from monai_unetpp.planning import Source, plan_bundle
 from monai_unetpp.report import write_report
@@ -40,6 +42,7 @@ def fit_bundle(
     memory: float | None = None,
     device: str | None = None,
     given: Mapping[str, Any] | None = None,
+    devices: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> Outcome:
     """Plan a bundle, train it, score its levels, choose depth and precision, and write a report.
@@ -55,6 +58,8 @@ def fit_bundle(
         memory: Bytes that a training step may take; default what the machine has.
         device: Such as ``"cpu"``; default a GPU if there is one.
         given: Settings that are not chosen but taken, see :func:`~monai_unetpp.planning.rules.make_plan`.
+        devices: Devices that share the folds, a process each, such as ``["cuda:0", "cuda:1"]``; the plan is
+            made for the first one.
         say: Takes the lines that tell how far it has come.
 
     Raises:
@@ -63,12 +68,14 @@ def fit_bundle(
         ModuleNotFoundError: if matplotlib is not installed.
     """
     require("figures", "matplotlib")
-    out = Path(out)
+    if devices and folds is None:
+        raise ValueError(f"devices share folds: give folds, such as --folds 5, or one --device {devices[0]}.")
+    out, device = Path(out), devices[0] if devices else device
     asked = {
         **{key: _plain(value) for key, value in dataclasses.asdict(source).items()},
         "data": str(Path(source.data).absolute()),
         **{"folds": folds, "hours": hours, "skip_bad": skip_bad, "memory": memory, "device": device},
-        "given": _plain(dict(given or {})),
+        **{"given": _plain(dict(given or {})), "processes": len(devices) or 1},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out.parent / f".{out.name}.lock")
@@ -83,8 +90,13 @@ def fit_bundle(
         if not out.exists():
             _plan(source, out, asked, say)
         _check(out, asked)
-        parts = [Part(out, folds, fold, device) for fold in range(folds or 1)]
-        ran = [stage for part in parts for stage in _run(part, say)]
+        use: list[str | None] = [*devices] or [device]
+        parts = [Part(out, folds, fold, use[fold % len(use)]) for fold in range(folds or 1)]
+        if len(use) > 1:
+            groups = [parts[n :: len(use)] for n in range(min(len(use), len(parts)))]
+            ran = [stage for stages in share_folds(_run_all, groups) for stage in stages]
+        else:
+            ran = [stage for part in parts for stage in _run(part, say)]
         outcome = choose(parts)
         if ran or not (out / REPORT).is_file():
             say("Writing the report.")
@@ -98,7 +110,8 @@ def _plan(source: Source, out: Path, asked: Mapping[str, Any], say: Callable[[st
     folds, hours, given = asked["folds"], asked["hours"], dict(asked["given"])
     if folds is not None:
         given.setdefault("val_fraction", round(1 / folds, 4))
-    each = None if hours is None else TRAINING_SHARE * hours / (folds or 1)
+    rounds = math.ceil((folds or 1) / max(1, asked["processes"]))  # of trainings, one after another
+    each = None if hours is None else TRAINING_SHARE * hours / rounds
     options = {key: asked[key] for key in ("skip_bad", "memory", "device")}
     say(f"Planning {out} for {source.data}.")
     _, plan = plan_bundle(
@@ -137,6 +150,10 @@ def _run(part: Part, say: Callable[[str], None]) -> Iterator[str]:
         say(f"{part.name}scoring the levels.")
         part.score(_formats() if part.folds is None else ["pt"])
         yield "score"
+
+
+def _run_all(part: Part) -> list[str]:
+    return list(_run(part, print))
 
 
 def _formats() -> list[str]:

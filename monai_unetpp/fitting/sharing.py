@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folds on several devices at once: a process for each device, which runs its folds one after another."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from typing import Any
+
+import torch
+
+__all__ = ["share_folds"]
+
+POLL_SECONDS = 1.0
+
+
+def share_folds(job: Callable[[Any], Any], groups: Sequence[Sequence[Any]]) -> list[Any]:
+    """Run a job for every item, each group in a process of its own, and return the results.
+
+    The CPUs are divided among the processes. When this process ends, whatever ended it, they save and stop.
+
+    Args:
+        job: Function of an item; both can be pickled.
+        groups: Items of each process.
+
+    Raises:
+        Exception: the first that a job raises, once the other processes have come to their end.
+    """
+    threads = max(1, (os.cpu_count() or 1) // len(groups))
+    context = multiprocessing.get_context("spawn")  # a fork has no CUDA, and may hang
+    start = (os.getpid(), threads)
+    with ProcessPoolExecutor(len(groups), context, initializer=_start, initargs=start) as pool:
+        waiting = [pool.submit(partial(_all, job), list(group)) for group in groups]
+        results = [future.result() for future in as_completed(waiting)]
+    return [each for result in results for each in result]
+
+
+def _all(job: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    return [job(item) for item in items]
+
+
+def _start(parent: int, threads: int) -> None:
+    torch.set_num_threads(threads)
+    threading.Thread(target=_stop_with, args=(parent,), daemon=True).start()
+
+
+def _stop_with(parent: int) -> None:
+    """Send this process the signal on which a training saves and stops, once its parent is gone."""
+    while os.getppid() == parent:
+        time.sleep(POLL_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
