@@ -210,7 +210,7 @@ def result_path(
 
 def write_csv(path: PathLike, rows: Sequence[Mapping[str, Any]], overwrite: bool = True) -> None:
     """Write a CSV file from at least one row, all with equal keys; arguments as in :func:`atomic_write`."""
-    with atomic_write(path, overwrite) as part, part.open("w", newline="") as file:
+    with atomic_write(path, overwrite) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

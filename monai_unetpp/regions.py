@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["check_regions", "check_writable", "region_values", "to_regions", "with_background"]
+__all__ = [
+    "check_regions",
+    "check_writable",
+    "region_values",
+    "to_regions",
+    "with_background",
+    "write_regions",
+]
 
 MAX_VALUE = 255  # masks are written as uint8
 
@@ -37,6 +44,27 @@ def to_regions(label: Tensor, regions: list[list[int]], dim: int = 0) -> Tensor:
             inside = inside | (label == value)
         masks.append(inside.to(label.dtype))
     return torch.cat(masks, dim=dim)
+
+
+def write_regions(p: Tensor, order: Sequence[int]) -> Tensor:
+    """Return the label map (*spatial) of regions, each written over the ones before it.
+
+    Args:
+        p: Probabilities of R regions, or their masks, (R, *spatial).
+        order: Value that each region gets, ``regions_class_order``.
+
+    Raises:
+        ValueError: if there are more or fewer values than regions.
+    """
+    if len(p) != len(order):
+        raise ValueError(
+            f"regions must be as many as the network has channels, {len(p)}, got {len(order)} values in "
+            f"regions_class_order, {list(order)}."
+        )
+    labels = torch.zeros_like(p[0], dtype=torch.uint8)
+    for region, value in zip(p, order, strict=True):
+        labels.masked_fill_(region > 0.5, value)
+    return labels
 
 
 def with_background(masks: Tensor) -> Tensor:
@@ -62,6 +90,9 @@ def check_regions(regions: Any) -> None:
     for value in (value for values in regions for value in values):
         if type(value) is not int or not 1 <= value <= MAX_VALUE:
             raise ValueError(f"{wanted}, whole numbers 1..{MAX_VALUE}, got {value!r} in {regions!r}.")
+    for values in regions:
+        if len(set(values)) < len(values):
+            raise ValueError(f"{wanted}, each value once, got {values!r}.")
 
 
 def check_writable(regions: Any, order: Any, names: Sequence[str] = ()) -> None:
@@ -85,6 +116,9 @@ def check_writable(regions: Any, order: Any, names: Sequence[str] = ()) -> None:
     shown = dict(zip(names, regions, strict=True)) if names else regions
     if not isinstance(order, (list, tuple)) or len(order) != len(regions):
         raise ValueError(f"{wanted}, {shown}, got {order!r}.")
+    for value, values in zip(order, regions, strict=True):
+        if type(value) is not int or value not in values:
+            raise ValueError(f"{wanted}, one of its own, {shown}, got {value!r} for {list(values)}.")
     for value in region_values(regions)[1:]:
         inside = [value in values for values in regions]
         written = next(o for o, here in zip(reversed(order), reversed(inside), strict=True) if here)

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from bundles import AFFINES, ball, write_cases
 from monai_unetpp.__main__ import main
-from monai_unetpp.fitting import command, fit_bundle
+from monai_unetpp.fitting import command, fit_bundle, pictures
 from monai_unetpp.fitting.outcome import choose
 from monai_unetpp.fitting.stages import Part
 from monai_unetpp.levels import pool_levels, read_levels
@@ -272,19 +272,26 @@ def test_class_that_no_case_of_a_fold_has_does_not_count_there(fitted):
 
 def test_folds_shared_by_two_processes_come_to_the_same(fitted, tmp_path):
     data, _, outcome, _ = fitted
-    shared, _ = fit(Source(data), tmp_path / "balls", devices=["cpu", "cpu"])
+    shared, _ = fit(Source(data), tmp_path / "balls", devices=["cpu", "cpu"], device=None)
     for score, alone in zip(shared.scores, outcome.scores, strict=True):
         assert score.dice == pytest.approx(alone.dice, abs=0.02)  # threads add in another order
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are listed in /proc")
-def test_processes_end_with_the_one_that_started_them(tmp_path):
-    """Killed, so that it cannot tell them."""
+@pytest.mark.parametrize("job", ["time.sleep", "training"])
+def test_processes_end_with_the_one_that_started_them(tmp_path, job):
+    """Killed, so that it cannot tell them; a training saves on the signal, and exits with 143."""
     code = (
-        "import os, sys, time\n"
+        "import os, signal, sys, time\n"
         "from monai_unetpp.fitting.sharing import share_folds\n"
+        "def training(seconds):\n"
+        "    got = []\n"
+        "    signal.signal(signal.SIGTERM, lambda *_: got.append(1))\n"
+        "    while not got:\n"
+        "        time.sleep(0.2)\n"
+        "    raise SystemExit(143)\n"
         "if __name__ == '__main__':\n"
-        "    share_folds(time.sleep, [[600], [600]])\n"
+        f"    share_folds({job}, [[600], [600]])\n"
     )
     (tmp_path / "run.py").write_text(code)
     parent = subprocess.Popen([sys.executable, str(tmp_path / "run.py")], start_new_session=True)
@@ -323,7 +330,42 @@ def wait_for(condition, seconds=60):
         time.sleep(0.2)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folds": 1}, r"folds must be a whole number from 2 on, got 1"),
+        ({"folds": 0}, r"folds must be a whole number from 2 on, got 0"),
+        ({"folds": 5}, r"folds must be at most 4, the number of scans, got 5"),
+        (
+            {"devices": ["cuda:0", "cuda:0"], "device": None},
+            "devices must be different, got cuda:0 more than once",
+        ),
+        ({"devices": ["cpu", "cpu"]}, "device must be left out with devices cpu cpu, got cpu"),
+    ],
+)
+def test_folds_and_devices_that_do_not_fit_are_refused_before_anything_is_written(
+    fitted, tmp_path, options, message
+):
+    data, *_ = fitted
+    with pytest.raises(ValueError, match=message):
+        fit(Source(data), tmp_path / "balls", **options)
+    assert not (tmp_path / "balls").exists()
+
+
+def test_case_that_cannot_be_drawn_is_left_out_of_the_report(copied, monkeypatch, caplog):
+    source, bundle = copied
+    (bundle / "report.html").unlink()
+
+    def fails(*_, **__):
+        raise ValueError("no such slice")
+
+    monkeypatch.setattr(pictures, "draw_case", fails)
+    fit(source, bundle)
+    assert (bundle / "report.html").is_file()
+    assert caplog.text.count("in the report: no such slice") == 3
+
+
 def test_devices_without_folds(fitted, tmp_path):
     data, *_ = fitted
     with pytest.raises(ValueError, match="devices share folds: give folds, such as --folds 5"):
-        fit(Source(data), tmp_path / "balls", folds=None, devices=["cpu", "cpu"])
+        fit(Source(data), tmp_path / "balls", folds=None, device=None, devices=["cpu", "cpu"])

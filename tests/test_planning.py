@@ -204,6 +204,11 @@ def test_every_size_and_time_has_a_plan_whose_network_takes_its_patch(hours, siz
     assert 1 <= plan["val_interval"] <= plan["max_epochs"]
 
 
+def test_validations_follow_the_epochs_that_were_given():
+    plan = make_plan(fingerprint((32, 32, 32)), CPU, {"max_epochs": 100})
+    assert plan["val_interval"] <= 5
+
+
 def test_epochs_fill_the_time():
     found = fingerprint((35, 50, 36), number=200)
     one, ten = (make_plan(found, Machine(hours=hours))["max_epochs"] for hours in (1, 10))

@@ -163,11 +163,12 @@ def test_mask_that_is_right_in_every_region_is_written_as_these_regions(regions,
         (None, [1], "regions_class_order must be left out without regions, got [1]"),
         (BRATS, None, "regions_class_order must have the value that a mask gets in each of 3 regions"),
         (BRATS, [1, 2], "got [1, 2]"),
-        (BRATS, [1, 2, 4], "the value 3 would be written as 4, which is not in the same regions"),
+        (BRATS, [1, 2, 4], "one of its own, [[1, 2, 3], [2, 3], [3]], got 4 for [3]"),
+        ([[1, 2], [1], [2]], [7, 1, 2], "got 7 for [1, 2]"),  # where only the whole is found
         (BRATS[::-1], [3, 2, 1], "the value 2 would be written as 1, which is not in the same regions"),
         ([[1, 2], [2, 3]], [1, 3], "the value 2 would be written as 3"),
     ],
-    ids=["no-regions", "none", "length", "unknown", "inner-first", "no-region-of-its-own"],
+    ids=["no-regions", "none", "length", "unknown", "covered", "inner-first", "no-region-of-its-own"],
 )
 def test_order_that_loses_regions_is_refused(regions, order, message):
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from monai_unetpp.data.folds import check_folds
 from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike
 from monai_unetpp.fitting.outcome import TOLERANCE, Outcome, choose
@@ -58,9 +60,9 @@ def fit_bundle(
         memory: Bytes that a training step may take; default what the machine has.
         device: Such as ``"cpu"``; default a GPU if there is one.
         given: Settings that are not chosen but taken, see :func:`~monai_unetpp.planning.rules.make_plan`.
-        devices: Devices that share the folds, a process each, such as ``["cuda:0", "cuda:1"]``; the plan is
-            made for the first one.
-        say: Takes the lines that tell how far it has come.
+        devices: Devices that share the folds, a process each, such as ``["cuda:0", "cuda:1"]``, or
+            ``["cpu", "cpu"]`` for two processes; the plan is made for the first one.
+        say: Takes the lines that tell how far it has come; processes of several devices print theirs.
 
     Raises:
         FileExistsError: if ``out`` exists and is no bundle of a fit, or another process fits it.
@@ -68,8 +70,8 @@ def fit_bundle(
         ModuleNotFoundError: if matplotlib is not installed.
     """
     require("figures", "matplotlib")
-    if devices and folds is None:
-        raise ValueError(f"devices share folds: give folds, such as --folds 5, or one --device {devices[0]}.")
+    check_folds(folds)
+    _check_devices(devices, device, folds)
     out, device = Path(out), devices[0] if devices else device
     asked = {
         **{key: _plain(value) for key, value in dataclasses.asdict(source).items()},
@@ -92,13 +94,17 @@ def fit_bundle(
         _check(out, asked)
         use: list[str | None] = [*devices] or [device]
         parts = [Part(out, folds, fold, use[fold % len(use)]) for fold in range(folds or 1)]
+        left = [part for part in parts if not (part.is_trained() and part.is_scored())]
+        if left:
+            (out / REPORT).unlink(missing_ok=True)  # that of other weights
         if len(use) > 1:
-            groups = [parts[n :: len(use)] for n in range(min(len(use), len(parts)))]
-            ran = [stage for stages in share_folds(_run_all, groups) for stage in stages]
+            groups = [left[n :: len(use)] for n in range(min(len(use), len(left)))]
+            share_folds(_run_aloud, groups)
         else:
-            ran = [stage for part in parts for stage in _run(part, say)]
+            for part in left:
+                _run(part, say)
         outcome = choose(parts)
-        if ran or not (out / REPORT).is_file():
+        if not (out / REPORT).is_file():
             say("Writing the report.")
             write_report(out, draw_cases(parts, outcome), outcome.level, outcome.precision, TOLERANCE)
         return outcome
@@ -108,11 +114,9 @@ def fit_bundle(
 
 def _plan(source: Source, out: Path, asked: Mapping[str, Any], say: Callable[[str], None]) -> None:
     folds, hours, given = asked["folds"], asked["hours"], dict(asked["given"])
-    if folds is not None:
-        given.setdefault("val_fraction", round(1 / folds, 4))
     rounds = math.ceil((folds or 1) / max(1, asked["processes"]))  # of trainings, one after another
     each = None if hours is None else TRAINING_SHARE * hours / rounds
-    options = {key: asked[key] for key in ("skip_bad", "memory", "device")}
+    options = {key: asked[key] for key in ("skip_bad", "memory", "device", "folds", "processes")}
     say(f"Planning {out} for {source.data}.")
     _, plan = plan_bundle(
         source, out, hours=each, given=given, progress=True, extra={REQUEST: dict(asked)}, **options
@@ -140,20 +144,29 @@ def _check(out: Path, asked: Mapping[str, Any]) -> None:
         )
 
 
-def _run(part: Part, say: Callable[[str], None]) -> Iterator[str]:
-    """Run the stages of a fold that are not complete, and yield their names."""
-    if not part.is_trained():
-        say(f"{part.name}training, {part.epochs} epochs.")
-        part.train()
-        yield "train"
-    if not part.is_scored():
-        say(f"{part.name}scoring the levels.")
-        part.score(_formats() if part.folds is None else ["pt"])
-        yield "score"
+def _run(part: Part, say: Callable[[str], None]) -> None:
+    """Run the stages of a fold that are not complete."""
+    with FileLock(part.bundle / f".fold_{part.fold}.lock"):  # a process that lost its parent saves first
+        if not part.is_trained():
+            say(f"{part.name}training, {part.epochs} epochs.")
+            part.train()
+        if not part.is_scored():
+            say(f"{part.name}scoring the levels.")
+            part.score(_formats() if part.folds is None else ["pt"])
 
 
-def _run_all(part: Part) -> list[str]:
-    return list(_run(part, print))
+def _run_aloud(part: Part) -> None:
+    """Run a fold in a process of its own, whose lines go to the console."""
+    _run(part, partial(print, flush=True))
+
+
+def _check_devices(devices: Sequence[str], device: str | None, folds: int | None) -> None:
+    if devices and folds is None:
+        raise ValueError(f"devices share folds: give folds, such as --folds 5, or one --device {devices[0]}.")
+    if devices and device is not None:
+        raise ValueError(f"device must be left out with devices {' '.join(devices)}, got {device}.")
+    if doubled := [each for each in devices if each != "cpu" and list(devices).count(each) > 1]:
+        raise ValueError(f"devices must be different, got {doubled[0]} more than once.")
 
 
 def _formats() -> list[str]:

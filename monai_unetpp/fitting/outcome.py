@@ -50,7 +50,13 @@ class Outcome:
 
     def chosen(self) -> LevelScore:
         """Return the score of the choice."""
-        return next(s for s in self.scores if (s.level, s.precision) == (self.level, self.precision))
+        for score in self.scores:
+            if (score.level, score.precision) == (self.level, self.precision):
+                return score
+        raise ValueError(
+            f"{self.weights[0]} was calibrated for L{self.level} in {self.precision}, which is not in the "
+            f"table of its levels: remove {self.bundle / 'levels'}, and the same command scores them again."
+        )
 
     def lines(self) -> list[str]:
         """Return Dice by class at each level, and what the choice saves of the deepest one."""
@@ -127,5 +133,7 @@ def choose(parts: Sequence[Part]) -> Outcome:
         if record is None:
             raise ValueError(f"{part.weights} has no record: train the fold again.")
         if (record.level, record.precision) != (level, precision):
-            write_record(part.weights, dataclasses.replace(record, level=level, precision=precision))
+            exit_score = record.exit if record.precision == precision else None  # of another precision
+            changed = dataclasses.replace(record, level=level, precision=precision, exit=exit_score)
+            write_record(part.weights, changed)
     return Outcome(scores, level, precision, [part.weights for part in parts], first.bundle)

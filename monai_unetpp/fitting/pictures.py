@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,44 +16,47 @@ from monai_unetpp.fitting.outcome import Outcome
 from monai_unetpp.fitting.stages import Part
 from monai_unetpp.readers import is_picture, volume_loader
 from monai_unetpp.readers.picture import read_numbers
+from monai_unetpp.regions import to_regions, write_regions
 from monai_unetpp.report import CasePicture, draw_case, read_results, representative_cases
 from monai_unetpp.segment import segment
 
 __all__ = ["draw_cases"]
 
+logger = logging.getLogger(__name__)
+
 
 def draw_cases(parts: Sequence[Part], outcome: Outcome) -> list[CasePicture]:
     """Return pictures of the best, the median and the worst held-out case at the chosen level.
 
+    A case that cannot be segmented or drawn is left out, and a warning says why.
+
     Args:
         parts: Folds whose levels are scored.
         outcome: The choice.
-
-    Raises:
-        ValueError: if a case cannot be segmented; the message says why.
     """
     bundle = parts[0].bundle
     config = ConfigParser(ConfigParser.load_config_file(bundle / "train.json"))
     config["bundle_root"] = str(bundle)
     loader = config.get_parsed_content("preprocessing_transforms")[0]
+    regions, order = config["regions"], config["regions_class_order"]
     cases = {_first(case["image"]): case for case in config.get_parsed_content("dataset").cases}
     of_fold = {fold_folder(part.folds, part.fold).strip("/"): part for part in parts}
     found = []
     for each in representative_cases(read_results(bundle), outcome.level, outcome.precision):
-        mask = _segmented(each.case, of_fold[each.fold], outcome)
-        loaded = loader(dict(cases[each.case]))
-        image = loaded["image"]
-        found.append(
-            draw_case(
-                each.case,
-                each.dice,
-                image[0],
-                loaded["label"][0],
-                mask,
-                affine=image.affine,
-                picture=is_picture(each.case),
+        try:
+            mask = _segmented(each.case, of_fold[each.fold], outcome)
+            loaded = loader(dict(cases[each.case]))
+            image, label = loaded["image"], loaded["label"]
+            if regions is not None:  # in the values that a mask has
+                label = write_regions(to_regions(label, regions), order)[None]
+            picture = is_picture(each.case)
+            drawn = draw_case(
+                each.case, each.dice, image[0], label[0], mask, affine=image.affine, picture=picture
             )
-        )
+        except (OSError, ValueError, KeyError) as error:  # a report without this picture
+            logger.warning(f"No picture of {each.case} in the report: {error}")
+            continue
+        found.append(drawn)
     return found
 
 

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import partial
 from typing import Any
 
 import torch
@@ -36,13 +35,18 @@ def share_folds(job: Callable[[Any], Any], groups: Sequence[Sequence[Any]]) -> l
     context = multiprocessing.get_context("spawn")  # a fork has no CUDA, and may hang
     start = (os.getpid(), threads)
     with ProcessPoolExecutor(len(groups), context, initializer=_start, initargs=start) as pool:
-        waiting = [pool.submit(partial(_all, job), list(group)) for group in groups]
+        waiting = [pool.submit(_all, job, list(group), os.getpid()) for group in groups]
         results = [future.result() for future in as_completed(waiting)]
     return [each for result in results for each in result]
 
 
-def _all(job: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    return [job(item) for item in items]
+def _all(job: Callable[[Any], Any], items: Sequence[Any], parent: int) -> list[Any]:
+    try:
+        return [job(item) for item in items]
+    except SystemExit as stopped:  # saved: the pool would wait for a parent that is gone
+        if os.getppid() != parent:
+            os._exit(int(stopped.code or 0))
+        raise
 
 
 def _start(parent: int, threads: int) -> None:

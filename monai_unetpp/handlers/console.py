@@ -72,12 +72,12 @@ class EpochLog(StatsHandler):
 
     def __init__(self, name: str, **settings: Any) -> None:
         super().__init__(**{"iteration_log": False, **settings}, name=name)
-        self._begin = (0, 0.0)  # epoch and time in seconds
+        self._begin: tuple[int, float] | None = None  # epoch and time in seconds
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer or an evaluator."""
         super().attach(engine)
-        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
 
     def epoch_completed(self, engine: Engine) -> None:
         """Log the line of an epoch."""
@@ -85,7 +85,7 @@ class EpochLog(StatsHandler):
         scalars = sorted((name, value) for name, value in state.metrics.items() if is_scalar(value))
         metrics = ", ".join(f"{name} {float(value):.4f}" for name, value in scalars)
         if isinstance(engine, Trainer):
-            before, began = self._begin
+            before, began = self._begin or (state.epoch - 1, time.monotonic())
             epochs = int(state.max_epochs or state.epoch)
             left = (time.monotonic() - began) / (state.epoch - before) * (epochs - state.epoch)
             line = f"Epoch {state.epoch} of {epochs}: {metrics}"
@@ -96,7 +96,8 @@ class EpochLog(StatsHandler):
             self.logger.info(f"Epoch {state.epoch}: {metrics}; best {which}")
 
     def _start(self, engine: Engine) -> None:
-        self._begin = engine.state.epoch, time.monotonic()
+        if self._begin is None:  # a resumed training begins later than with the first epoch
+            self._begin = engine.state.epoch - 1, time.monotonic()
 
 
 class TrainingReport:

@@ -19,7 +19,7 @@ from monai_unetpp.inferers.slabs import slabs
 from monai_unetpp.inferers.uncertainty import ExpectedError, disagreement, probabilities
 from monai_unetpp.inferers.windows import EarlyExitInferer, FlatOnce
 from monai_unetpp.network import UNetPlusPlus, unwrap
-from monai_unetpp.regions import check_writable
+from monai_unetpp.regions import check_writable, write_regions
 
 __all__ = ["Segmentation", "VolumeInferer"]
 
@@ -204,7 +204,7 @@ def _results(
     if order is None:
         labels = (p[0] > 0.5 if len(p) == 1 else p.argmax(dim=0)).to(torch.uint8)
     else:
-        labels = _written(p, order)
+        labels = write_regions(p, order)
     results = {"labels": labels.masked_fill_(unseen, 0)}
     if probability is not None and order is not None:
         if not 1 <= probability <= len(p):
@@ -222,19 +222,6 @@ def _results(
     if classes is not None:
         results["uncertainty"] = part.maps[-1]
     return results
-
-
-def _written(p: Tensor, order: Sequence[int]) -> Tensor:
-    """Return the label map (*spatial) of regions with probabilities ``p``, (R, *spatial)."""
-    if len(p) != len(order):
-        raise ValueError(
-            f"regions must be as many as the network has channels, {len(p)}, got {len(order)} values in "
-            f"regions_class_order, {list(order)}."
-        )
-    labels = torch.zeros_like(p[0], dtype=torch.uint8)
-    for region, value in zip(p, order, strict=True):
-        labels.masked_fill_(region > 0.5, value)
-    return labels
 
 
 def _keep_largest_component(labels: Tensor) -> None:

@@ -38,6 +38,8 @@ def plan_bundle(
     given: Mapping[str, Any] | None = None,
     progress: bool = False,
     extra: Mapping[str, Any] | None = None,
+    folds: int | None = None,
+    processes: int = 1,
 ) -> tuple[Fingerprint, Plan]:
     """Write a bundle for a data set of one's own.
 
@@ -54,6 +56,8 @@ def plan_bundle(
         given: Settings that are not chosen but taken, see :func:`~monai_unetpp.planning.rules.make_plan`.
         progress: Whether to show a progress bar.
         extra: Contents of further JSON files of the bundle, by name.
+        folds: Number of folds of a cross-validation, each of which holds out its share of the scans.
+        processes: Number of trainings at once, which share what cases and loading take, and a CPU.
 
     Raises:
         FileExistsError: if ``out`` exists.
@@ -74,17 +78,22 @@ def plan_bundle(
     fingerprint = take_fingerprint(source, log, progress=progress)
     if fingerprint.problems and not skip_bad:
         raise ValueError(_listed(Path(source.data), fingerprint.problems))
+    scans = len({case.scan or case.image for case in fingerprint.cases})
+    if folds is not None and folds > scans:
+        raise ValueError(f"folds must be at most {scans}, the number of scans, got {folds}.")
+    given = {**({} if folds is None else {"val_fraction": round(1 / folds, 4)}), **(given or {})}
     kind = where.type
+    on_one = processes if kind == "cpu" else 1
     dims = 2 if all(case.picture or case.size[2] == 1 for case in fingerprint.cases) else 3
     widths = [FIRST_WIDTH[kind] * 2**i for i in range(4)]
     network = {"spatial_dims": dims, "in_channels": 1, "out_channels": 2, "channels": widths, "strides": 2}
     machine = Machine(
         kind,
-        limit,
-        speed_of_machine(network, where),
+        limit / on_one if memory is None else limit,
+        speed_of_machine(network, where) / on_one,
         HOURS[kind] if hours is None else hours,
-        0.25 * (available_memory() or 2**34),
-        0 if kind == "cpu" else 8,
+        0.25 * (available_memory() or 2**34) / processes,
+        0 if kind == "cpu" else max(1, 8 // processes),
     )
     plan = make_plan(fingerprint, machine, given)
     write_bundle(plan, fingerprint, out, extra)

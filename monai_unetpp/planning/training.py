@@ -28,7 +28,7 @@ EPOCH_SECONDS = 2.0  # for checkpoints and metrics
 LOADING_FACTOR = 1.25  # time of a step with the loading of its patches, of that without
 AUGMENTED_VIEWS = 20  # of each case, from which patches are rotated, scaled, and changed in contrast
 MIRRORED_VIEWS = 50  # of each case, from which patches are mirrored
-MIN_LARGEST_SHARE = 0.98  # of the foreground in its largest component, from which others are left out
+MIN_LARGEST_SHARE = 0.995  # of the foreground in its largest component, from which others are left out
 SIDES = (  # words in names of classes that mirroring along each axis makes wrong
     ("left", "right", "l", "r", "lh", "rh", "links", "rechts", "gauche", "droite", "droit"),
     ("anterior", "posterior", "ventral", "dorsal", "front", "back"),
@@ -55,7 +55,7 @@ def choose_schedule(choose: Choices, fingerprint: Fingerprint, machine: Machine)
         for n, p in zip(size, roi, strict=True)
     )
     validation = patch * FORWARD_SHARE * windows * len(held_out)
-    most = max(1, math.floor(seconds / epoch))
+    most = choose.given.get("max_epochs", max(1, math.floor(seconds / epoch)))
     interval = max(math.ceil(most / VALIDATIONS), math.ceil(most * validation / (VALIDATION_SHARE * seconds)))
     epochs = max(1, math.floor(seconds / (epoch + validation / interval)))
     steps = math.ceil(len(train) / batch)
