@@ -486,7 +486,7 @@ def test_sheets_early_exit_and_mirroring_take_regions(planned, tmp_path):
     (exit,) = segment(case, tmp_path / "exit", bundle, overlays=["early_exit"], threshold=0.4, sheets=True)
     assert sum(exit.exits) > 0
     assert (tmp_path / "exit" / "c0_0000_sheet.png").exists()
-    (mirrored,) = segment(case, tmp_path / "mirrored", bundle, mirror=True)
+    (mirrored,) = segment(case, tmp_path / "mirrored", bundle, mirror=True, mirror_axes=[0])
     assert mirrored.state == "done"
     assert set(np.unique(nib.load(mirrored.mask).dataobj)) <= {0, 1, 2, 4}
 
