@@ -23,6 +23,7 @@ __all__ = [
     "atomic_directory",
     "atomic_write",
     "first_existing",
+    "read_csv",
     "real_path",
     "refuse_existing",
     "result_path",
@@ -214,6 +215,22 @@ def write_csv(path: PathLike, rows: Sequence[Mapping[str, Any]], overwrite: bool
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def read_csv(path: PathLike, *columns: str) -> list[dict[str, str]]:
+    """Return the rows of a CSV file that has these columns.
+
+    Raises:
+        ValueError: if it lacks one of them, or a row has more or fewer cells than the first one.
+    """
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file, strict=True)
+        if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
+            raise ValueError(f"it has no column {missing[0]}")
+        rows = list(reader)
+    if any(None in row or None in row.values() for row in rows):
+        raise ValueError("a row does not have as many cells as the first one")
+    return rows
 
 
 def save_by_memory(path: Path, save: Callable[[io.BytesIO], object]) -> None:

@@ -35,6 +35,13 @@ TINY = {
     "roi_size": [16, 16, 16],
 }
 DEEP = [4, 6, 8]  # channels of a network of two levels
+TINY_PLAN = {  # settings that are given to a plan, of a network that trains in seconds
+    "roi_size": [16, 16, 16],
+    "channels": [4, 6, 8],
+    "batch_size": 2,
+    "max_epochs": 2,
+    "learning_rate": 0.02,
+}
 TINY_TRAINING = {
     **TINY,
     "max_epochs": 2,

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from bundles import AFFINES, ball, write_cases
+from bundles import AFFINES, TINY_PLAN, ball, write_cases
 from monai_unetpp.__main__ import main
 from monai_unetpp.fitting import command, fit_bundle, pictures
 from monai_unetpp.fitting.outcome import choose
@@ -29,14 +29,7 @@ from monai_unetpp.planning import Source
 from monai_unetpp.planning import command as planning
 from monai_unetpp.weights import read_record
 
-TINY = {
-    "roi_size": [16, 16, 16],
-    "channels": [4, 6, 8],
-    "batch_size": 2,
-    "max_epochs": 2,
-    "learning_rate": 0.02,
-}
-OPTIONS = {"folds": 2, "device": "cpu", "given": TINY}
+OPTIONS = {"folds": 2, "device": "cpu", "given": TINY_PLAN}
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -16,7 +16,7 @@ import torch
 from monai.apps.auto3dseg import DataAnalyzer
 from monai.bundle import ConfigParser
 
-from bundles import AFFINES, BUNDLES, ball, config, schema, write_cases
+from bundles import AFFINES, BUNDLES, TINY_PLAN, ball, config, schema, write_cases
 from monai_unetpp import UNetPlusPlus
 from monai_unetpp.__main__ import main
 from monai_unetpp.bundle import pack_bundle, run_workflow
@@ -38,13 +38,6 @@ from monai_unetpp.transforms import LoadImageAndLabeld
 
 GROWTH = Path(__file__).parents[1] / "benchmarks" / "results" / "growth.csv"
 CPU = Machine(memory=8 * 2**30, speed=5e10, hours=10)
-TINY = {
-    "roi_size": [16, 16, 16],
-    "channels": [4, 6, 8],
-    "batch_size": 2,
-    "max_epochs": 2,
-    "learning_rate": 0.02,
-}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -538,9 +531,9 @@ def test_what_does_not_fit_is_named_by_file_and_left_out_on_request(tmp_path, ho
     break_one(data, how)
     out = tmp_path / "bundle"
     with pytest.raises(ValueError, match=rf"(?s)1 files of .* do not fit; --skip-bad.*{path} .*{reason}"):
-        plan_bundle(Source(data), out, given=TINY)
+        plan_bundle(Source(data), out, given=TINY_PLAN)
     assert not out.exists()
-    plan_bundle(Source(data), out, skip_bad=True, given=TINY)
+    plan_bundle(Source(data), out, skip_bad=True, given=TINY_PLAN)
     dataset = json.loads((out / "train.json").read_text())["dataset"]
     assert dataset["skip"] == [path]
     assert len(read_dataset(data, 3, labels=dataset["labels"], skip=dataset["skip"]).cases) == 3
@@ -595,8 +588,8 @@ def test_data_behind_links_is_planned_and_read_when_it_is_allowed(tmp_path, ball
     (data / "dataset.json").unlink()
     shutil.copy(balls / "dataset.json", data)
     with pytest.raises(ValueError, match=r"names 8 files outside of its folder, .*plan --allow-outside"):
-        plan_bundle(Source(data), tmp_path / "bundle", given=TINY)
-    plan_bundle(Source(data, allow_outside=True), tmp_path / "bundle", given=TINY)
+        plan_bundle(Source(data), tmp_path / "bundle", given=TINY_PLAN)
+    plan_bundle(Source(data, allow_outside=True), tmp_path / "bundle", given=TINY_PLAN)
     parser = ConfigParser(json.loads((tmp_path / "bundle" / "train.json").read_text()))
     assert len(parser.get_parsed_content("dataset").cases) == 4
 
@@ -627,7 +620,7 @@ def test_way_to_the_data_does_not_matter(tmp_path, monkeypatch):
     break_one(data, "empty")
     (tmp_path / "x").mkdir()
     monkeypatch.chdir(tmp_path)
-    plan_bundle(Source("x/../d"), "bundle", skip_bad=True, given=TINY)
+    plan_bundle(Source("x/../d"), "bundle", skip_bad=True, given=TINY_PLAN)
     dataset = json.loads(Path("bundle/train.json").read_text())["dataset"]
     assert len(read_dataset("x/../d", 3, skip=dataset["skip"]).cases) == 3
 
@@ -650,7 +643,7 @@ def planned(tmp_path_factory):
     """Bundle for two channels, and its data."""
     root = tmp_path_factory.mktemp("planned")
     data = write_nnunet(root / "data")
-    plan_bundle(Source(data), root / "twochannels", given=TINY)
+    plan_bundle(Source(data), root / "twochannels", given=TINY_PLAN)
     run_workflow("train", root / "twochannels", settings=CPU_ONLY)
     return root / "twochannels", data
 
@@ -686,7 +679,7 @@ def test_bundle_passes_what_monai_checks_and_can_be_packed(planned, tmp_path):
 
 def test_pictures_from_plan_to_masks(tmp_path):
     data = write_pictures(tmp_path / "d")
-    given = {**TINY, "roi_size": [32, 32, 1], "max_epochs": 12}
+    given = {**TINY_PLAN, "roi_size": [32, 32, 1], "max_epochs": 12}
     plan_bundle(Source(data, foreground=True, classes=["nucleus"]), tmp_path / "nuclei", given=given)
     assert json.loads((tmp_path / "nuclei" / "inference.json").read_text())["input"] == str(data / "images")
     run_workflow("train", tmp_path / "nuclei", settings=CPU_ONLY)
@@ -740,14 +733,14 @@ def test_bundles_that_ship_are_made_from_the_template(name):
 
 def test_path_that_monai_would_read_as_code_is_refused(tmp_path, balls):
     with pytest.raises(ValueError, match=r"a#b must have no # and no .* which MONAI reads as code"):
-        plan_bundle(Source(balls), tmp_path / "a#b", given=TINY)
+        plan_bundle(Source(balls), tmp_path / "a#b", given=TINY_PLAN)
 
 
 def test_expression_for_scans_reaches_the_training_as_it_is(tmp_path):
     data = write_cases(
         tmp_path / "d", (ball(f"b_{n}_{3 * k}", AFFINES["RAS"]) for n in range(3) for k in range(2))
     )
-    plan_bundle(Source(data, scan=r"_(?P<scan>\d+)_\d+$"), tmp_path / "b", given=TINY)
+    plan_bundle(Source(data, scan=r"_(?P<scan>\d+)_\d+$"), tmp_path / "b", given=TINY_PLAN)
     parser = ConfigParser(json.loads((tmp_path / "b" / "train.json").read_text()))
     split = parser.get_parsed_content("split")
     assert sorted(case["scan"] for side in split for case in side) == ["0", "0", "1", "1", "2", "2"]
@@ -755,7 +748,7 @@ def test_expression_for_scans_reaches_the_training_as_it_is(tmp_path):
 
 
 def test_command_prints_the_data_and_a_reason_for_every_choice(tmp_path, balls, capsys):
-    settings = [word for key, value in TINY.items() for word in ("--set", key, json.dumps(value))]
+    settings = [word for key, value in TINY_PLAN.items() for word in ("--set", key, json.dumps(value))]
     main(["plan", str(balls), "--out", str(tmp_path / "b"), *settings])
     printed = capsys.readouterr().out
     assert "in 4 cases; median" in printed

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bundles import AFFINES, ball, write_cases
+from bundles import AFFINES, TINY_PLAN, ball, write_cases
 from monai_unetpp.bundle import run_workflow
 from monai_unetpp.files import write_csv
 from monai_unetpp.levels import LevelScore, pool_levels, write_levels
@@ -31,13 +31,6 @@ from monai_unetpp.report.page import Html, element
 pytestmark = pytest.mark.usefixtures("_path_as_before")
 
 NAMES = ["<b>", 'a & "b"']  # classes, whose names are no HTML
-TINY = {
-    "roi_size": [16, 16, 16],
-    "channels": [4, 6, 8],
-    "batch_size": 2,
-    "max_epochs": 2,
-    "learning_rate": 0.02,
-}
 VOID = {"meta", "img", "br"}
 FOLDS = [f"fold_{n}" for n in range(3)]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -52,7 +45,7 @@ def planned(tmp_path_factory):
     data = write_cases(root / "data & <i>", cases, labels)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "speed_of_machine", lambda *_: 3e10)
-        plan_bundle(Source(data), root / "kidney", given=TINY)
+        plan_bundle(Source(data), root / "kidney", given=TINY_PLAN)
     return root / "kidney"
 
 

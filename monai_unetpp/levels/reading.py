@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_unetpp.files import PathLike
+from monai_unetpp.files import PathLike, read_csv
 from monai_unetpp.levels.score import METRICS, LevelScore
 
 __all__ = ["mean", "pool_levels", "read_levels"]
@@ -133,18 +133,10 @@ def _cases(path: Path) -> dict[tuple[int, str], dict[str, dict[str, float]]]:
 
 
 def _rows(path: Path, *columns: str) -> list[dict[str, str]]:
-    """Return the rows of a CSV file that has these columns."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, strict=True)
-            if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
-                raise ValueError(f"it has no column {missing[0]}")
-            rows = list(reader)
-        if not rows or any(None in row or None in row.values() for row in rows):
-            raise ValueError("it has no row" if not rows else "a row has more or fewer cells than the first")
+        return read_csv(path, *columns)
     except (ValueError, csv.Error) as error:
         raise _damaged(path, error) from error
-    return rows
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from monai_unetpp.files import PathLike
+from monai_unetpp.files import PathLike, read_csv
 from monai_unetpp.levels import LevelScore, read_levels
 from monai_unetpp.planning import Choice, Fingerprint, Plan
 
@@ -22,7 +22,6 @@ EPOCHS, LEVELS = "epochs.csv", "levels.csv"
 FOLD = re.compile(r"fold_(\d+)")
 
 Found = TypeVar("Found")
-Row = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -102,19 +101,6 @@ def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _rows(path: Path, *columns: str) -> list[Row]:
-    """Return the rows of a CSV file that has these columns."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file, strict=True)
-        missing = [name for name in columns if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"it has no column {missing[0]}")
-        rows = list(reader)
-    if any(None in row or None in row.values() for row in rows):  # more or fewer cells than columns
-        raise ValueError("a row does not have as many cells as the first one")
-    return rows
-
-
 def _present(found: Iterable[tuple[str, Found | None]]) -> dict[str, Found]:
     return {fold: value for fold, value in found if value}
 
@@ -124,7 +110,7 @@ def _plan(path: Path) -> Plan:
 
 
 def _epochs(path: Path) -> list[dict[str, float]]:
-    rows = _rows(path, "epoch", "train_loss")
+    rows = read_csv(path, "epoch", "train_loss")
     return [{name: float(cell) for name, cell in row.items() if cell} for row in rows]
 
 
