@@ -66,7 +66,10 @@ def test_one_process_writes_and_prints(trained):
     ]  # fmt: skip
     lines = re.findall(r"Epoch (\d) of \d+: train_loss", output)
     assert lines == ["1", "2"]
-    assert len({path.name.split(".")[-2] for path in (root / "runs").iterdir()}) == 1  # its number
+    events = [path.name.split(".")[-2] for path in (root / "runs").glob("events.*")]
+    assert len(set(events)) == 1  # its number
+    rows = list(csv.DictReader((root / "runs" / "epochs.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
 
 
 def test_weights_are_those_of_one_network_and_load_in_one_process(trained, five, tmp_path):
@@ -83,7 +86,7 @@ def test_weights_are_those_of_one_network_and_load_in_one_process(trained, five,
 def test_uneven_validation_is_that_of_one_process(trained, five, tmp_path):
     """What two processes say of the best weights is what one finds on the same cases."""
     root, output = trained
-    found = [float(v) for v in re.findall(r"val_mean_dice: ([0-9.]+)", output)]
+    found = [float(v) for v in re.findall(r"val_mean_dice ([0-9.]+)", output)]
     settings = {"dataset_dir": str(five), "ckpt_path": str(root / "models" / "model.pt"), "val_fraction": 0.7}
     flow = run("liver", "train evaluate", tmp_path, resampled=["image", "label"], **settings)
     alone = flow.parser.get_parsed_content("validate#evaluator").state.metrics["val_mean_dice"]
