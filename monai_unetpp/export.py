@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,20 @@ from monai_unetpp.files import PathLike, atomic_write, refuse_existing, save_by_
 from monai_unetpp.network import UNetPlusPlus, prune, unwrap_unetplusplus
 from monai_unetpp.weights import RUNTIMES, OnnxNetwork, read_record, sha256, without_levels, write_record
 
-__all__ = ["FORMATS", "RUNTIMES", "OnnxNetwork", "check_formats", "example_window", "export_level"]
+__all__ = [
+    "FORMATS",
+    "RUNTIMES",
+    "OnnxNetwork",
+    "check_formats",
+    "example_window",
+    "export_level",
+    "writable_formats",
+]
 
 logger = logging.getLogger(__name__)
 
 FORMATS = ("pt", "ts", "pt2", "onnx")
+OF_ONNX = ("onnx", "onnxscript", "onnxruntime")  # packages that it requires
 TOLERANCE = 1e-4  # of the largest logit: other kernels round otherwise, and norms magnify it
 
 
@@ -117,7 +127,12 @@ def check_formats(formats: Iterable[str]) -> None:
         if suffix not in FORMATS:
             raise ValueError(f"formats must be some of {', '.join(FORMATS)}, got {suffix!r}.")
     if "onnx" in formats:
-        require("export", "onnx", "onnxscript", "onnxruntime")
+        require("export", *OF_ONNX)
+
+
+def writable_formats() -> list[str]:
+    """Return the formats that the installed packages can write."""
+    return [suffix for suffix in FORMATS if suffix != "onnx" or all(find_spec(name) for name in OF_ONNX)]
 
 
 def example_window(data: Iterable[Mapping[str, Any]], size: Sequence[int]) -> Tensor:

@@ -22,7 +22,7 @@ from bundles import AFFINES, TINY_PLAN, ball, write_cases
 from monai_unetpp.__main__ import main
 from monai_unetpp.fitting import command, fit_bundle, pictures
 from monai_unetpp.fitting.outcome import choose
-from monai_unetpp.fitting.stages import Part
+from monai_unetpp.fitting.stages import Training
 from monai_unetpp.levels import pool_levels, read_levels
 from monai_unetpp.levels.select import by_precision
 from monai_unetpp.planning import Source
@@ -175,10 +175,10 @@ def test_full_disk_in_the_second_fold_is_said_and_can_be_resumed(copied, monkeyp
     shutil.rmtree(bundle / "models/fold_1")
     with monkeypatch.context() as patch:
 
-        def full(part, *_):
-            raise OSError(errno.ENOSPC, "No space left on device", str(part.weights))
+        def full(training, *_):
+            raise OSError(errno.ENOSPC, "No space left on device", str(training.weights))
 
-        patch.setattr(Part, stage, full)
+        patch.setattr(Training, stage, full)
         with pytest.raises(OSError, match=r"No space left on device.*fold_1"):
             fit(source, bundle)
     outcome, _ = fit(source, bundle)
@@ -231,7 +231,7 @@ def test_folds_that_do_not_fit_together(copied):
     path = bundle / "levels/fold_0/levels.csv"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
     with pytest.raises(ValueError, match="all folds must have the same levels"):
-        choose([Part(bundle, 2, fold) for fold in (0, 1)])
+        choose([Training(bundle, 2, fold) for fold in (0, 1)])
 
 
 def test_damaged_table_is_named(copied):
@@ -265,7 +265,9 @@ def test_class_that_no_case_of_a_fold_has_does_not_count_there(fitted):
 
 def test_folds_shared_by_two_processes_come_to_the_same(fitted, tmp_path):
     data, _, outcome, _ = fitted
-    shared, _ = fit(Source(data), tmp_path / "balls", devices=["cpu", "cpu"], device=None)
+    options = {"devices": ["cpu", "cpu"], "device": None}
+    shared, _ = fit(Source(data), tmp_path / "balls", **options)
+    assert fit(Source(data), tmp_path / "balls", **options)[0].level == shared.level  # nothing is left to do
     for score, alone in zip(shared.scores, outcome.scores, strict=True):
         assert score.dice == pytest.approx(alone.dice, abs=0.02)  # threads add in another order
 

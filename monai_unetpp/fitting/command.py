@@ -10,29 +10,30 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from monai_unetpp.data.folds import check_folds
+from monai_unetpp.export import writable_formats
 from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike
-from monai_unetpp.fitting.outcome import TOLERANCE, Outcome, choose
+from monai_unetpp.fitting.outcome import Outcome, choose, report_path, tolerances
 from monai_unetpp.fitting.pictures import draw_cases
 from monai_unetpp.fitting.sharing import share_folds
-from monai_unetpp.fitting.stages import Part
+from monai_unetpp.fitting.stages import Training
 from monai_unetpp.planning import Source, plan_bundle
 from monai_unetpp.report import write_report
+from monai_unetpp.weights import plain
 
 __all__ = ["fit_bundle"]
 
 TRAINING_SHARE = 0.9  # of the time; levels and report take the rest
 REQUEST = "fit.json"  # in the bundle: what was asked for
-REPORT = "report.html"
 
 
 def fit_bundle(
@@ -73,12 +74,39 @@ def fit_bundle(
     check_folds(folds)
     _check_devices(devices, device, folds)
     out, device = Path(out), devices[0] if devices else device
-    asked = {
-        **{key: _plain(value) for key, value in dataclasses.asdict(source).items()},
-        "data": str(Path(source.data).absolute()),
-        **{"folds": folds, "hours": hours, "skip_bad": skip_bad, "memory": memory, "device": device},
-        **{"given": _plain(dict(given or {})), "processes": len(devices) or 1},
-    }
+    asked = plain(
+        {
+            **dataclasses.asdict(source),
+            "data": Path(source.data).absolute(),
+            **{"folds": folds, "hours": hours, "skip_bad": skip_bad, "memory": memory, "device": device},
+            **{"given": dict(given or {}), "processes": len(devices) or 1},
+        }
+    )
+    with _one_at_a_time(out):
+        if not out.exists():
+            _plan(source, out, asked, say)
+        _check_request(out, asked)
+        use: list[str | None] = [*devices] or [device]
+        trainings = [Training(out, folds, fold, use[fold % len(use)]) for fold in range(folds or 1)]
+        left = [training for training in trainings if not (training.is_trained() and training.is_scored())]
+        if left:
+            report_path(out).unlink(missing_ok=True)  # that of other weights
+        if len(use) > 1:
+            share_folds(_run_aloud, [group for n, _ in enumerate(use) if (group := left[n :: len(use)])])
+        else:
+            for training in left:
+                _run(training, say)
+        outcome = choose(trainings)
+        if not report_path(out).is_file():
+            say("Writing the report.")
+            tolerance = tolerances(out)[0]
+            write_report(out, draw_cases(trainings, outcome), outcome.level, outcome.precision, tolerance)
+        return outcome
+
+
+@contextmanager
+def _one_at_a_time(out: Path) -> Iterator[None]:
+    """Hold the lock of a bundle, which does not exist yet; a process that ends lets go of it."""
     out.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out.parent / f".{out.name}.lock")
     try:
@@ -89,44 +117,26 @@ def fit_bundle(
             "another --out."
         ) from None
     try:
-        if not out.exists():
-            _plan(source, out, asked, say)
-        _check(out, asked)
-        use: list[str | None] = [*devices] or [device]
-        parts = [Part(out, folds, fold, use[fold % len(use)]) for fold in range(folds or 1)]
-        left = [part for part in parts if not (part.is_trained() and part.is_scored())]
-        if left:
-            (out / REPORT).unlink(missing_ok=True)  # that of other weights
-        if len(use) > 1:
-            groups = [left[n :: len(use)] for n in range(min(len(use), len(left)))]
-            share_folds(_run_aloud, groups)
-        else:
-            for part in left:
-                _run(part, say)
-        outcome = choose(parts)
-        if not (out / REPORT).is_file():
-            say("Writing the report.")
-            write_report(out, draw_cases(parts, outcome), outcome.level, outcome.precision, TOLERANCE)
-        return outcome
+        yield
     finally:
         lock.release()
 
 
 def _plan(source: Source, out: Path, asked: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    folds, hours, given = asked["folds"], asked["hours"], dict(asked["given"])
-    rounds = math.ceil((folds or 1) / max(1, asked["processes"]))  # of trainings, one after another
+    folds, hours, given = asked["folds"], asked["hours"], asked["given"]
+    rounds = math.ceil((folds or 1) / asked["processes"])  # of trainings, one after another
     each = None if hours is None else TRAINING_SHARE * hours / rounds
     options = {key: asked[key] for key in ("skip_bad", "memory", "device", "folds", "processes")}
     say(f"Planning {out} for {source.data}.")
     _, plan = plan_bundle(
-        source, out, hours=each, given=given, progress=True, extra={REQUEST: dict(asked)}, **options
+        source, out, hours=each, given=given, progress=True, extra={REQUEST: asked}, **options
     )
     size, channels = plan["roi_size"], plan["channels"]
     why = f"{out / 'README.md'} says why."
     say(f"Planned: patch {size}, channels {channels}, {plan['max_epochs']} epochs; {why}")
 
 
-def _check(out: Path, asked: Mapping[str, Any]) -> None:
+def _check_request(out: Path, asked: Mapping[str, Any]) -> None:
     """Raise unless the bundle was made with these arguments."""
     path = out / REQUEST
     if not path.is_file():
@@ -144,20 +154,21 @@ def _check(out: Path, asked: Mapping[str, Any]) -> None:
         )
 
 
-def _run(part: Part, say: Callable[[str], None]) -> None:
+def _run(training: Training, say: Callable[[str], None]) -> None:
     """Run the stages of a fold that are not complete."""
-    with FileLock(part.bundle / f".fold_{part.fold}.lock"):  # a process that lost its parent saves first
-        if not part.is_trained():
-            say(f"{part.name}training, {part.epochs} epochs.")
-            part.train()
-        if not part.is_scored():
-            say(f"{part.name}scoring the levels.")
-            part.score(_formats() if part.folds is None else ["pt"])
+    # A process that lost its parent saves first, and holds this lock until then.
+    with FileLock(training.bundle / f".fold_{training.fold}.lock"):
+        if not training.is_trained():
+            say(f"{training.name}training, {training.epochs} epochs.")
+            training.train()
+        if not training.is_scored():
+            say(f"{training.name}scoring the levels.")
+            training.score(writable_formats() if training.folds is None else ["pt"])
 
 
-def _run_aloud(part: Part) -> None:
+def _run_aloud(training: Training) -> None:
     """Run a fold in a process of its own, whose lines go to the console."""
-    _run(part, partial(print, flush=True))
+    _run(training, partial(print, flush=True))
 
 
 def _check_devices(devices: Sequence[str], device: str | None, folds: int | None) -> None:
@@ -167,13 +178,3 @@ def _check_devices(devices: Sequence[str], device: str | None, folds: int | None
         raise ValueError(f"device must be left out with devices {' '.join(devices)}, got {device}.")
     if doubled := [each for each in devices if each != "cpu" and list(devices).count(each) > 1]:
         raise ValueError(f"devices must be different, got {doubled[0]} more than once.")
-
-
-def _formats() -> list[str]:
-    """Return the formats that the installed packages can write."""
-    onnx = all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
-    return ["pt", "ts", "pt2", *(["onnx"] if onnx else [])]
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))

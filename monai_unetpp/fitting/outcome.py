@@ -7,12 +7,13 @@ Each case is scored once, by the network that was not trained on it.
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from monai_unetpp.fitting.stages import Part
+from monai_unetpp.fitting.stages import Training
 from monai_unetpp.levels import (
     LevelScore,
     pool_levels,
@@ -24,10 +25,7 @@ from monai_unetpp.levels import (
 from monai_unetpp.levels.select import by_precision
 from monai_unetpp.weights import read_record, write_record
 
-__all__ = ["TOLERANCE", "Outcome", "choose"]
-
-TOLERANCE = 0.01  # loss of Dice for a shallower level, as in levels.json
-PRECISION_TOLERANCE = 0.002  # and for a faster precision
+__all__ = ["Outcome", "choose", "report_path", "tolerances"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class Outcome:
             *rows,
             f"Chosen: L{chosen.level} in {chosen.precision}: {saves}.",
             f"Weights: {', '.join(map(str, self.weights))}",
-            f"Report:  {self.bundle / 'report.html'}",
+            f"Report:  {report_path(self.bundle)}",
             f"Segment: {self.command()}",
         ]
 
@@ -96,16 +94,27 @@ class Outcome:
         return shlex.join(words)
 
 
-def choose(parts: Sequence[Part]) -> Outcome:
+def report_path(bundle: Path) -> Path:
+    """Return the path of a bundle's report."""
+    return bundle / "report.html"
+
+
+def tolerances(bundle: Path) -> tuple[float, float]:
+    """Return the loss of Dice to accept for a shallower level, and for a faster precision."""
+    levels = json.loads((bundle / "levels.json").read_text(encoding="utf-8"))
+    return levels["tolerance"], levels["precision_tolerance"]
+
+
+def choose(trainings: Sequence[Training]) -> Outcome:
     """Choose level and precision by the scores of all folds, and write them beside the weights of each.
 
     Args:
-        parts: Folds whose levels are scored.
+        trainings: Folds whose levels are scored.
 
     Raises:
         ValueError: if a table of scores is damaged, or the folds have different levels.
     """
-    first = parts[0]
+    first = trainings[0]
     if first.folds is None:
         record = read_record(first.weights)
         scores = read_levels(first.levels)
@@ -115,7 +124,7 @@ def choose(parts: Sequence[Part]) -> Outcome:
             )
         precision = record.precision or scores[0].precision
         return Outcome(scores, record.level, precision, [first.weights], first.bundle)
-    folds = [read_levels(part.levels) for part in parts]
+    folds = [read_levels(training.levels) for training in trainings]
     keys = [[(score.level, score.precision) for score in scores] for scores in folds]
     if any(each != keys[0] for each in keys):
         raise ValueError(
@@ -123,17 +132,18 @@ def choose(parts: Sequence[Part]) -> Outcome:
             "them on one machine."
         )
     scores = pool_levels(folds)
-    level = select_level(scores, TOLERANCE)
-    precision = select_precision(scores, level, PRECISION_TOLERANCE)
+    tolerance, for_precision = tolerances(first.bundle)
+    level = select_level(scores, tolerance)
+    precision = select_precision(scores, level, for_precision)
     folder = first.bundle / "levels"
-    title = f"Levels of UNet++, {len(parts)} folds: {', '.join(scores[0].dice_per_class)}"
-    write_levels(scores, folder, level, TOLERANCE, title, overwrite=True, precision=precision)
-    for part in parts:
-        record = read_record(part.weights)
+    title = f"Levels of UNet++, {len(trainings)} folds: {', '.join(scores[0].dice_per_class)}"
+    write_levels(scores, folder, level, tolerance, title, overwrite=True, precision=precision)
+    for training in trainings:
+        record = read_record(training.weights)
         if record is None:
-            raise ValueError(f"{part.weights} has no record: train the fold again.")
+            raise ValueError(f"{training.weights} has no record: train the fold again.")
         if (record.level, record.precision) != (level, precision):
             exit_score = record.exit if record.precision == precision else None  # of another precision
             changed = dataclasses.replace(record, level=level, precision=precision, exit=exit_score)
-            write_record(part.weights, changed)
-    return Outcome(scores, level, precision, [part.weights for part in parts], first.bundle)
+            write_record(training.weights, changed)
+    return Outcome(scores, level, precision, [training.weights for training in trainings], first.bundle)

@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 
 from monai_unetpp.data import fold_folder
 from monai_unetpp.fitting.outcome import Outcome
-from monai_unetpp.fitting.stages import Part
+from monai_unetpp.fitting.stages import Training
 from monai_unetpp.readers import is_picture, volume_loader
 from monai_unetpp.readers.picture import read_numbers
 from monai_unetpp.regions import to_regions, write_regions
@@ -25,22 +25,22 @@ __all__ = ["draw_cases"]
 logger = logging.getLogger(__name__)
 
 
-def draw_cases(parts: Sequence[Part], outcome: Outcome) -> list[CasePicture]:
+def draw_cases(trainings: Sequence[Training], outcome: Outcome) -> list[CasePicture]:
     """Return pictures of the best, the median and the worst held-out case at the chosen level.
 
     A case that cannot be segmented or drawn is left out, and a warning says why.
 
     Args:
-        parts: Folds whose levels are scored.
+        trainings: Folds whose levels are scored.
         outcome: The choice.
     """
-    bundle = parts[0].bundle
+    bundle = trainings[0].bundle
     config = ConfigParser(ConfigParser.load_config_file(bundle / "train.json"))
     config["bundle_root"] = str(bundle)
     loader = config.get_parsed_content("preprocessing_transforms")[0]
     regions, order = config["regions"], config["regions_class_order"]
     cases = {_first(case["image"]): case for case in config.get_parsed_content("dataset").cases}
-    of_fold = {fold_folder(part.folds, part.fold).strip("/"): part for part in parts}
+    of_fold = {fold_folder(training.folds, training.fold).strip("/"): training for training in trainings}
     found = []
     for each in representative_cases(read_results(bundle), outcome.level, outcome.precision):
         try:
@@ -64,18 +64,17 @@ def _first(image: Any) -> str:
     return str(image[0] if isinstance(image, (list, tuple)) else image)
 
 
-def _segmented(image: str, part: Part, outcome: Outcome) -> Any:
+def _segmented(image: str, training: Training, outcome: Outcome) -> Any:
     """Return the label map of a case, on its own grid."""
-    device: dict[str, Any] = {} if part.device is None else {"device": f"$torch.device({part.device!r})"}
     with tempfile.TemporaryDirectory() as folder:
         [done] = segment(
             image,
             folder,
-            part.bundle,
-            ckpt_path=part.weights,
+            training.bundle,
+            ckpt_path=training.weights,
             level=outcome.level,
             precision=outcome.precision,
-            **device,
+            **training.device_settings,
         )
         if done.state == "failed":
             raise ValueError(done.reason)

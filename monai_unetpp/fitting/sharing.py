@@ -19,30 +19,33 @@ __all__ = ["share_folds"]
 POLL_SECONDS = 1.0
 
 
-def share_folds(job: Callable[[Any], Any], groups: Sequence[Sequence[Any]]) -> list[Any]:
-    """Run a job for every item, each group in a process of its own, and return the results.
+def share_folds(job: Callable[[Any], object], groups: Sequence[Sequence[Any]]) -> None:
+    """Run a job for every item, each group in a process of its own.
 
     The CPUs are divided among the processes. When this process ends, whatever ended it, they save and stop.
 
     Args:
         job: Function of an item; both can be pickled.
-        groups: Items of each process.
+        groups: Items of each process; without any there is nothing to do.
 
     Raises:
         Exception: the first that a job raises, once the other processes have come to their end.
     """
+    if not groups:
+        return
     threads = max(1, (os.cpu_count() or 1) // len(groups))
     context = multiprocessing.get_context("spawn")  # a fork has no CUDA, and may hang
     start = (os.getpid(), threads)
     with ProcessPoolExecutor(len(groups), context, initializer=_start, initargs=start) as pool:
         waiting = [pool.submit(_all, job, list(group), os.getpid()) for group in groups]
-        results = [future.result() for future in as_completed(waiting)]
-    return [each for result in results for each in result]
+        for future in as_completed(waiting):
+            future.result()
 
 
-def _all(job: Callable[[Any], Any], items: Sequence[Any], parent: int) -> list[Any]:
+def _all(job: Callable[[Any], object], items: Sequence[Any], parent: int) -> None:
     try:
-        return [job(item) for item in items]
+        for item in items:
+            job(item)
     except SystemExit as stopped:  # saved: the pool would wait for a parent that is gone
         if os.getppid() != parent:
             os._exit(int(stopped.code or 0))

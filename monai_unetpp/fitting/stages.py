@@ -13,11 +13,11 @@ from monai_unetpp.data import fold_folder
 from monai_unetpp.handlers.atomic import checkpoints_in
 from monai_unetpp.weights import read_record
 
-__all__ = ["Part"]
+__all__ = ["Training"]
 
 
 @dataclass(frozen=True)
-class Part:
+class Training:
     """One training of a bundle: that of a fold, or the only one.
 
     Args:
@@ -52,6 +52,11 @@ class Part:
         """Number of epochs, as the bundle has them."""
         return int(json.loads((self.bundle / "train.json").read_text(encoding="utf-8"))["max_epochs"])
 
+    @property
+    def device_settings(self) -> dict[str, Any]:
+        """The device as a setting of a configuration; empty for the default."""
+        return {} if self.device is None else {"device": f"$torch.device({self.device!r})"}
+
     def is_trained(self) -> bool:
         """Whether the training has come to its end, and left weights."""
         return max(self._checkpoints(), default=0) >= self.epochs and self.weights.is_file()
@@ -80,5 +85,5 @@ class Part:
         return Path(f"{self.bundle / name}{fold_folder(self.folds, self.fold)}")
 
     def _settings(self) -> dict[str, Any]:
-        found: dict[str, Any] = {} if self.folds is None else {"folds": self.folds, "fold": self.fold}
-        return found if self.device is None else {**found, "device": f"$torch.device({self.device!r})"}
+        of_fold = {} if self.folds is None else {"folds": self.folds, "fold": self.fold}
+        return {**of_fold, **self.device_settings}

@@ -83,14 +83,14 @@ def plan_bundle(
         raise ValueError(f"folds must be at most {scans}, the number of scans, got {folds}.")
     given = {**({} if folds is None else {"val_fraction": round(1 / folds, 4)}), **(given or {})}
     kind = where.type
-    on_one = processes if kind == "cpu" else 1
+    sharers = processes if kind == "cpu" else 1  # each GPU has one process
     dims = 2 if all(case.picture or case.size[2] == 1 for case in fingerprint.cases) else 3
     widths = [FIRST_WIDTH[kind] * 2**i for i in range(4)]
     network = {"spatial_dims": dims, "in_channels": 1, "out_channels": 2, "channels": widths, "strides": 2}
     machine = Machine(
         kind,
-        limit / on_one if memory is None else limit,
-        speed_of_machine(network, where) / on_one,
+        limit / sharers if memory is None else limit,
+        speed_of_machine(network, where) / sharers,
         HOURS[kind] if hours is None else hours,
         0.25 * (available_memory() or 2**34) / processes,
         0 if kind == "cpu" else max(1, 8 // processes),

@@ -76,8 +76,8 @@ def write_lidc(
         )
     done = {row.scan for row in rows if not row.reason.startswith("error")}
     rows = [row for row in rows if row.scan in done]
-    shown = None if progress else True  # None: on terminals
-    for uid in tqdm(sorted(scans.keys() - done), desc="LIDC", unit="scan", disable=shown):
+    hidden = None if progress else True  # None: where there is no terminal
+    for uid in tqdm(sorted(scans.keys() - done), desc="LIDC", unit="scan", disable=hidden):
         rows += _write_scan(uid, scans[uid], label, out, cube)
         write_csv(table, [{**asdict(row), "diameter": round(row.diameter, 2)} for row in rows])
     names = sorted({row.case for row in rows if row.case})
