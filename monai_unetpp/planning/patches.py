@@ -57,7 +57,7 @@ def choose_patch(choose: Choices, fingerprint: Fingerprint, machine: Machine) ->
     """
     dims, given = choose["spatial_dims"], choose.given.get("roi_size")
     if given is None:
-        found, limit = _fitting(choose, fingerprint, choose["pixdim"], machine)
+        found, limit = _largest_that_fits(choose, fingerprint, choose["pixdim"], machine)
         if limit == "time" and "pixdim" not in choose.given:
             found, limit = _coarser(choose, fingerprint, machine, found)
     elif _is_size(given, dims):
@@ -89,7 +89,7 @@ def choose_patch(choose: Choices, fingerprint: Fingerprint, machine: Machine) ->
     )
 
 
-def _fitting(
+def _largest_that_fits(
     choose: Choices, fingerprint: Fingerprint, pixdim: Sequence[float], machine: Machine
 ) -> tuple[_Candidate, str]:
     """Return the largest patch for which memory and time suffice, and which of them limits it."""
@@ -122,7 +122,7 @@ def _coarser(
         diameter = target_diameter(fingerprint, coarse, dims)
         if limit != "time" or diameter < MIN_TARGET_VOXELS:
             break
-        found, limit = _fitting(choose, fingerprint, coarse, machine)
+        found, limit = _largest_that_fits(choose, fingerprint, coarse, machine)
         chosen = coarse, f"coarser, as there is little time; the median target is {diameter:.0f} voxels wide"
     if chosen[1]:
         choose.make("pixdim", lambda: chosen)
