@@ -77,6 +77,7 @@ def test_hippocampus():
     plan = make_plan(fingerprint((35, 50, 36), modality=("MRI",), labels=("anterior", "posterior")), CPU)
     assert plan["roi_size"] == [40, 56, 40]
     assert plan["strides"] == [[2, 2, 2]] * 3
+    assert plan["growth"] == [0.33, 0.67]  # L1 sees 18 voxels, of a target of 12
     assert plan["hu_range"] is None
     assert not plan["normalize_nonzero"]
 
@@ -87,6 +88,7 @@ def test_liver():
     patch = plan["roi_size"]
     assert patch[0] >= patch[1] >= patch[2]
     assert len(plan["channels"]) == 5
+    assert plan["growth"] is None  # no level above the last sees 124 voxels
     assert plan["hu_range"] == [-98, 298]
     assert plan["shift"] is None
 
@@ -212,6 +214,7 @@ def test_epochs_fill_the_time():
     ("given", "message"),
     [
         ({"roi_size": 16}, r"roi_size must be \[X, Y, Z\], whole numbers, got 16"),
+        ({"growth": [0.5, 0.2]}, r"growth must be at most 2 shares .* \[0.33, 0.67\], got \[0.5, 0.2\]"),
         ({"roi": [8, 8, 8]}, "a plan has no 'roi'; it has spatial_dims, "),
         (
             {"roi_size": [16, 16, 16], "channels": [4] * 9},

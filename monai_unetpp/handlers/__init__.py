@@ -6,6 +6,7 @@
 - console: progress, and how a training ended
 - epochs: loss and Dice of every epoch as CSV
 - folders: one training per folder
+- growth: shallow levels are trained first
 - loading: resuming from them, loading weights at a level
 - splits: held-out scans stay held out
 - validation: when a training validates
@@ -25,6 +26,7 @@ from monai_unetpp.handlers.epochs import EpochTable
 from monai_unetpp.handlers.figures import ContactSheetSaver, OutlineImages
 from monai_unetpp.handlers.finite import FiniteSteps
 from monai_unetpp.handlers.folders import check_training_folder
+from monai_unetpp.handlers.growth import Growth
 from monai_unetpp.handlers.loading import CheckpointLoader, NetworkLoader
 from monai_unetpp.handlers.mixed_precision import CPUMixedPrecision
 from monai_unetpp.handlers.resuming import EarlyStop, EpochSeeds, StopOnSignal
@@ -45,6 +47,7 @@ __all__ = [
     "EpochSeeds",
     "EpochTable",
     "FiniteSteps",
+    "Growth",
     "HausdorffDistance95",
     "HeadLosses",
     "LesionSaver",

@@ -25,6 +25,7 @@ from monai.utils import is_scalar
 
 from monai_unetpp.files import PathLike
 from monai_unetpp.handlers.checkpoints import CheckpointSaver
+from monai_unetpp.handlers.growth import levels_left
 
 __all__ = ["EpochLog", "ProgressBar", "TrainingReport"]
 
@@ -72,7 +73,7 @@ class EpochLog(StatsHandler):
 
     def __init__(self, name: str, **settings: Any) -> None:
         super().__init__(**{"iteration_log": False, **settings}, name=name)
-        self._begin: tuple[int, float] | None = None  # epoch and time in seconds
+        self._begin: tuple[int, int, float] | None = None  # levels left, epoch, and time in seconds
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer or an evaluator."""
@@ -85,19 +86,21 @@ class EpochLog(StatsHandler):
         scalars = sorted((name, value) for name, value in state.metrics.items() if is_scalar(value))
         metrics = ", ".join(f"{name} {float(value):.4f}" for name, value in scalars)
         if isinstance(engine, Trainer):
-            before, began = self._begin or (state.epoch - 1, time.monotonic())
+            levels, before, began = self._begin or (0, state.epoch - 1, time.monotonic())
             epochs = int(state.max_epochs or state.epoch)
-            left = (time.monotonic() - began) / (state.epoch - before) * (epochs - state.epoch)
+            left = _duration((time.monotonic() - began) / (state.epoch - before) * (epochs - state.epoch))
+            least = "at least " if levels else ""  # epochs take longer once the network has grown
             line = f"Epoch {state.epoch} of {epochs}: {metrics}"
-            self.logger.info(line + (f"; {_duration(left)} left" if state.epoch < epochs else ""))
+            self.logger.info(line + (f"; {least}{left} left" if state.epoch < epochs else ""))
         else:
             best: Any = state
             which = f"{best.key_metric_name} {best.best_metric:.4f} of epoch {best.best_metric_epoch}"
             self.logger.info(f"Epoch {state.epoch}: {metrics}; best {which}")
 
     def _start(self, engine: Engine) -> None:
-        if self._begin is None:  # a resumed training begins later than with the first epoch
-            self._begin = engine.state.epoch - 1, time.monotonic()
+        levels = levels_left(engine)
+        if self._begin is None or self._begin[0] != levels:  # a resumed training does not begin at epoch 1
+            self._begin = levels, engine.state.epoch - 1, time.monotonic()
 
 
 class TrainingReport:

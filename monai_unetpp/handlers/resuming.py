@@ -25,6 +25,7 @@ from monai.data import set_rnd
 from monai.utils import set_determinism
 
 from monai_unetpp.handlers.checkpoints import CheckpointSaver
+from monai_unetpp.handlers.growth import levels_left
 
 __all__ = ["EarlyStop", "EpochSeeds", "StopOnSignal"]
 
@@ -184,7 +185,7 @@ class EarlyStop:
         """Attach to a trainer, after the handler that validates."""
         if self.patience is not None:
             self._handler = EarlyStopping(self.patience, self._score, engine)
-            engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self._handler)
+            engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=self._has_validated), self._handler)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score and the count of validations since, for ``load_state_dict``."""
@@ -194,6 +195,9 @@ class EarlyStop:
         """Restore best score and count; an empty state starts anew."""
         if self._handler is not None and state_dict:
             self._handler.load_state_dict(state_dict)
+
+    def _has_validated(self, engine: Engine, epoch: int) -> bool:
+        return epoch % self.interval == 0 and not levels_left(engine)
 
     def _score(self, _trainer: Engine) -> float:
         state: Any = self.evaluator.state

@@ -151,6 +151,25 @@ class Spec:
         """Return how many voxels of the input, per axis, become one in row ``level``."""
         return [math.prod(row[axis] for row in self.strides[:level]) for axis in range(self.spatial_dims)]
 
+    def receptive_field(self, level: int) -> list[int]:
+        """Return how many voxels of the input, per axis, a voxel of L^level sees at most; no backbone's."""
+        return [
+            max(self._seen_by(place, level, axis) for place in range(divisor))
+            for axis, divisor in enumerate(self.divisors(level))
+        ]
+
+    def _seen_by(self, place: int, level: int, axis: int) -> int:
+        """Count what one voxel sees along an axis: up the diagonal backwards, then down the encoder."""
+        reach = [row[axis] - 1 for row in self.kernel_size]  # to either side, of two convolutions
+        strides = [row[axis] for row in self.strides[:level]]
+        first = last = place
+        for i, stride in enumerate(strides):
+            first, last = (first - reach[i]) // stride, (last + reach[i]) // stride
+        first, last = first - reach[level], last + reach[level]
+        for i in reversed(range(level)):
+            first, last = first * strides[i] - reach[i], last * strides[i] + strides[i] - 1 + reach[i]
+        return last - first + 1
+
     def at(self, level: int) -> Spec:
         """Return what L^level keeps: a network of depth ``level`` with one head."""
         return dataclasses.replace(

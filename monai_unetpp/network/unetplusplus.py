@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from monai_unetpp.network import kernels
-from monai_unetpp.network.backbones import backbone_stages
-from monai_unetpp.network.blocks import HEAD, EncoderRow, Node
+from monai_unetpp.network.blocks import HEAD
+from monai_unetpp.network.building import build_encoder, build_node
 from monai_unetpp.network.spec import PerAxis, Spec
 
 __all__ = ["UNetPlusPlus"]
@@ -26,7 +26,8 @@ __all__ = ["UNetPlusPlus"]
 class UNetPlusPlus(nn.Module):
     """UNet++ in 2D or 3D, of any depth, trained on all heads and evaluated at any level.
 
-    In training with deep supervision, ``net(x)`` is a list of logits, one per level, **deepest first**.
+    In training with deep supervision, ``net(x)`` is a list of logits, one per level, **deepest first**, up to
+    :attr:`training_level`.
     In evaluation it is one tensor: the logits of :attr:`level`. :meth:`all_heads` is the list in any mode.
     A node exists only if a head depends on it, so every parameter of the network receives a gradient.
 
@@ -106,12 +107,12 @@ class UNetPlusPlus(nn.Module):
         self.arguments = spec.arguments()
         self.spatial_dims, self.in_channels, self.depth = spatial_dims, in_channels, spec.depth
         self.skips, self.deep_supervision = skips, deep_supervision
-        self._level, self._first_level = spec.depth, spec.levels[0]
+        self._level, self._training_level, self._first_level = spec.depth, spec.depth, spec.levels[0]
         self._norm, self._has_backbone = spec.norm_name, encoder is not None
         self._divisors = [spec.divisors(k) for k in range(spec.depth + 1)]
         self._places = spec.nodes
-        self.encoder = _encoder(spec)
-        self.nodes = nn.ModuleDict({f"x_{i}_{j}": _node(spec, i, j) for i, j in spec.nodes})
+        self.encoder = build_encoder(spec)
+        self.nodes = nn.ModuleDict({f"x_{i}_{j}": build_node(spec, i, j) for i, j in spec.nodes})
         self.heads = nn.ModuleDict(
             {str(k - 1): HEAD[spatial_dims](spec.width(0, k), out_channels, 1) for k in spec.levels}
         )
@@ -128,6 +129,19 @@ class UNetPlusPlus(nn.Module):
     @level.setter
     def level(self, level: int) -> None:
         self._level = self.check_level(level)
+
+    @kernels.call_in_python  # type: ignore[prop-decorator]
+    @property
+    def training_level(self) -> int:
+        """The deepest level that training computes, ``1 <= training_level <= depth``; the depth by default.
+
+        Nodes below it get no gradient: distributed training then requires ``find_unused_parameters``.
+        """
+        return self._training_level
+
+    @training_level.setter
+    def training_level(self, level: int) -> None:
+        self._training_level = self.check_level(level)
 
     @kernels.call_in_python
     def check_level(self, level: int) -> int:
@@ -154,7 +168,7 @@ class UNetPlusPlus(nn.Module):
             ValueError: If ``x`` has the wrong number of axes or channels, or an axis too short for the norm.
         """
         if self.training:
-            logits = self._logits(x, self._first_level, self.depth)
+            logits = self._logits(x, self._first_level, self._training_level)
             if self.deep_supervision:
                 return logits
             return logits[0]
@@ -261,39 +275,3 @@ class UNetPlusPlus(nn.Module):
                     f"row {level}, where {'instance' if instance else 'batch'} norm needs two; "
                     f"a size of at least {divisor[axis] + 1} would work."
                 )
-
-
-def _encoder(spec: Spec) -> nn.ModuleList:
-    """Column 0: rows of ours, or row 0 and the stages of a backbone."""
-    rows = nn.ModuleList()
-    for i in range(1 if spec.encoder else spec.depth + 1):
-        entering = spec.channels[i - 1] if i else spec.in_channels
-        stride = spec.strides[i - 1] if i else None
-        settings = _settings(spec, i)
-        rows.append(EncoderRow(spec.spatial_dims, entering, spec.channels[i], stride, **settings))
-    if spec.encoder:
-        stages = backbone_stages(spec.encoder, spec.spatial_dims, spec.in_channels, spec.pretrained)
-        rows.extend(stages[: spec.depth])
-    return rows
-
-
-def _node(spec: Spec, i: int, j: int) -> Node:
-    """X^{i,j}."""
-    start, stop = spec.skip_columns(j)
-    return Node(
-        skips=(start, stop),
-        spatial_dims=spec.spatial_dims,
-        below_channels=spec.width(i + 1, j - 1),
-        up_channels=spec.up_channels[i],
-        skip_channels=[spec.width(i, n) for n in range(start, stop)],
-        out_channels=spec.width(i, j),
-        stride=spec.strides[i],
-        upsample=spec.upsample,
-        **_settings(spec, i),
-    )
-
-
-def _settings(spec: Spec, i: int) -> dict[str, Any]:
-    """The arguments that all nodes of row ``i`` share."""
-    shared = {name: getattr(spec, name) for name in ("block", "act", "norm", "bias", "dropout")}
-    return {**shared, "kernel_size": spec.kernel_size[i]}

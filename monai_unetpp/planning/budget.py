@@ -20,7 +20,14 @@ from monai_unetpp.network import UNetPlusPlus
 from monai_unetpp.network.kernels import autocast
 from monai_unetpp.readers.memory import available_memory
 
-__all__ = ["memory_of_machine", "speed_of_machine", "step_memory", "step_multiply_adds", "total_memory"]
+__all__ = [
+    "level_costs",
+    "memory_of_machine",
+    "speed_of_machine",
+    "step_memory",
+    "step_multiply_adds",
+    "total_memory",
+]
 
 BYTES = 4  # of a float32
 MAPS_KEPT = 2.65  # maps per node that the backward pass needs
@@ -66,6 +73,15 @@ def total_memory(net: UNetPlusPlus, patch: Sequence[int], batch: int, device: st
 def step_multiply_adds(net: UNetPlusPlus, patch: Sequence[int], batch: int) -> float:
     """Return the multiply-adds of a training step."""
     return STEP_FACTOR * batch * multiply_adds(net, (1, net.spec.in_channels, *patch))
+
+
+def level_costs(net: UNetPlusPlus, patch: Sequence[int]) -> list[float]:
+    """Return the multiply-adds of each level from L1 on, of those of the deepest."""
+    shape, counts = (1, net.spec.in_channels, *patch), []
+    for level in net.spec.levels:
+        net.level = level
+        counts.append(multiply_adds(net, shape))
+    return [count / counts[-1] for count in counts]
 
 
 def memory_of_machine(device: torch.device) -> float:

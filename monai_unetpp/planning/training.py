@@ -7,9 +7,11 @@ import math
 import re
 import statistics
 from collections.abc import Sequence
+from itertools import pairwise
 
 from monai_unetpp.data import split_cases
-from monai_unetpp.planning.budget import step_multiply_adds
+from monai_unetpp.network import UNetPlusPlus
+from monai_unetpp.planning.budget import level_costs, step_multiply_adds
 from monai_unetpp.planning.choices import Choices, Machine
 from monai_unetpp.planning.fingerprint import Fingerprint
 from monai_unetpp.planning.images import median_size, target_diameter
@@ -49,7 +51,10 @@ def choose_schedule(choose: Choices, fingerprint: Fingerprint, machine: Machine)
     batch, roi, seconds = choose["batch_size"], choose["roi_size"], machine.hours * 3600
     net = network_of(choose, choose["channels"], choose["strides"], choose["kernel_size"])
     patch = LOADING_FACTOR * step_multiply_adds(net, roi[:dims], 1) / machine.speed  # s
-    epoch = EPOCH_SECONDS + patch * len(train) * choose["patches_per_case"]
+    costs = level_costs(net, roi[:dims])
+    growth = choose.make("growth", lambda: _growth(net, target_diameter(fingerprint, choose["pixdim"], dims)))
+    trained = patch * _mean_cost(costs, growth or [])  # s, on average over levels that are trained
+    epoch = EPOCH_SECONDS + trained * len(train) * choose["patches_per_case"]
     windows = math.prod(
         max(1, math.ceil((n / p - VALIDATION_OVERLAP) / (1 - VALIDATION_OVERLAP)))
         for n, p in zip(size, roi, strict=True)
@@ -59,7 +64,7 @@ def choose_schedule(choose: Choices, fingerprint: Fingerprint, machine: Machine)
     interval = max(math.ceil(most / VALIDATIONS), math.ceil(most * validation / (VALIDATION_SHARE * seconds)))
     epochs = max(1, math.floor(seconds / (epoch + validation / interval)))
     steps = math.ceil(len(train) / batch)
-    step = f"a step of {batch} patches takes about {patch * batch:.2f} s, an epoch has {steps}"
+    step = f"a step of {batch} patches takes about {trained * batch:.2f} s, an epoch has {steps}"
     choose.make("max_epochs", lambda: (epochs, f"{machine.hours:g} h; {step}"))
     held = f"the {len(held_out)} held-out cases take about {validation:.0f} s"
     choose.make("val_interval", lambda: (min(interval, choose["max_epochs"]), held))
@@ -88,6 +93,34 @@ def choose_sampling(choose: Choices, fingerprint: Fingerprint) -> None:
     choose.make("rotate_range", lambda: (rotate, f"radians{within}"))
     choose.make("augmentation_prob", lambda: _augmentation_prob(views))
     choose.make("largest_component", lambda: _largest_component(fingerprint, tiny))
+
+
+def _growth(net: UNetPlusPlus, diameter: float) -> tuple[list[float] | None, str]:
+    """Return the shares of the epochs after which a level is added, as many epochs for each."""
+    covers = [k for k in net.spec.levels if min(net.spec.receptive_field(k)) >= diameter]
+    first = covers[0] if covers else net.depth
+    if first == net.depth:
+        return (
+            None,
+            f"the median target is {diameter:.0f} voxels wide: no level above the last sees all of it",
+        )
+    stages = net.depth - first + 1
+    seen = f"a voxel of L{first} sees {min(net.spec.receptive_field(first))} voxels"
+    why = (
+        f"{seen}, the median target is {diameter:.0f} wide: L{first} first, then one level more after another"
+    )
+    return [round(n / stages, 2) for n in range(1, stages)], why
+
+
+def _mean_cost(costs: Sequence[float], growth: Sequence[float]) -> float:
+    """Return the mean cost of an epoch, of that of one with all levels."""
+    shares = [b - a for a, b in pairwise([0.0, *growth, 1.0])]
+    if min(shares) <= 0 or len(shares) > len(costs):
+        raise ValueError(
+            f"growth must be at most {len(costs) - 1} shares of the epochs, which increase between 0 and 1, "
+            f"such as {[round(n / len(costs), 2) for n in range(1, len(costs))]}, got {list(growth)}."
+        )
+    return sum(share * cost for share, cost in zip(shares, costs[-len(shares) :], strict=True))
 
 
 def _augmentation_prob(views: int) -> tuple[float, str]:

@@ -38,6 +38,7 @@ OF_TRAINING = (
     "num_workers",
     "max_epochs",
     "val_interval",
+    "growth",
     "learning_rate",
     "batch_size",
     "patches_per_case",
