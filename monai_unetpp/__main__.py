@@ -159,6 +159,8 @@ def _planned(parser: argparse.ArgumentParser, hours: str) -> None:
     one = "all that is not 0 in a mask is one class, as in maps of instances"
     parser.add_argument("--foreground", action="store_true", help=one)
     parser.add_argument("--classes", nargs="+", help="names of the classes, without the background")
+    unknown = "value of voxels in the masks that nobody annotated; default nnU-Net's label ignore"
+    parser.add_argument("--ignore-label", type=int, metavar="VALUE", help=unknown)
     parser.add_argument("--allow-empty", action="store_true", help="masks may be empty")
     outside = "dataset.json may name files outside of its folder, also through links"
     parser.add_argument("--allow-outside", action="store_true", help=outside)

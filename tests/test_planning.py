@@ -369,6 +369,47 @@ def test_nnunets_layout_with_two_channels(tmp_path):
     assert (found.labels, found.modality) == (["background", "ball", "pip"], ["MR0", "MR1"])
 
 
+def mark_unknown(data, value, name=None):
+    """Give the last slice of each mask the value of what nobody annotated, and, of nnU-Net, its label."""
+    for path in (data / "labelsTr").glob("*.nii.gz"):
+        mask = nib.load(path)
+        array = np.asarray(mask.dataobj).astype(np.int16)
+        array[..., -1] = value
+        nib.save(nib.Nifti1Image(array, mask.affine), path)
+    if name is not None:
+        content = json.loads((data / "dataset.json").read_text())
+        content["labels"][name] = value
+        (data / "dataset.json").write_text(json.dumps(content))
+    return data
+
+
+@pytest.mark.parametrize(("value", "name", "given"), [(3, "ignore", None), (255, None, 255)])
+def test_voxels_that_nobody_annotated_are_no_class(tmp_path, value, name, given):
+    plain = take_fingerprint(Source(write_nnunet(tmp_path / "a")))
+    data = mark_unknown(write_nnunet(tmp_path / "b"), value, name)
+    found, plan = plan_bundle(Source(data, ignore_label=given), tmp_path / "bundle", given=TINY_PLAN)
+    assert (found.labels, found.ignore_label) == (plain.labels, value)
+    assert [case.values.keys() for case in found.cases] == [case.values.keys() for case in plain.cases]
+    assert [case.largest for case in found.cases] == [case.largest for case in plain.cases]
+    assert plan["out_channels"] == 3
+    configs = [
+        json.loads((tmp_path / "bundle" / f"{name}.json").read_text()) for name in ("train", "inference")
+    ]
+    assert [config["ignore_label"] for config in configs] == [value, value]
+    run_workflow("train", tmp_path / "bundle", settings=CPU_ONLY)
+
+
+def test_value_of_what_nobody_annotated_is_no_class(tmp_path):
+    data = write_nnunet(tmp_path / "d")
+    with pytest.raises(
+        ValueError, match=r"none of the values of classes, 0, 1, 2, got 2: use that of no class"
+    ):
+        take_fingerprint(Source(data, ignore_label=2))
+    mark_unknown(data, 3, "ignore")
+    with pytest.raises(ValueError, match=r"got 9: dataset.json has 3"):
+        take_fingerprint(Source(data, ignore_label=9))
+
+
 def test_masks_of_3d_slicer_are_named_by_their_segments(tmp_path):
     for n in range(3):
         case = ball(f"c{n}", AFFINES["RAS"])

@@ -339,8 +339,8 @@ BAD = {
         "its labels must have background 0, got 4",
     ),
     "ignore": (
-        lambda content: content["labels"].update(ignore=4),
-        "has the label ignore, which is not known",
+        lambda content: content["labels"].update(ignore=3),
+        "the label ignore must be a whole number above those of all classes, got 3 beside 0, 1, 2, 3, 2",
     ),
 }
 

@@ -19,12 +19,14 @@ from monai_unetpp.regions import check_writable
 __all__ = [
     "check_inside",
     "decathlon_cases",
+    "index_ignored",
     "index_labels",
     "index_regions",
     "nnunet_cases",
     "read_index",
 ]
 
+IGNORE = "ignore"  # nnU-Net's name for voxels that nobody annotated
 Cases = list[tuple[str, list[Path], Path]]  # scan, files, mask
 
 
@@ -49,25 +51,43 @@ def index_labels(index: Path, content: Mapping[str, Any]) -> dict[int, str]:
     Of regions it is their number, from 1 on, instead of the value; see :func:`index_regions`.
 
     Raises:
-        ValueError: if they are neither, are regions that do not fit, or exclude voxels (ignore).
+        ValueError: if they are neither, are regions that do not fit, or ``ignore`` does not.
     """
     labels = content.get("labels")
     if not isinstance(labels, dict) or not labels:
         raise ValueError(f"{index} is not a data set of the Decathlon or of nnU-Net: it has no labels.")
-    if "ignore" in labels:
-        raise ValueError(f"{index} has the label ignore, which is not known: give these voxels a class.")
+    index_ignored(index, content)
     if index_regions(index, content) is not None:
         return dict(enumerate(["background", *_regions(labels)]))
     try:
         if all(str(key).isdecimal() for key in labels):
             found = {int(key): str(name) for key, name in labels.items()}
         else:
-            found = {int(value): str(name) for name, value in labels.items()}
+            found = {int(value): str(name) for name, value in labels.items() if name != IGNORE}
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{index} is not a data set of the Decathlon or of nnU-Net: its labels are {labels}."
         ) from error
     return dict(sorted(found.items()))
+
+
+def index_ignored(index: Path, content: Mapping[str, Any]) -> int | None:
+    """Return the value of voxels that nobody annotated, nnU-Net's label ``ignore``; ``None`` without it.
+
+    Raises:
+        ValueError: if it is not a whole number above those of all classes, as nnU-Net requires.
+    """
+    labels: dict[str, Any] = content["labels"]
+    if IGNORE not in labels:
+        return None
+    ignored, others = labels[IGNORE], [value for name, value in labels.items() if name != IGNORE]
+    values = [n for each in others for n in (each if isinstance(each, list) else [each])]
+    if type(ignored) is not int or any(type(n) is int and n >= ignored for n in values):
+        raise ValueError(
+            f"{index}: the label {IGNORE} must be a whole number above those of all classes, got {ignored!r} "
+            f"beside {', '.join(map(str, values))}."
+        )
+    return ignored
 
 
 def index_regions(index: Path, content: Mapping[str, Any]) -> tuple[list[list[int]], list[int]] | None:
@@ -102,7 +122,7 @@ def index_regions(index: Path, content: Mapping[str, Any]) -> tuple[list[list[in
 
 def _regions(labels: Mapping[str, Any]) -> dict[str, Any]:
     """Return name -> values of the regions in ``labels``."""
-    named = {name: value for name, value in labels.items() if name != "background"}
+    named = {name: value for name, value in labels.items() if name not in ("background", IGNORE)}
     return {name: value if isinstance(value, list) else [value] for name, value in named.items()}
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from monai_unetpp.data.index import (
     check_inside,
     decathlon_cases,
+    index_ignored,
     index_labels,
     index_regions,
     nnunet_cases,
@@ -51,6 +52,7 @@ class Layout:
         channels: Files per case.
         problems: Path -> what is wrong there.
         regions: Values of each region and ``regions_class_order``, where ``dataset.json`` has regions.
+        ignored: Value of voxels that nobody annotated, where ``dataset.json`` has one.
     """
 
     kind: str
@@ -60,6 +62,7 @@ class Layout:
     channels: int = 1
     problems: dict[str, str] = field(default_factory=dict)
     regions: tuple[list[list[int]], list[int]] | None = None
+    ignored: int | None = None
 
 
 def find_layout(
@@ -109,6 +112,7 @@ def _indexed(root: Path, content: Mapping[str, Any], allow_outside: bool) -> Lay
         modality,
         1 if decathlon else len(modality),
         regions=index_regions(index, content),
+        ignored=index_ignored(index, content),
     )
     cases = decathlon_cases(index) if decathlon else nnunet_cases(root, content, layout.channels)
     if not allow_outside:

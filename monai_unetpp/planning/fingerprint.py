@@ -33,6 +33,7 @@ from monai_unetpp.planning.problems import find_problems
 from monai_unetpp.planning.source import Source
 from monai_unetpp.readers import read_geometry
 from monai_unetpp.readers.memory import available_memory
+from monai_unetpp.regions import region_values
 
 __all__ = ["Fingerprint", "take_fingerprint"]
 
@@ -56,6 +57,7 @@ class Fingerprint:
         places: What :func:`~monai_unetpp.data.read_dataset` has to be told, too, such as ``images``.
         regions: Values of the masks in each region, for classes that overlap.
         regions_class_order: Value that is written in each region, likewise.
+        ignore_label: Value of voxels that nobody annotated.
     """
 
     data: str
@@ -67,6 +69,7 @@ class Fingerprint:
     places: dict[str, str | bool] = field(default_factory=dict)
     regions: list[list[int]] | None = None
     regions_class_order: list[int] | None = None
+    ignore_label: int | None = None
 
     def table(self) -> list[tuple[str, str]]:
         """Return what a person reads first: name -> value, in rows."""
@@ -142,6 +145,7 @@ def take_fingerprint(
     """
     root = Path(os.path.normpath(source.data))  # as MONAI makes the paths of a dataset.json
     layout = find_layout(root, source.images, source.masks, source.scan, source.allow_outside)
+    layout = _ignoring(layout, source.ignore_label)
     cases = _measured(root, layout, Path(log) if log is not None else None, processes, progress)
     labels, values, problems = find_problems(source, layout, cases)
     good = [case for case in cases if case.image not in problems and case.label not in problems]
@@ -152,7 +156,23 @@ def take_fingerprint(
     regions, order = (None, None) if source.foreground or layout.regions is None else layout.regions
     values = values if regions is None else None
     places = source.places()
-    return Fingerprint(str(root), good, labels, values, modality, problems, places, regions, order)
+    return Fingerprint(
+        str(root), good, labels, values, modality, problems, places, regions, order, layout.ignored
+    )
+
+
+def _ignoring(layout: Layout, ignored: int | None) -> Layout:
+    """Return the layout with the value that was given, which must be none of a class."""
+    if ignored is None:
+        return layout
+    classes = [0, *(region_values(layout.regions[0]) if layout.regions is not None else layout.labels)]
+    if ignored in classes or layout.ignored not in (None, ignored):
+        known = f"dataset.json has {layout.ignored}" if layout.ignored is not None else "use that of no class"
+        raise ValueError(
+            f"ignore_label must be none of the values of classes, {', '.join(map(str, sorted({*classes})))}, "
+            f"got {ignored}: {known}."
+        )
+    return dataclasses.replace(layout, ignored=ignored)
 
 
 def _measured(
@@ -160,9 +180,9 @@ def _measured(
 ) -> list[CaseFacts]:
     """Return all cases in the order of the data set, those of the log without measuring them again."""
     known = _read_log(log)
-    names = {case["image"]: _key(root, case, layout.channels) for case in layout.cases}
+    names = {case["image"]: _key(root, case, layout) for case in layout.cases}
     left = [case for case in layout.cases if names[case["image"]] not in known]
-    job = partial(measure_case, root=root, channels=layout.channels)
+    job = partial(measure_case, root=root, channels=layout.channels, ignored=layout.ignored)
     number = processes or _processes([Path(case["image"]) for case in left])
     bar = tqdm(left, desc="Cases", unit="case", disable=None if progress else True)
     with _mapped(job, left, number) as results:
@@ -209,15 +229,15 @@ def _spread(values: Sequence[Sequence[float]]) -> str:
 # The log of measured cases, by which a run that was stopped goes on
 
 
-def _key(root: Path, case: Mapping[str, str], channels: int) -> str:
+def _key(root: Path, case: Mapping[str, str], layout: Layout) -> str:
     """Name a case with the state of its files: one that was changed is measured again."""
     parts = []
-    for path in files_of(case, channels):
+    for path in files_of(case, layout.channels):
         inner = sorted(path.iterdir()) if path.is_dir() else [path]
         states = [each.stat() for each in inner]
         newest = max((state.st_mtime_ns for state in states), default=0)
         parts.append(f"{inside(root, path)}:{sum(state.st_size for state in states)}:{newest}")
-    return "|".join([*parts, case.get("scan", "")])
+    return "|".join([*parts, case.get("scan", ""), str(layout.ignored)])
 
 
 def _append(log: Path | None, key: str, facts: CaseFacts) -> None:

@@ -42,6 +42,9 @@ def choose_images(choose: Choices, fingerprint: Fingerprint) -> None:
         choose.make("regions_class_order", lambda: (fingerprint.regions_class_order, last))
     if fingerprint.label_values is not None:
         choose.make("label_values", lambda: (fingerprint.label_values, _reason_of_values(fingerprint)))
+    if fingerprint.ignore_label is not None:
+        nobody = "voxels that nobody annotated, in no loss and no score"
+        choose.make("ignore_label", lambda: (fingerprint.ignore_label, nobody))
     choose.make("pixdim", lambda: _pixdim(cases, choose["spatial_dims"]))
     _normalisation(choose, fingerprint)
 

@@ -88,20 +88,20 @@ def files_of(case: Mapping[str, str], channels: int) -> list[Path]:
     return [image, *(other_channels(image) if channels > 1 else []), Path(case["label"])]
 
 
-def measure_case(case: Mapping[str, str], root: Path, channels: int) -> CaseFacts:
+def measure_case(case: Mapping[str, str], root: Path, channels: int, ignored: int | None = None) -> CaseFacts:
     """Load a case, whose channels lie in several files if there are, and measure it.
 
-    What is wrong with it becomes its ``problem``.
+    What is wrong with it becomes its ``problem``. Voxels of the value ``ignored`` are no foreground.
     """
     *images, label = files_of(case, channels)
     facts = CaseFacts(inside(root, images[0]), inside(root, label), case.get("scan"))
     try:
-        return _measure(facts, images, label)
+        return _measure(facts, images, label, ignored)
     except Exception as error:  # one case does not stop the others
         return dataclasses.replace(facts, problem=str(error) or repr(error))
 
 
-def _measure(facts: CaseFacts, images: Sequence[Path], label: Path) -> CaseFacts:
+def _measure(facts: CaseFacts, images: Sequence[Path], label: Path, ignored: int | None) -> CaseFacts:
     load, image = volume_loader(modality=None), images[0]
     volumes = [load(path) for path in images]
     loaded = volumes[0]
@@ -135,7 +135,7 @@ def _measure(facts: CaseFacts, images: Sequence[Path], label: Path) -> CaseFacts
         raise ValueError(f"{label} is of {_by(mask.shape)} voxels, {image} of {_by(values.shape[1:])}")
     axes = _axes(loaded.affine.numpy())
     zooms = np.linalg.norm(loaded.affine.numpy()[:3, :3], axis=0)
-    foreground = mask != 0
+    foreground = (mask != 0) & (mask != ignored)
     where = values[:, foreground] if foreground.any() else values.reshape(len(values), -1)
     step = max(1, where.shape[1] // MAX_SAMPLE_VOXELS)
     quantiles = np.percentile(where[:, ::step], QUANTILES, axis=1).T
@@ -153,7 +153,7 @@ def _measure(facts: CaseFacts, images: Sequence[Path], label: Path) -> CaseFacts
         quantiles=tuple(_rounded(each) for each in quantiles),
         mean=_rounded(values.mean(axis=(1, 2, 3), dtype=np.float64)),
         std=_rounded(values.std(axis=(1, 2, 3), dtype=np.float64)),
-        values=_values(mask),
+        values={value: found for value, found in _values(mask).items() if value != str(ignored)},
         largest=_largest(foreground),
         centre=tuple(round(float(centre[a]) / mask.shape[a], 3) for a in axes) if centre else (),
         lossy=label.suffix.lower() in LOSSY,

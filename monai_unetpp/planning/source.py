@@ -22,6 +22,7 @@ class Source:
         scan: Regular expression with a group ``scan``, which finds the scan in the name of a case.
         foreground: Whether all that is not 0 in a mask is one class, as for maps of instances.
         classes: Names of the classes without the background, in the order of their values.
+        ignore_label: Value of voxels that nobody annotated; default that of nnU-Net's label ``ignore``.
         allow_empty: Whether a mask may be empty.
         allow_outside: Whether ``dataset.json`` may name files outside of its folder, also through links.
     """
@@ -32,6 +33,7 @@ class Source:
     scan: str | None = None
     foreground: bool = False
     classes: Sequence[str] | None = None
+    ignore_label: int | None = None
     allow_empty: bool = False
     allow_outside: bool = False
 

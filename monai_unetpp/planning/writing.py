@@ -32,6 +32,7 @@ SHARED = (
     "hounsfield",
     "roi_size",
 )
+FROM_DATA = ("regions", "regions_class_order", "ignore_label")  # that few data sets have
 OF_TRAINING = (
     "val_fraction",
     "cache_rate",
@@ -126,7 +127,7 @@ def planned_configs(plan: Plan, fingerprint: Fingerprint, out: Path) -> dict[str
 
 def _set_shared(config: Json, settings: Mapping[str, Any], out: Path) -> None:
     config |= {key: settings[key] for key in SHARED}
-    config |= {key: settings[key] for key in ("regions", "regions_class_order") if key in settings}
+    config |= {key: settings[key] for key in FROM_DATA if key in settings}
     config["bundle_root"] = out.as_posix()
     config["network_def"] |= {"strides": settings["strides"], "kernel_size": settings["kernel_size"]}
 
