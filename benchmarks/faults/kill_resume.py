@@ -60,7 +60,7 @@ def kill(process: subprocess.Popen[bytes], how: str, models: Path, log: Path, rn
     ready = how == "any moment"
     while process.poll() is None:
         if not ready:
-            ready, begun = b"Epoch [" in log.read_bytes(), time.monotonic()
+            ready, begun = b": train_loss" in log.read_bytes(), time.monotonic()
         elif how == "while it saves":
             seen |= {path.name for path in models.glob(".*.part")}
             if len(seen) >= saves and any(models.glob(".*.part")):
@@ -121,7 +121,7 @@ def main() -> None:
             if not kill(process, how, models, log, rng):
                 sys.exit(f"The training ended before it was killed: more --epochs.\n{log.read_text()}")
             after = readable(models)
-            reached = [int(n) for n in re.findall(r"Epoch \[(\d+)/", log.read_text())]
+            reached = [int(n) for n in re.findall(r"Epoch (\d+) of", log.read_text())]
             rows.append(
                 {
                     "kill": number,
