@@ -108,7 +108,7 @@ def network_arguments(architecture: Mapping[str, Any], in_channels: int, out_cha
     strides = [list(stride) for stride in kwargs["strides"]]
     if any(step != 1 for step in strides[0]):
         raise ValueError(
-            f"strides must begin with 1 on every axis, since row 0 is as large as the input, got {strides[0]}."
+            f"strides must begin with 1 on every axis: row 0 is as large as the input, got {strides[0]}."
         )
     if kwargs.get("nonlin_first"):
         raise ValueError("nonlin_first must be false: the norm comes before the activation in our nodes.")

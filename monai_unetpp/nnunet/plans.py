@@ -96,8 +96,8 @@ def add_configuration(
         )
     if name in plans["configurations"] and (not overwrite or name == configuration):
         raise FileExistsError(
-            f"{path} has a configuration {name}, which is not overwritten: give another name or overwrite=True "
-            "(--name, --overwrite)."
+            f"{path} has a configuration {name}, which is not overwritten: give another name or "
+            "overwrite=True (--name, --overwrite)."
         )
     channels = len(plans["foreground_intensity_properties_per_channel"])
     budget = _Budget(found, channels, heads)
@@ -166,7 +166,7 @@ class _Budget:
         return step, reasons
 
     def _smaller(self, step: _Step, limit: float, fixed: bool) -> _Step:
-        """Return the step with a shorter patch, or with fewer stages where the strides allow no shorter one."""
+        """Return the step with a shorter patch, or with fewer stages where the patch cannot be shorter."""
         strides = self.architecture["arch_kwargs"]["strides"][: step.stages]
         factors = [math.prod(int(row[axis]) for row in strides) for axis in range(len(step.patch))]
         least = [MIN_AXIS_VOXELS * factor for factor in factors]

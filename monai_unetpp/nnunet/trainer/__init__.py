@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder for ``nnUNet_extTrainer``: nnU-Net imports every module in it, and it holds the trainer alone."""
+"""Folder for ``nnUNet_extTrainer``: nnU-Net imports every module in it. It holds the trainer alone."""

@@ -46,11 +46,12 @@ class nnUNetTrainerUNetPlusPlus(nnUNetTrainer):  # noqa: N801  as nnU-Net names 
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = _from_environment(EPOCHS, self.num_epochs)
-        self.num_iterations_per_epoch = _from_environment(ITERATIONS, self.num_iterations_per_epoch)
-        if ITERATIONS in os.environ:
-            steps = self.num_iterations_per_epoch // TRAINING_STEPS_PER_VALIDATION_STEP
-            self.num_val_iterations_per_epoch = max(1, steps)
+        epochs, iterations = _from_environment(EPOCHS), _from_environment(ITERATIONS)
+        if epochs is not None:
+            self.num_epochs = epochs
+        if iterations is not None:
+            self.num_iterations_per_epoch = iterations
+            self.num_val_iterations_per_epoch = max(1, iterations // TRAINING_STEPS_PER_VALIDATION_STEP)
 
     def initialize(self) -> None:
         """Build network, optimizer and loss, and write into the log what our network is."""
@@ -94,11 +95,12 @@ class nnUNetTrainerUNetPlusPlus(nnUNetTrainer):  # noqa: N801  as nnU-Net names 
         return DeepSupervisionWrapper(loss.loss, [1 / heads] * heads)
 
 
-def _from_environment(name: str, default: int) -> int:
-    text = os.environ.get(name, str(default))
+def _from_environment(name: str) -> int | None:
+    text = os.environ.get(name, "")
+    if not text:
+        return None
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(
-            f"The environment variable {name} must be a whole number of at least 1, such as {default}, got "
-            f"{text!r}."
+            f"The environment variable {name} must be a whole number above 0, such as 250, got {text!r}."
         )
     return int(text)
