@@ -122,7 +122,7 @@ def make_fold(folder, plans, labels, level_of_heads=20.0):
     channels = len(plans["foreground_intensity_properties_per_channel"])
     names = {str(n): f"channel {n}" for n in range(channels)}
     dataset = {"channel_names": names, "numTraining": 1, "file_ending": ".nii.gz", **labels}
-    heads = len(labels["labels"]) - ("regions_class_order" in labels)
+    heads = len(labels["labels"]) - ("regions_class_order" in labels) - ("ignore" in labels["labels"])
     torch.manual_seed(0)
     settings = plans["configurations"]["3d_fullres"]
     network = build_network(settings["architecture"], channels, heads, deep_supervision=True)
@@ -254,6 +254,27 @@ def test_level_without_scores_has_to_be_named(tmp_path):
 
     with pytest.raises(FileNotFoundError, match=r"give --level, or run monai-unetpp nnunet levels"):
         chosen_level(make_fold(tmp_path, make_plans(), LABELS))
+
+
+@pytest.mark.parametrize(
+    ("labels", "wanted"),
+    [
+        ({"labels": {**LABELS["labels"], "ignore": 3}}, [[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0]]),
+        (REGIONS, [[1, 0, 0, 1], [0, 1, 1, 0], [0, 0, 1, 0]]),
+    ],
+    ids=["a label that is ignored", "regions"],
+)
+def test_levels_are_scored_on_classes_or_regions_where_somebody_annotated(labels, wanted, tmp_path):
+    pytest.importorskip("nnunetv2", reason='pip install -e ".[nnunet]"')
+    from monai_unetpp.nnunet.levels import as_item
+
+    fold = make_fold(tmp_path, make_plans(), labels)
+    ignores = "ignore" in labels["labels"]
+    values = np.array([0, 1, 2, 1 if ignores else 0]).reshape(1, 1, 4)
+    annotated = np.array([0, 1, 2, 3 if ignores else 0]).reshape(1, 1, 4)  # 3: neither right nor wrong
+    item = as_item(fold, values, annotated, (1.5, 1.0, 2.0))
+    assert item["pred"].flatten(1).tolist() == item["label"].flatten(1).tolist() == wanted
+    assert item["label"].pixdim.tolist() == [1.5, 1.0, 2.0]
 
 
 def test_windows_are_as_few_as_possible_and_reach_both_edges():

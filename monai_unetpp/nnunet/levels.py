@@ -24,7 +24,7 @@ from monai_unetpp.levels.score import check_scored, level_costs, mean_scores, sc
 from monai_unetpp.network import kernels, unwrap
 from monai_unetpp.nnunet.models import Fold, environment_folder, set_level
 
-__all__ = ["FOLDER", "choose_level", "score_fold"]
+__all__ = ["FOLDER", "as_item", "choose_level", "score_fold"]
 
 FOLDER = "levels"  # in the folder of the fold
 
@@ -112,7 +112,7 @@ def score_fold(
         for k in levels:
             set_level(predictor.network, k)
             found = _predict(fold, predictor, torch.from_numpy(np.array(image[:])), properties)
-            item = _item(fold, found, label, properties["spacing"])
+            item = as_item(fold, found, label, properties["spacing"])
             cases[k].append(score_case(item, surface_tolerance, warn=k == 1))
     check_scored(cases[1])
     precision = "float32" if device.type == "cpu" else "float16"  # of nnU-Net's predictor
@@ -163,10 +163,17 @@ def _read(fold: Fold, path: Path) -> np.ndarray[Any, Any]:
     return labels
 
 
-def _item(
+def as_item(
     fold: Fold, found: np.ndarray[Any, Any], label: np.ndarray[Any, Any], spacing: Sequence[float]
 ) -> dict[str, Any]:
-    """Return prediction and label, one-hot with the background first, without voxels nobody annotated."""
+    """Return prediction and label, one-hot with the background first, without voxels nobody annotated.
+
+    Args:
+        fold: Trained fold, whose classes or regions are compared.
+        found: Predicted label map (Z, Y, X).
+        label: Label map of the case (Z, Y, X).
+        spacing: Spacing per axis of the arrays, mm.
+    """
     ignored = fold.labels.ignore_label
     annotated = np.ones(label.shape, bool) if ignored is None else label != ignored
     groups = fold.labels.foreground_regions if fold.labels.has_regions else fold.labels.foreground_labels
