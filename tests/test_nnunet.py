@@ -275,7 +275,7 @@ def test_validation_within_training_wants_a_list_in_evaluation(trainer):
 def wrapped_as(kind, network, tmp_path):
     """The network as nnU-Net wraps it on a GPU, and whether it believes to be in DDP."""
     if kind != "ddp":
-        network = torch.compile(network, backend="eager")
+        network = torch.compile(network, backend="aot_eager")  # forward and backward as graphs
     if kind != "compile":
         if not torch.distributed.is_initialized():
             init = f"file://{tmp_path / 'store'}"

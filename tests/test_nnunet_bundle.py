@@ -21,7 +21,10 @@ from monai_unetpp.nnunet.preprocessing import PlansPreprocessd
 from monai_unetpp.nnunet.windows import PlansWindows
 from monai_unetpp.planning.budget import total_memory
 
-pytestmark = pytest.mark.filterwarnings("default")  # those of nnU-Net and of what it imports
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("default"),  # those of nnU-Net and of what it imports
+]
 
 STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
 KERNELS = [[1, 3, 3], [3, 3, 3], [3, 3, 3]]
@@ -418,7 +421,9 @@ def test_plans_that_fit_are_not_changed(tmp_path):
 
 
 def test_added_configuration_is_read_by_nnunet(tmp_path):
-    handler = pytest.importorskip("nnunetv2.utilities.plans_handling.plans_handler")
+    handler = pytest.importorskip(
+        "nnunetv2.utilities.plans_handling.plans_handler", reason='pip install -e ".[nnunet]"'
+    )
     path = large_plans(tmp_path)
     name = add_configuration(path, stages=3).name
     settings = handler.PlansManager(str(path)).get_configuration(name)
