@@ -354,6 +354,14 @@ def _segment(args: argparse.Namespace) -> object:
         )
 
 
+@command
+def nnunet(parser: argparse.ArgumentParser) -> Run:
+    """Train UNet++ inside nnU-Net v2: its trainer's folder, plans, levels, and a level as a bundle."""
+    from monai_unetpp.nnunet.command import declare  # which imports nothing before it runs
+
+    return declare(parser)
+
+
 @contextmanager
 def _shown(name: str) -> Iterator[None]:
     """Show the messages of a logger on stderr, such as which weights are used and why."""

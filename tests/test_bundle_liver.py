@@ -254,7 +254,8 @@ def test_learning_rate_goes_on_with_the_number_of_epochs_that_is_asked_for_now(a
         Events.EPOCH_STARTED, lambda _: rates.append(optimizer.param_groups[0]["lr"])
     )
     flow.trainer.run()
-    left = [2 / 4, 1 / 4, 1 / 4, 0]  # epochs to go: before the third, after it, before the fourth, after it
+    # epochs to go: before the third, after it, before the fourth; after it a federated round may begin
+    left = [2 / 4, 1 / 4, 1 / 4, 4 / 4]
     assert rates == pytest.approx([settings["learning_rate"] * part**0.9 for part in left])
 
 

@@ -45,7 +45,8 @@ def commands(start, pages=WRITTEN):
             for line in block.replace("\\\n", " ").splitlines():
                 found = re.search(start, line)
                 if found and not line.startswith("#"):
-                    yield shlex.split(line[found.end() :].split("&&")[0], comments=True)
+                    end = ")" if line[: found.start()].endswith("$(") else "&&"
+                    yield shlex.split(line[found.end() :].split(end)[0], comments=True)
 
 
 # Pages

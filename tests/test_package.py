@@ -90,6 +90,8 @@ def loaded_with_the_package(*names):
 def test_docstring_examples_are_true(name):
     if name.endswith("gpu.passes"):
         pytest.importorskip("triton")
+    if name.startswith("monai_unetpp.nnunet.trainer."):
+        pytest.importorskip("nnunetv2", reason='pip install -e ".[nnunet]"')
     known = {"torch": torch, **{name: getattr(monai_unetpp, name) for name in monai_unetpp.__all__}}
     assert doctest.testmod(importlib.import_module(name), extraglobs=known).failed == 0
 

@@ -180,12 +180,20 @@ class EarlyStop:
         self.interval = interval
         self.patience = patience
         self._handler: EarlyStopping | None = None
+        self._has_run = False
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer, after the handler that validates."""
         if self.patience is not None:
             self._handler = EarlyStopping(self.patience, self._score, engine)
             engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=self._has_validated), self._handler)
+            engine.add_event_handler(Events.STARTED, self._begin)
+
+    def _begin(self) -> None:
+        """Count from 0 in each further run of the trainer, such as a round of federated learning."""
+        if self._has_run and self._handler is not None:
+            self._handler.counter = 0
+        self._has_run = True
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score and the count of validations since, for ``load_state_dict``."""

@@ -21,7 +21,14 @@ from monai_unetpp.inferers.windows import EarlyExitInferer, FlatOnce
 from monai_unetpp.network import UNetPlusPlus, unwrap
 from monai_unetpp.regions import check_writable, write_regions
 
-__all__ = ["Segmentation", "VolumeInferer"]
+__all__ = [
+    "Segmentation",
+    "VolumeInferer",
+    "checked_volume",
+    "keep_largest_component",
+    "on_file",
+    "results_of",
+]
 
 
 class Segmentation(NamedTuple):
@@ -130,7 +137,7 @@ class VolumeInferer(Inferer):
                 )
             classes = int(network.arguments["out_channels"])
             network = partial(_all_heads, network)
-        image = _checked(image)
+        image = checked_volume(image)
         affine = torch.as_tensor(image.meta["original_affine"]).reshape(4, 4)
         size = torch.as_tensor(image.meta["spatial_shape"]).flatten().tolist()
         grid = FileGrid(image.affine.reshape(4, 4), image.shape[2:], affine, size)
@@ -141,14 +148,14 @@ class VolumeInferer(Inferer):
         sigmoid = self.order is not None
         error = ExpectedError(classes, sigmoid) if classes is not None else None
         for part in grid.resample(_maps(slab, classes, error, sigmoid)[0] for slab in logits):
-            for name, values in _results(part, classes, probability, self.order).items():
+            for name, values in results_of(part, classes, probability, self.order).items():
                 if name not in results:
                     results[name] = torch.zeros(size, dtype=values.dtype)
                 results[name].index_copy_(part.axis, part.numbers, values.cpu())
         if self.largest_component:
-            _keep_largest_component(results["labels"])
+            keep_largest_component(results["labels"])
         return Segmentation(
-            **{name: _on_file(values, image, affine) for name, values in results.items()},
+            **{name: on_file(values, image, affine) for name, values in results.items()},
             case_uncertainty=error.value() if error is not None else None,
         )
 
@@ -195,7 +202,7 @@ def _maps(logits: Tensor, classes: int | None, error: ExpectedError | None, sigm
     return torch.cat([probabilities(heads[0], sigmoid), disagreement(heads, sigmoid)], dim=1)
 
 
-def _results(
+def results_of(
     part: Planes, classes: int | None, probability: int | None, order: Sequence[int] | None
 ) -> dict[str, Tensor]:
     """Return labels, and other maps if asked for, of some planes; unseen voxels are background."""
@@ -224,14 +231,14 @@ def _results(
     return results
 
 
-def _keep_largest_component(labels: Tensor) -> None:
+def keep_largest_component(labels: Tensor) -> None:
     """Clear all other foreground, inside the bounding box of the foreground, to save memory."""
     first, last = generate_spatial_bounding_box(labels[None])
     box = labels[tuple(map(slice, first, last))]
     box.copy_(KeepLargestConnectedComponent(independent=False)(box[None].clone())[0])
 
 
-def _checked(image: Tensor) -> MetaTensor:
+def checked_volume(image: Tensor) -> MetaTensor:
     """Return the image, if it is one volume with the grid of its file."""
     if image.dim() != 5 or image.shape[0] != 1:
         raise ValueError(f"inputs must be one volume (1, C, X, Y, Z), of any size, got {list(image.shape)}.")
@@ -241,7 +248,7 @@ def _checked(image: Tensor) -> MetaTensor:
     return image
 
 
-def _on_file(values: Tensor, image: MetaTensor, affine: Tensor) -> MetaTensor:
+def on_file(values: Tensor, image: MetaTensor, affine: Tensor) -> MetaTensor:
     """Return a result as (1, 1, *spatial) with the meta of the image, on the grid of its file."""
     meta = {**image.meta, "affine": affine.expand_as(image.affine)}
     result = MetaTensor(values[None, None], meta=meta)

@@ -22,7 +22,15 @@ from monai_unetpp.levels.cost import interleaved, multiply_adds, peak_memory
 from monai_unetpp.levels.postprocessing import default_postprocessing
 from monai_unetpp.network import UNetPlusPlus, kernels, prune, unwrap_unetplusplus
 
-__all__ = ["LevelScore", "evaluating", "score_levels"]
+__all__ = [
+    "LevelScore",
+    "check_scored",
+    "evaluating",
+    "level_costs",
+    "mean_scores",
+    "score_case",
+    "score_levels",
+]
 
 METRICS = ("dice", "iou", "surface_dice")
 
@@ -143,13 +151,17 @@ def score_levels(
                 for k, head in zip(levels, reversed(heads), strict=True):
                     for item in decollate_batch({**batch, "pred": head.float()}):
                         first = (name, k) == keys[0]
-                        cases[name, k].append(_score(postprocessing(item), surface_tolerance, first))
+                        cases[name, k].append(score_case(postprocessing(item), surface_tolerance, first))
                         paths += [_name(item, f"case {len(paths) + 1}")] if first else []
-        _check_scored(cases[keys[0]])
-        costs = _costs(network, shape, autocasts, rounds)
+        check_scored(cases[keys[0]])
+        costs = level_costs(network, shape, autocasts, rounds)
     return [
         LevelScore(
-            level=k, precision=name, cases=tuple(paths), **_means(cases[name, k], names), **costs[name, k]
+            level=k,
+            precision=name,
+            cases=tuple(paths),
+            **mean_scores(cases[name, k], names),
+            **costs[name, k],
         )
         for name, k in keys
     ]
@@ -173,7 +185,7 @@ def _class_names(network: UNetPlusPlus, class_labels: Sequence[str] | None, over
     return names
 
 
-def _means(cases: Sequence[Tensor], names: Sequence[str]) -> dict[str, Any]:
+def mean_scores(cases: Sequence[Tensor], names: Sequence[str]) -> dict[str, Any]:
     """Return the accuracy of a :class:`LevelScore` from the (metrics, classes) of each case."""
     found: dict[str, Any] = {}
     for metric, values in zip(METRICS, torch.stack(list(cases), dim=1), strict=True):  # (cases, classes) each
@@ -188,7 +200,7 @@ def _means(cases: Sequence[Tensor], names: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _costs(
+def level_costs(
     network: UNetPlusPlus, shape: tuple[int, ...], autocasts: Mapping[str, Callable[[], Any]], rounds: int
 ) -> dict[tuple[str, int], dict[str, Any]]:
     """Return the cost of a :class:`LevelScore` for each precision and level, on a window of ``shape``."""
@@ -250,7 +262,7 @@ def _with_progress(data: Iterable[Mapping[str, Any]], progress: bool) -> Iterabl
     return tqdm(data, desc="Scoring levels", total=total, disable=None)  # none in a log file
 
 
-def _score(item: Mapping[str, Any], surface_tolerance: float, warn: bool) -> Tensor:
+def score_case(item: Mapping[str, Any], surface_tolerance: float, warn: bool) -> Tensor:
     """Return Dice, IoU and surface Dice of one case, (3, classes); NaN for a class that its label lacks."""
     label = item["label"]
     pred = item["pred"].to(label.device)
@@ -288,7 +300,8 @@ def _name(item: Mapping[str, Any], unknown: str = "a case") -> str:
     return str(image.meta.get("filename_or_obj", unknown)) if isinstance(image, MetaTensor) else unknown
 
 
-def _check_scored(cases: Sequence[Tensor]) -> None:
+def check_scored(cases: Sequence[Tensor]) -> None:
+    """Raise a ValueError if there is no case, or none that has a class."""
     if not cases:
         raise ValueError("data must hold at least one case: the validation set is empty.")
     if torch.stack(list(cases)).isnan().all():
