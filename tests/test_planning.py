@@ -88,7 +88,7 @@ def test_liver():
     patch = plan["roi_size"]
     assert patch[0] >= patch[1] >= patch[2]
     assert len(plan["channels"]) == 5
-    assert plan["growth"] is None  # no level above the last sees 124 voxels
+    assert plan["growth"] is None  # L1 sees 18 voxels, of a target of 124
     assert plan["hu_range"] == [-98, 298]
     assert plan["shift"] is None
 
@@ -152,6 +152,15 @@ def test_left_and_right_are_not_mirrored(name):
 @pytest.mark.parametrize("name", ["liver", "cleft", "bright spot"])
 def test_what_has_no_side_is_mirrored(name):
     assert make_plan(fingerprint((64, 64, 64), labels=(name,)), CPU)["flip_axes"] == [0, 1, 2]
+
+
+def test_two_dimensions_count_by_slice():
+    """A volume of five slices is as five pictures: targets, and how often an image is seen."""
+    volumes = fingerprint((256, 256, 5), number=20, target=5 * 1000)
+    pictures = fingerprint((256, 256, 1), number=100, target=1000)
+    made = [make_plan(found, Machine(hours=0.3), {"spatial_dims": 2}) for found in (volumes, pictures)]
+    for key in ("shift", "growth", "flip_axes", "augmentation_prob"):
+        assert made[0][key] == made[1][key], key
 
 
 def test_pictures_of_12_bits_fill_the_range():

@@ -144,7 +144,10 @@ def median_size(cases: Sequence[CaseFacts], pixdim: Sequence[float]) -> list[int
 
 
 def target_diameter(fingerprint: Fingerprint, pixdim: Sequence[float], dims: int) -> float:
-    """Return the median over cases of the diameter of the smallest class's median component, voxels."""
+    """Return the median over cases of the diameter of the smallest class's median component, voxels.
+
+    In two dimensions a volume's component counts as if it were in all of its slices.
+    """
     found: list[float] = []
     for case in fingerprint.cases:
         zooms = [b if b > 0 else a for a, b in zip(case.spacing, pixdim, strict=True)]
@@ -152,7 +155,7 @@ def target_diameter(fingerprint: Fingerprint, pixdim: Sequence[float], dims: int
         smallest = [voxels for value, (_, _, voxels) in case.values.items() if value != "0"]
         if smallest:
             voxels = statistics.median(smallest) if fingerprint.label_values == "nonzero" else min(smallest)
-            ball = voxels * scale / math.pi
+            ball = voxels * scale / math.pi / (case.size[2] if dims == 2 else 1)
             found.append(2 * math.sqrt(ball) if dims == 2 else (6 * ball) ** (1 / 3))
     return statistics.median(found) if found else 0.0
 

@@ -85,7 +85,8 @@ def choose_sampling(choose: Choices, fingerprint: Fingerprint) -> None:
     shift = [min(MAX_SHIFT_VOXELS, n // 2) for n in patch] if tiny else None
     why = "it must not be learnt that it is in the middle" if tiny else "not small beside the patch"
     choose.make("shift", lambda: (shift, f"{wide}: {why}"))
-    views = choose["max_epochs"] * choose["patches_per_case"]
+    slices = median_size(fingerprint.cases, choose["pixdim"])[2] if dims == 2 else 1  # a patch is of one
+    views = round(choose["max_epochs"] * choose["patches_per_case"] / slices)
     choose.make("flip_axes", lambda: _flip_axes(dims, fingerprint.labels, views))
     thick = [axis for axis in range(dims) if choose["kernel_size"][0][axis] == 1]
     rotate = [0.3] if dims == 2 else [0.26 if thick in ([], [axis]) else 0.0 for axis in range(3)]
@@ -97,19 +98,13 @@ def choose_sampling(choose: Choices, fingerprint: Fingerprint) -> None:
 
 def _growth(net: UNetPlusPlus, diameter: float) -> tuple[list[float] | None, str]:
     """Return the shares of the epochs after which a level is added, as many epochs for each."""
-    covers = [k for k in net.spec.levels if min(net.spec.receptive_field(k)) >= diameter]
-    first = covers[0] if covers else net.depth
-    if first == net.depth:
-        return (
-            None,
-            f"the median target is {diameter:.0f} voxels wide: no level above the last sees all of it",
-        )
-    stages = net.depth - first + 1
-    seen = f"a voxel of L{first} sees {min(net.spec.receptive_field(first))} voxels"
-    why = (
-        f"{seen}, the median target is {diameter:.0f} wide: L{first} first, then one level more after another"
-    )
-    return [round(n / stages, 2) for n in range(1, stages)], why
+    levels, sees = net.depth, min(net.spec.receptive_field(1))
+    both = f"a voxel of L1 sees {sees} voxels, the median target is {diameter:.0f} wide"
+    if levels == 1 or sees < diameter:
+        return None, f"{both}: all levels from the first epoch on"
+    return [
+        round(n / levels, 2) for n in range(1, levels)
+    ], f"{both}: L1 first, then one level more each time"
 
 
 def _mean_cost(costs: Sequence[float], growth: Sequence[float]) -> float:
@@ -125,7 +120,7 @@ def _mean_cost(costs: Sequence[float], growth: Sequence[float]) -> float:
 
 def _augmentation_prob(views: int) -> tuple[float, str]:
     """Return the share of patches that are rotated, scaled, and changed in contrast."""
-    seen = f"a training sees each case {views} times"
+    seen = f"a training sees each image {views} times"
     if views < AUGMENTED_VIEWS:
         return 0.0, f"{seen}, too few to learn it by heart: fewer than {AUGMENTED_VIEWS}"
     return 0.3, f"rotated and scaled, and as many changed in contrast; {seen}"
@@ -134,7 +129,7 @@ def _augmentation_prob(views: int) -> tuple[float, str]:
 def _flip_axes(dims: int, labels: Sequence[str], views: int) -> tuple[list[int], str]:
     """Return the axes along which a class does not become another when it is mirrored."""
     if views < MIRRORED_VIEWS:
-        return [], f"a training sees each case {views} times, too few to learn its mirror images as well"
+        return [], f"a training sees each image {views} times, too few to learn its mirror images as well"
     words = {word.lower() for name in labels for word in WORDS.findall(name)}
     sided = {min(axis, dims - 1) for axis, names in enumerate(SIDES) if not words.isdisjoint(names)}
     axes = [axis for axis in range(dims) if axis not in sided]
