@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What trains best in a few minutes: several recipes on one fold of a planned bundle, for the same CPU time.
+
+monai-unetpp plan Task04_Hippocampus --out hippocampus --hours 0.6
+OMP_NUM_THREADS=1 python benchmarks/short_trainings.py --bundle hippocampus --minutes 8 \
+    --recipes all grown --out benchmarks/results/short_trainings.csv
+
+Each recipe takes the same patches, loss, optimizer and polynomial decay over its CPU time. The Dice is that
+of the held-out cases of the fold, without postprocessing. Rows are appended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.data import DataLoader
+from monai.inferers import SlidingWindowInferer
+from monai.metrics import DiceHelper
+from monai.utils import set_determinism
+
+from monai_unetpp import DeepSupervisionDiceLoss, UNetPlusPlus
+from monai_unetpp.files import write_csv
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A network and how its time is dealt out among levels.
+
+    Args:
+        grown: Shares of the time after which a level is added; empty for all levels from the start.
+        drawn: Probability of each level to be the deepest one of a step, from L1 on.
+        augmented: Whether patches are rotated, scaled and changed in contrast, as the bundle has it.
+        network: Further arguments of the network.
+        levels: Number of levels; default that of the bundle.
+    """
+
+    grown: tuple[float, ...] = ()
+    drawn: tuple[float, ...] = ()
+    augmented: bool = True
+    network: tuple[tuple[str, Any], ...] = ()
+    levels: int | None = None
+
+
+U_NET = (("skips", "long"), ("deep_supervision", False))
+RECIPES = {
+    "all": Recipe(),
+    "all, not augmented": Recipe(augmented=False),
+    "grown": Recipe(grown=(0.25, 0.6)),
+    "grown late, not augmented": Recipe(grown=(0.3, 0.8), augmented=False),
+    "two levels, grown": Recipe(grown=(0.35,), levels=2),
+    "drawn": Recipe(drawn=(0.4, 0.4, 0.2)),
+    "U-Net^e": Recipe(network=(("skips", "long"),)),
+    "U-Net": Recipe(network=U_NET),
+}
+
+
+def train(net: UNetPlusPlus, recipe: Recipe, loader: Any, seconds: float) -> int:
+    """Train for the CPU time; returns the number of steps."""
+    loss = DeepSupervisionDiceLoss(include_background=False, batch=True)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.003, weight_decay=1e-5)
+    draw, begun, steps = np.random.default_rng(0), time.process_time(), 0
+    net.train()
+    while True:
+        for batch in loader:
+            share = (time.process_time() - begun) / seconds
+            if share >= 1:
+                return steps
+            if recipe.grown:
+                net.training_level = net.depth - sum(share < each for each in recipe.grown)
+            if recipe.drawn:
+                net.training_level = 1 + int(draw.choice(len(recipe.drawn), p=recipe.drawn))
+            optimizer.param_groups[0]["lr"] = 0.003 * (1 - share) ** 0.9
+            optimizer.zero_grad()
+            loss(net(batch["image"].as_tensor()), batch["label"].as_tensor()).backward()
+            optimizer.step()
+            steps += 1
+
+
+def score(net: UNetPlusPlus, cases: Any, roi_size: list[int]) -> dict[int, list[float]]:
+    """Return level -> mean Dice by class over the held-out cases."""
+    window, dice = (
+        SlidingWindowInferer(roi_size, overlap=0.25),
+        DiceHelper(include_background=False, softmax=True),
+    )
+    found: dict[int, list[list[float]]] = {level: [] for level in net.spec.levels}
+    net.eval()
+    for case in cases:
+        for level in net.spec.levels:
+            net.level = level
+            with torch.inference_mode():
+                logits = window(case["image"].as_tensor()[None], net)
+            values, _ = dice(logits, case["label"].as_tensor()[None])
+            found[level].append(values.flatten().tolist())
+    return {level: np.nanmean(values, axis=0).tolist() for level, values in found.items()}
+
+
+def main() -> None:
+    """Train and score each recipe, and append a row per level."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bundle", type=Path, required=True, help="bundle of monai-unetpp plan")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--minutes", type=float, default=8.0, help="CPU time of each training")
+    parser.add_argument("--fold", type=int, default=0, help="of five")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="CSV to append to")
+    args = parser.parse_args()
+    for name in args.recipes:
+        recipe = RECIPES[name]
+        set_determinism(args.seed)
+        config = ConfigParser()
+        config.read_config(args.bundle / "train.json")
+        config.update({"bundle_root": str(args.bundle), "folds": 5, "fold": args.fold})
+        if not recipe.augmented:
+            config["augmentation"] = []
+        settings = dict(config["network_def"]) | dict(recipe.network)
+        del settings["_target_"]
+        for key in ("spatial_dims", "in_channels", "out_channels", "channels"):
+            settings[key] = config[key]
+        if recipe.levels is not None:
+            settings["channels"] = settings["channels"][: recipe.levels + 1]
+            for key, more in (("strides", 0), ("kernel_size", 1)):
+                settings[key] = settings[key][: recipe.levels + more]
+        net = UNetPlusPlus(**settings)
+        cases = config.get_parsed_content("train#dataset")
+        held_out = config.get_parsed_content("validate#dataset")
+        steps = train(net, recipe, DataLoader(cases, batch_size=1, shuffle=True), 60 * args.minutes)
+        rows = []
+        for level, dice in score(net, held_out, config["roi_size"][: net.spatial_dims]).items():
+            values = {f"dice of class {n}": f"{value:.4f}" for n, value in enumerate(dice, start=1)}
+            row = {"recipe": name, "CPU minutes": args.minutes, "steps": steps, "fold": args.fold}
+            rows.append({**row, "seed": args.seed, "level": level, **values})
+            sys.stdout.write(f"{rows[-1]}\n")
+        before = list(csv.DictReader(args.out.open(newline=""))) if args.out.is_file() else []
+        write_csv(args.out, [*before, *rows])
+
+
+if __name__ == "__main__":
+    main()
