@@ -8,7 +8,7 @@ pixels and lose half a pixel on every side; those of marching squares cut off co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,17 +89,22 @@ def _area(loop: Outline) -> float:
     return float(column @ np.roll(row, -1) - row @ np.roll(column, -1)) / 2
 
 
-def _join(loop: Outline, holes: list[Outline]) -> Outline:
+def _join(loop: Outline, holes: Sequence[Outline]) -> Outline:
     """Join holes to the outline around them, nearest first, so that channels are short."""
-    waiting = list(holes)
-    while waiting:
-        tree = cKDTree(loop)
-        found = [tree.query(hole) for hole in waiting]
-        n = int(np.argmin([distances.min() for distances, _ in found]))
-        distances, nearest = found[n]
-        at = int(distances.argmin())
-        to, hole = int(nearest[at]), np.roll(waiting.pop(n), -at, axis=0)
-        bend = np.array([[hole[0, 0], loop[to, 1]]])  # a channel that is aslant would cross centres of pixels
-        loop = np.concatenate([loop[: to + 1], bend, hole, hole[:1], bend, loop[to:]])
-        loop = loop[np.any(loop != np.roll(loop, -1, axis=0), axis=1)]  # a straight channel has no bend
-    return loop
+    if not holes:
+        return loop
+    corners, starts = np.concatenate(holes), np.cumsum([0, *map(len, holes)])
+    owner = np.repeat(np.arange(len(holes)), np.diff(starts))
+    distance, nearest = np.full(len(corners), np.inf), np.zeros_like(corners)
+    waiting, new = np.ones(len(holes), bool), loop
+    while waiting.any():
+        found, which = cKDTree(new).query(corners)  # the corners of what was joined last: others are known
+        closer = found < distance
+        distance[closer], nearest[closer] = found[closer], new[which[closer]]
+        at = int(np.argmin(np.where(waiting[owner], distance, np.inf)))
+        n = int(owner[at])
+        new, waiting[n] = np.roll(holes[n], starts[n] - at, axis=0), False
+        to = int(np.flatnonzero((loop == nearest[at]).all(axis=1))[0])
+        bend = np.array([[new[0, 0], loop[to, 1]]])  # a channel that is aslant would cross centres of pixels
+        loop = np.concatenate([loop[: to + 1], bend, new, new[:1], bend, loop[to:]])
+    return loop[np.any(loop != np.roll(loop, -1, axis=0), axis=1)]  # a straight channel has no bend

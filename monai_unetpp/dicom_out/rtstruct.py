@@ -21,7 +21,7 @@ from monai_unetpp.dicom_out.seg import MANUFACTURER, MODEL, SERIES_NUMBER, new_u
 from monai_unetpp.dicom_out.segments import Code, Segment, check_labels, plain_text
 from monai_unetpp.dicom_out.series import Algorithm, Plane, Series, identify
 from monai_unetpp.extras import require
-from monai_unetpp.files import PathLike, atomic_write
+from monai_unetpp.files import PathLike, atomic_write, save_by_memory
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -93,7 +93,8 @@ def _save(path: PathLike, found: Dataset) -> None:
     found.file_meta.MediaStorageSOPInstanceUID = found.SOPInstanceUID
     found.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     with atomic_write(path) as part:
-        found.save_as(part, enforce_file_format=True)
+        # pydicom hides a full disk in an error of its own
+        save_by_memory(part, lambda buffer: found.save_as(buffer, enforce_file_format=True))
 
 
 def _frame_of_reference(series: Series) -> Dataset:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from monai_unetpp.dicom_out.segments import Code, Segment, check_labels, plain_text
 from monai_unetpp.dicom_out.series import IDENTITY, Algorithm, Plane, Series, as_text, identify
 from monai_unetpp.extras import require
-from monai_unetpp.files import PathLike, atomic_write
+from monai_unetpp.files import PathLike, atomic_write, save_by_memory
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -93,7 +93,8 @@ def write_seg(
     found.BurnedInAnnotation = "NO"
     identify(found, series)
     with atomic_write(path) as part:
-        found.save_as(part, enforce_file_format=True)
+        # pydicom hides a full disk in an error of its own
+        save_by_memory(part, lambda buffer: found.save_as(buffer, enforce_file_format=True))
 
 
 def _pixels(frames: NDArray[np.uint8], segments: Sequence[Segment], overlap: bool) -> NDArray[np.uint8]:

@@ -248,8 +248,8 @@ class _Run:
             return replace(outcome, state="failed", reason=_failure(outcome.image, error))
         exits = tuple(windows.exits) if isinstance(windows, EarlyExitInferer) else ()
         seconds = time.perf_counter() - started
-        mask = self.paths(outcome.image)[self.kinds[-1]]
-        outcome = replace(outcome, mask=str(mask), volumes=volumes)
+        kind = next(kind for kind in ("seg", *DICOM_FORMATS) if kind in self.kinds)
+        outcome = replace(outcome, mask=str(self.paths(outcome.image)[kind]), volumes=volumes)
         return replace(outcome, seconds=seconds, exits=exits, uncertainty=found.case_uncertainty)
 
     def _write(self, image: str, scan: Mapping[str, Any]) -> Segmentation:
