@@ -31,7 +31,7 @@ from monai_unetpp.readers import volume_loader
 pydicom = pytest.importorskip("pydicom", reason='pip install -e ".[test]"')
 pytest.importorskip("highdicom", reason='pip install -e ".[dicom]"')
 
-from pydicom.sr._concepts_dict import concepts  # noqa: E402
+from pydicom.sr.codedict import codes  # noqa: E402
 
 from monai_unetpp.dicom_out import (  # noqa: E402
     Algorithm,
@@ -247,23 +247,16 @@ def test_segments_are_named_and_coded(tmp_path):
 
 def all_codes():
     for bundle in ("liver", "lung_nodule"):
-        for name, codes in config(bundle, "metadata")["segment_codes"].items():
-            for key, code in codes.items():
+        for name, given in config(bundle, "metadata")["segment_codes"].items():
+            for key, code in given.items():
                 yield pytest.param(key, code, id=f"{bundle}-{name}-{key}")
 
 
 @pytest.mark.parametrize(("key", "code"), [*all_codes()])
 def test_codes_of_the_bundles_are_those_of_the_context_groups(key, code):
     """7150 are categories, 7151 types, of which regions are as well."""
-    value, scheme, meaning = code
-    group = 7150 if key == "category" else 7151
-    known = [
-        (number, text)
-        for of in concepts[scheme].values()
-        for number, (text, cids) in of.items()
-        if group in cids
-    ]
-    assert (value, meaning) in known
+    group = codes.cid7150 if key == "category" else codes.cid7151
+    assert tuple(code) in [tuple(each)[:3] for each in group.concepts.values()]
 
 
 def test_every_class_of_the_bundles_has_codes():
@@ -480,6 +473,13 @@ def test_a_series_without_a_frame_of_reference_gets_one_and_a_warning(tmp_path):
     assert series.warnings == (
         f"{tmp_path / 'scan'} has no FrameOfReferenceUID: its DICOM results state one of their own.",
     )
+
+
+def test_result_of_pixels_that_were_compressed_with_loss_says_so(tmp_path):
+    tags = {0x00282110: "01", 0x00282112: "7.5", 0x00282114: "ISO_10918_1"}
+    (seg, _), _ = write_both(tmp_path / "scan", tags, tmp_path)
+    assert (seg.LossyImageCompression, float(seg.LossyImageCompressionRatio)) == ("01", 7.5)
+    assert seg.LossyImageCompressionMethod == "ISO_10918_1"
 
 
 @pytest.mark.parametrize(

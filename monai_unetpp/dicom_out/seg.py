@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_unetpp.dicom_out.segments import Code, Segment, check_labels, plain_text
-from monai_unetpp.dicom_out.series import IDENTITY, Algorithm, Plane, Series, as_text, identify
+from monai_unetpp.dicom_out.series import IDENTITY, LOSSY, Algorithm, Plane, Series, as_text, identify
 from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike, atomic_write, save_by_memory
 
@@ -50,7 +50,7 @@ def write_seg(
         segments: What its values stand for, one at least.
         algorithm: What made it.
         seg_type: ``"binary"``, one bit per pixel and segment, which every reader knows; or ``"labelmap"``,
-            one number per pixel, which is smaller and, since 2024, part of the standard.
+            one number per pixel, Label Map Segmentation Storage, which is newer.
         empty_frames: Whether frames without a pixel of the segment are written as well.
 
     Raises:
@@ -90,7 +90,7 @@ def write_seg(
         pixel_measures=_measures(series),
         omit_empty_frames=not empty_frames,
     )
-    found.BurnedInAnnotation = "NO"
+    found.BurnedInAnnotation, found.ContentCreatorName = "NO", ""
     identify(found, series)
     with atomic_write(path) as part:
         # pydicom hides a full disk in an error of its own
@@ -128,6 +128,9 @@ def _common(series: Series, plane: Plane) -> Dataset:
     for name in IDENTITY:
         if name != "StudyInstanceUID":
             setattr(image, name, "")
+    for name in LOSSY:
+        if name in series.header:
+            setattr(image, name, series.header[name].value)
     image.SOPClassUID, image.SOPInstanceUID = plane.sop_class, plane.instance
     image.Modality = series.modality
     image.Columns, image.Rows = series.size

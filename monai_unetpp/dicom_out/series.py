@@ -27,7 +27,7 @@ from monai_unetpp.readers.dicom.slices import Slice, read_slices
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["IDENTITY", "Algorithm", "Plane", "Series", "as_text", "identify", "read_series"]
+__all__ = ["IDENTITY", "LOSSY", "Algorithm", "Plane", "Series", "as_text", "identify", "read_series"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,12 @@ IDENTITY = (
 )
 REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 COMMON = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")  # of all images of a series
-READ = (*IDENTITY, *REQUIRED, "FrameOfReferenceUID", "PositionReferenceIndicator", "SpecificCharacterSet")
+# what is made of pixels that were compressed with loss says so ever after
+LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+READ = (
+    *(*IDENTITY, *REQUIRED, *LOSSY),
+    *("FrameOfReferenceUID", "PositionReferenceIndicator", "SpecificCharacterSet"),
+)
 MAX_CHARACTERS = 16  # of a number that is stated as text (DS)
 UTF_8 = "ISO_IR 192"
 
