@@ -11,7 +11,7 @@
 from monai_unetpp.dicom_out.rtstruct import write_rtstruct
 from monai_unetpp.dicom_out.seg import SEG_TYPES, write_seg
 from monai_unetpp.dicom_out.segments import Code, Segment, find_segments
-from monai_unetpp.dicom_out.series import Algorithm, Plane, Series, read_series
+from monai_unetpp.dicom_out.series import Algorithm, Plane, Series, read_series, require_packages
 
 __all__ = [
     "SEG_TYPES",
@@ -22,6 +22,7 @@ __all__ = [
     "Series",
     "find_segments",
     "read_series",
+    "require_packages",
     "write_rtstruct",
     "write_seg",
 ]

@@ -27,7 +27,17 @@ from monai_unetpp.readers.dicom.slices import Slice, read_slices
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["IDENTITY", "LOSSY", "Algorithm", "Plane", "Series", "as_text", "identify", "read_series"]
+__all__ = [
+    "IDENTITY",
+    "LOSSY",
+    "Algorithm",
+    "Plane",
+    "Series",
+    "as_text",
+    "identify",
+    "read_series",
+    "require_packages",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +136,11 @@ class Series:
                 f"{self.folder} must hold the images of the mask: its slice {int(apart.argmax())} lies "
                 f"{apart.max():.2f} mm away from its image."
             )
+
+
+def require_packages() -> None:
+    """Raise a ModuleNotFoundError that names the extra if pydicom or highdicom is not installed."""
+    require("dicom", "pydicom", "highdicom")
 
 
 def read_series(folder: Path | str, sections: str | Sequence[tuple[str, int]]) -> Series:

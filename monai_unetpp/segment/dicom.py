@@ -12,7 +12,6 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
-from monai_unetpp._version import __version__
 from monai_unetpp.dicom_out import (
     SEG_TYPES,
     Algorithm,
@@ -20,10 +19,10 @@ from monai_unetpp.dicom_out import (
     Series,
     find_segments,
     read_series,
+    require_packages,
     write_rtstruct,
     write_seg,
 )
-from monai_unetpp.extras import require
 from monai_unetpp.segment.pipeline import Pipeline
 from monai_unetpp.segment.provenance import check_provenance, describe
 from monai_unetpp.transforms import SaveImageAtomicd
@@ -53,7 +52,7 @@ def check_formats(formats: Sequence[str], seg_type: str) -> list[str]:
         raise ValueError(f"seg_type (--seg-type) must be {' or '.join(SEG_TYPES)}, got {seg_type!r}.")
     asked = [each for each in DICOM_FORMATS if each in formats]
     if asked:
-        require("dicom", "pydicom", "highdicom")
+        require_packages()
     return asked
 
 
@@ -130,11 +129,12 @@ class DicomResults:
         values = labels.as_tensor().to(torch.uint8).cpu().numpy()
         series.check_places(labels.affine.cpu().numpy())
         made_by = self.pipeline.made_by
+        version, weights = made_by["monai_unetpp"], made_by["weights"]
         algorithm = Algorithm(
             name=f"monai-unetpp {self.pipeline.bundle}",
-            version=f"{__version__} {made_by['level']} {made_by['precision']} w={made_by['weights'][:12]}",
-            software=__version__,
-            serial=made_by["weights"][:16],
+            version=f"{version} {made_by['level']} {made_by['precision']} w={weights[:12]}",
+            software=version,
+            serial=weights[:16],
             description=self.description,
         )
         if "dicom-rtstruct" in paths:
