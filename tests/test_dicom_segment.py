@@ -5,6 +5,8 @@ import importlib.util
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -124,6 +126,15 @@ def test_dicom_of_other_settings_is_named_and_not_taken(scan, out, weights, sett
     assert outcome.state == "skipped"
 
 
+def test_file_that_is_no_dicom_is_not_taken_for_a_result(scan, out, weights):
+    segment_here(scan.parent, out, weights, formats=["dicom-seg"])
+    (out / "ct#1_seg.dcm").write_bytes(b"something else")
+    [outcome] = segment_here(scan.parent, out, weights, formats=["dicom-seg"])
+    assert outcome.state == "failed"
+    assert re.search(r"ct#1_seg\.dcm exists and does not say what made it \(.*--overwrite", outcome.reason)
+    assert (out / "ct#1_seg.dcm").read_bytes() == b"something else"
+
+
 def test_nifti_input_is_refused_with_the_reason_and_stops_no_series(scan, balls, out, weights):
     shutil.copy(balls / "imagesTr" / "RAS.nii.gz", scan.parent)
     bad, good = segment_here(scan.parent, out, weights, formats=["dicom-seg"])
@@ -239,3 +250,11 @@ def test_missing_extra_is_named_before_a_scan_is_read(scan, out, weights, monkey
         segment_here(scan, out, weights, formats=["dicom-seg"])
     assert not out.exists()
     assert segment_here(scan, out, weights)[0].state == "done"
+
+
+def test_nothing_of_the_extra_is_imported_before_dicom_is_asked_for():
+    code = "import sys, monai_unetpp.segment as _; print(*sys.modules, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert "monai_unetpp.dicom_out.seg" in loaded
+    assert [name for name in loaded if name.startswith("highdicom")] == []
