@@ -49,8 +49,8 @@ def write_seg(
         series: Images that the label map was made from.
         segments: What its values stand for, one at least.
         algorithm: What made it.
-        seg_type: ``"binary"``, a bit per pixel and segment, which every reader knows; or ``"labelmap"``, a byte
-            per pixel for all of them, Label Map Segmentation Storage, which is newer.
+        seg_type: ``"binary"``, a bit per pixel and segment, which every reader knows; or ``"labelmap"``, a
+            byte per pixel for all of them, Label Map Segmentation Storage, which is newer.
         empty_frames: Whether frames without a pixel of the segment are written as well.
 
     Raises:
