@@ -309,7 +309,7 @@ def _workflow(parser: argparse.ArgumentParser, name: str) -> Run:
 
 @command
 def segment(parser: argparse.ArgumentParser) -> Run:
-    """Segment scans, each into a NIfTI mask on its own grid, by a bundle's inference configuration."""
+    """Segment scans, each into a mask on its own grid, NIfTI or DICOM, by a bundle's inference.json."""
     scans = "NIfTI, NRRD or MetaImage file, folder with a DICOM series, or folder of such"
     parser.add_argument("-i", "--input", type=Path, required=True, help=scans)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the masks")
@@ -328,6 +328,12 @@ def segment(parser: argparse.ArgumentParser) -> Run:
     maps = "write the disagreement of the heads as well, and rank the scans by expected error"
     parser.add_argument("--uncertainty", action="store_true", help=maps)
     parser.add_argument("--sheets", action="store_true", help="draw slices with outlines as well")
+    formats = "nifti, and of a DICOM series dicom-seg, dicom-rtstruct; several may be given"
+    parser.add_argument("--format", nargs="+", default=["nifti"], help=f"{formats} (nifti)")
+    kinds = "of dicom-seg: binary, one bit per pixel and segment, or labelmap"
+    parser.add_argument("--seg-type", default="binary", help=f"{kinds} (%(default)s)")
+    frames = "keep frames in which nothing was found in dicom-seg"
+    parser.add_argument("--empty-frames", action="store_true", help=frames)
     share(parser, "--overwrite", help="segment scans again whose results exist")
     share(parser, "--overlay")
     pair, value = ("KEY", "VALUE"), "another value for a key of inference.json"
@@ -347,6 +353,7 @@ def _segment(args: argparse.Namespace) -> object:
     if args.device is not None:
         settings["device"] = f"$torch.device({args.device!r})"
     settings |= {key: getattr(args, key) for key in (*FLAGS, "override_record", "precision")}
+    settings |= {"formats": args.format, "seg_type": args.seg_type, "empty_frames": args.empty_frames}
     level = int(args.level) if args.level.isdecimal() else args.level
     with _shown("monai_unetpp.bundle.chosen"):
         return segment_distributed(

@@ -718,6 +718,7 @@ def test_bundle_passes_what_monai_checks_and_can_be_packed(planned, tmp_path):
     bundle, _ = planned
     (tmp_path / "schema.json").write_text(json.dumps(schema()))
     monai.bundle.verify_metadata(str(bundle / "metadata.json"), filepath=str(tmp_path / "schema.json"))
+    assert json.loads((bundle / "metadata.json").read_text())["segment_codes"] == {}  # not the template's
     for name in ("train", "inference"):
         monai.bundle.verify_net_in_out(
             "network_def",

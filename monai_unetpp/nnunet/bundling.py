@@ -123,6 +123,7 @@ def _metadata(metadata: Json, fold: Fold, values: Mapping[str, Any], level: int)
         "image_classes": f"{', '.join(channels.values())}; {', '.join(values['schemes'])}",
         "label_classes": f"single channel data, {labels}",
         "pred_classes": f"{len(names)} channels: {', '.join(names)}",
+        "segment_codes": {},  # the template's are of its own classes
         "references": [REFERENCE, *(each for each in metadata["references"] if "UNet++" in each)],
     }
     size = [n for axis, n in enumerate(values["roi_size"]) if axis != values["slice_axis"]]

@@ -222,6 +222,7 @@ def _metadata(metadata: Json, settings: Mapping[str, Any], fingerprint: Fingerpr
         "image_classes": f"{settings['in_channels']} channels ({', '.join(fingerprint.modality)}), {scaling}",
         "label_classes": f"single channel data, {', '.join(values)}",
         "pred_classes": f"{len(names)} channels: {', '.join(names)}",
+        "segment_codes": {},  # the template's are of its own classes
         "references": [each for each in metadata["references"] if "UNet++" in each],
     }
     size = settings["roi_size"][: settings["spatial_dims"]]

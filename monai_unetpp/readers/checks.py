@@ -60,12 +60,15 @@ class Volume:
         affine: Voxel index to world mm (RAS+), (4, 4); (3, 3) for a picture of two axes.
         channels: Whether the last axis holds channels.
         warnings: What is odd about the file, each a sentence with its name.
+        sections: Of a DICOM series, name of the file and number of the frame, from 0, of each slice along the
+            last spatial axis.
     """
 
     array: NDArray[Any]
     affine: NDArray[np.float64]
     channels: bool = False
     warnings: tuple[str, ...] = ()
+    sections: tuple[tuple[str, int], ...] = ()
 
 
 def check_affine(path: Path | str, affine: Any, shape: Sequence[int]) -> None:

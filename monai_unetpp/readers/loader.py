@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -80,8 +81,9 @@ class VolumeLoader:
     """Load NIfTI, MetaImage, NRRD, a picture or a folder of DICOM as a ``MetaTensor`` (C, X, Y, Z), float32.
 
     In place of ``LoadImage``, whose default readers unpickle NumPy's files (MONAI 1.5) and warn of packages
-    that are of no use here. ``meta`` holds where the volume lies and, if there are any, ``"warnings"``: a
-    list of one text, since lists of different lengths do not collate.
+    that are of no use here. ``meta`` holds where the volume lies; if there are any, ``"warnings"``, a list of
+    one text, since lists of different lengths do not collate; and, for the same reason as JSON in one text,
+    the ``"sections"`` of a DICOM series: ``[file name, frame]`` of each slice, in the order of the volume.
 
     Args:
         series: UID of the DICOM series to read from a folder that holds several.
@@ -225,6 +227,8 @@ def _meta(volume: Volume) -> dict[str, Any]:
         "spatial_shape": np.array(volume.array.shape[:axes]),
         "original_channel_dim": -1 if volume.channels else float("nan"),
     }
+    if volume.sections:
+        meta["sections"] = json.dumps(volume.sections)
     return {**meta, "warnings": ["; ".join(volume.warnings)]} if volume.warnings else meta
 
 

@@ -48,6 +48,9 @@ class Pipeline:
         note: Names of the bundle and of its overlays, and the level, for sheets.
         channels: Channels of the network.
         pictures: Whether it segments pictures instead of volumes.
+        bundle: Name of the bundle.
+        classes: Number of values of a mask, with the background.
+        codes: ``segment_codes`` of its ``metadata.json``, see :mod:`monai_unetpp.dicom_out.segments`.
     """
 
     preprocessing: Any
@@ -64,6 +67,9 @@ class Pipeline:
     note: str = ""
     channels: int = 1
     pictures: bool = False
+    bundle: str = ""
+    classes: int = 2
+    codes: Any = None
 
 
 def load_pipeline(
@@ -150,6 +156,9 @@ def load_pipeline(
         note=", ".join([f"bundle {root.resolve().name}", *chosen.overlays, level]),
         channels=int(get("in_channels", default=1)),
         pictures=bool(get("pictures", default=False)),
+        bundle=root.resolve().name,
+        classes=max(2, int(get("out_channels"))),
+        codes=_metadata(root).get("segment_codes"),
     )
 
 
@@ -220,11 +229,19 @@ def _calibrated_precision(record: Record | None, level: str) -> str | None:
 def _class_names(bundle: PathLike, number: int) -> list[str]:
     """Return the names of the first classes in a bundle's metadata, with the background's, if it has them."""
     try:
-        metadata = json.loads(Path(*config_files(bundle, "metadata")).read_text(encoding="utf-8"))
-        channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+        channels = _metadata(bundle)["network_data_format"]["outputs"]["pred"]["channel_def"]
         return [str(channels[str(n)]) for n in range(number)]
-    except (FileNotFoundError, KeyError, TypeError, ValueError):
-        return []  # a bundle of one's own works without metadata
+    except (KeyError, TypeError):
+        return []
+
+
+def _metadata(bundle: PathLike) -> dict[str, Any]:
+    """Return a bundle's metadata; a bundle of one's own works without."""
+    try:
+        found = json.loads(Path(*config_files(bundle, "metadata")).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _value_names(regions: Mapping[str, Sequence[int]]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from monai_unetpp.bundle.settings import PATHS
 from monai_unetpp.files import atomic_write
 from monai_unetpp.weights import plain, sha256
 
-__all__ = ["check_provenance", "describe", "provenance", "side_file", "write_provenance"]
+__all__ = ["check_provenance", "describe", "describe_mask", "provenance", "side_file", "write_provenance"]
 
 SHOWN = ("pixdim", "roi_size", "hu_range", "largest_component")  # keys that are written by name
 # keys that do not change a mask, or are recorded by name
@@ -52,11 +52,12 @@ def provenance(chosen: Chosen, level: str, precision: str) -> dict[str, Any]:
     return dict(plain(found))
 
 
-def describe(made_by: Mapping[str, Any]) -> str:
-    """Return the text for a NIfTI header, which holds 80 bytes."""
+def describe(made_by: Mapping[str, Any], *more: Any) -> str:
+    """Return the text for a NIfTI header, which holds 80 bytes; ``more`` is what else makes a result."""
     version, weights = made_by["monai_unetpp"][:14], made_by["weights"][:12]
     kind = f"{made_by['level'][:10]} {made_by['precision'][:8]}"
-    return f"monai-unetpp {version} w={weights} {kind} s={_digest(made_by)[:8]}"
+    digest = _digest([made_by, *more] if more else made_by)[:8]
+    return f"monai-unetpp {version} w={weights} {kind} s={digest}"
 
 
 def side_file(mask: Path) -> Path:
@@ -70,24 +71,43 @@ def write_provenance(mask: Path, made_by: Mapping[str, Any], image: str) -> None
         part.write_text(json.dumps({"image": Path(image).name, **made_by}, indent=4) + "\n", encoding="utf-8")
 
 
-def check_provenance(mask: Path, made_by: Mapping[str, Any]) -> None:
-    """Raise a FileExistsError if a mask that exists was made by something else, or does not say by what."""
+def describe_mask(mask: Path) -> str:
+    """Return what the header of a NIfTI mask says of what made it."""
+    header: Any = nib.load(mask).header
+    return str(header["descrip"].item().decode("latin-1"))
+
+
+def check_provenance(
+    result: Path,
+    made_by: Mapping[str, Any],
+    side: Path | None = None,
+    header: Callable[[Path], str] = describe_mask,
+    wanted: str = "",
+) -> None:
+    """Raise a FileExistsError if a result that exists was made by something else, or does not say by what.
+
+    Args:
+        result: Path of a mask, or of another file that states what made it.
+        made_by: What would make it now.
+        side: Path of the JSON beside it; by default that of a mask.
+        header: Function that reads the text in its header.
+        wanted: Text that its header would have now; by default that of a mask.
+    """
     how = "name another output, or pass overwrite=True (--overwrite) to segment it again."
     try:
-        found = json.loads(side_file(mask).read_text(encoding="utf-8"))
-        header: Any = nib.load(mask).header
-        description = header["descrip"].item().decode("latin-1")
+        found = json.loads((side or side_file(result)).read_text(encoding="utf-8"))
+        description = header(result)
     except (OSError, ValueError, nib.filebasedimages.ImageFileError) as error:
-        raise FileExistsError(f"{mask} exists and does not say what made it ({error}): {how}") from error
+        raise FileExistsError(f"{result} exists and does not say what made it ({error}): {how}") from error
     differ = [
         f"{key} {found.get(key)!r}, now {value!r}"
         for key, value in made_by.items()
         if found.get(key) != value
     ]
-    if not differ and description != describe(made_by):
-        differ = [f"the header {description!r}, now {describe(made_by)!r}"]
+    if not differ and description != (wanted or describe(made_by)):
+        differ = [f"the header {description!r}, now {wanted or describe(made_by)!r}"]
     if differ:
-        raise FileExistsError(f"{mask} exists and was made with {'; '.join(differ)}: {how}")
+        raise FileExistsError(f"{result} exists and was made with {'; '.join(differ)}: {how}")
 
 
 def _digest(value: Any) -> str:

@@ -7,7 +7,6 @@ or on several, can share one folder.
 
 from __future__ import annotations
 
-import csv
 import logging
 import shutil
 import time
@@ -23,18 +22,23 @@ from monai.data import MetaTensor, ThreadBuffer, partition_dataset
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_unetpp.data import list_volumes
-from monai_unetpp.files import PathLike, result_path, short_name, stale_parts, write_csv
+from monai_unetpp.files import PathLike, result_path, short_name, stale_parts
 from monai_unetpp.inferers import EarlyExitInferer, Segmentation
 from monai_unetpp.pictures import check_sheets, draw_volume
 from monai_unetpp.readers.memory import check_volume
+from monai_unetpp.segment.dicom import DICOM_FORMATS, DicomResults, check_formats, without_saving
 from monai_unetpp.segment.pipeline import Pipeline, load_pipeline
 from monai_unetpp.segment.provenance import check_provenance, describe, side_file, write_provenance
+from monai_unetpp.segment.results import RANKING, add_to_ranking, volumes_of
 from monai_unetpp.transforms.saving import DESCRIPTION, RESULT_PATH, write_nifti
 
 __all__ = ["Outcome", "segment"]
 
-RANKING = "uncertainty.csv"
-RESULT_SUFFIXES = {"seg": ".nii.gz", "probability": ".nii.gz", "uncertainty": ".nii.gz", "sheet": ".png"}
+RESULTS = {  # kind -> end of the name of the file, without and with the suffix
+    **{kind: (kind, ".nii.gz") for kind in ("seg", "probability", "uncertainty")},
+    **{"sheet": ("sheet", ".png"), "dicom-seg": ("seg", ".dcm"), "dicom-rtstruct": ("rtstruct", ".dcm")},
+}
+SERIES = "dicom_series"  # key of a loaded scan
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +84,12 @@ def segment(
     share: tuple[int, int] = (0, 1),
     overlays: Sequence[str] = (),
     override_record: bool = False,
+    formats: Sequence[str] = ("nifti",),
+    seg_type: str = "binary",
+    empty_frames: bool = False,
     **settings: Any,
 ) -> list[Outcome]:
-    """Segment scans, each into ``<name>_seg.nii.gz`` on its own grid.
+    """Segment scans, each into ``<name>_seg.nii.gz`` on its own grid, or into DICOM beside its series.
 
     Args:
         input_dir: Scan or folder of scans, see :func:`~monai_unetpp.data.list_volumes`.
@@ -99,6 +106,10 @@ def segment(
             were not started together can share a folder as well: locks keep them apart.
         overlays: Names of further JSONs of the bundle that are merged over its ``inference.json``.
         override_record: Whether ``settings`` and ``overlays`` win where the record of the weights disagrees.
+        formats: ``"nifti"``; ``"dicom-seg"`` for ``<name>_seg.dcm`` and ``"dicom-rtstruct"`` for
+            ``<name>_rtstruct.dcm``, of scans that are DICOM series.
+        seg_type: Type of a DICOM SEG, ``"binary"`` or ``"labelmap"``.
+        empty_frames: Whether a DICOM SEG has frames in which nothing was found.
         **settings: Keys of the configuration with other values, see :func:`load_pipeline`.
 
     Returns:
@@ -107,15 +118,17 @@ def segment(
     Raises:
         FileNotFoundError: if there are no scans, no bundle or no weights.
         OSError: if ``output_dir`` cannot be written to.
-        ModuleNotFoundError: if sheets are asked for and matplotlib is not installed.
-        ValueError: if ``output_dir`` is inside of ``input_dir``, or an argument does not fit the network.
+        ModuleNotFoundError: if sheets are asked for and matplotlib is not installed, or DICOM and highdicom.
+        ValueError: if ``output_dir`` is inside of ``input_dir``, an argument does not fit the network, or a
+            format is unknown.
     """
     if Path(input_dir).resolve() in (Path(output_dir).resolve(), *Path(output_dir).resolve().parents):
         raise ValueError(f"output must be outside of the folder of the scans, {input_dir}, got {output_dir}.")
     if sheets:
         check_sheets()
     optional = {"probability": probability is not None, "uncertainty": uncertainty, "sheet": sheets}
-    kinds = [*(kind for kind, wanted in optional.items() if wanted), "seg"]
+    kinds = [kind for kind, wanted in optional.items() if wanted] + check_formats(formats, seg_type)
+    kinds += ["seg"] if "nifti" in formats else []
     if uncertainty and (settings.get("ensemble") or settings.get("mirror")):
         raise ValueError(
             "uncertainty must be left out with several checkpoints or mirroring: it is the disagreement of "
@@ -127,9 +140,12 @@ def segment(
     rank, number = share
     if number > 1:
         cases = partition_dataset(cases, num_partitions=number, even_divisible=False)[rank]
+    asked = any(kind in DICOM_FORMATS for kind in kinds)
+    dicom = DicomResults.of(pipeline, seg_type, empty_frames) if asked else None
     locks = _make_locks(Path(output_dir))
     stale = stale_parts(output_dir)
-    run = _Run(pipeline, Path(input_dir), Path(output_dir), kinds, probability, overwrite, locks, stale)
+    places = (Path(input_dir), Path(output_dir))
+    run = _Run(pipeline, *places, kinds, probability, overwrite, locks, stale, dicom)
     return list(tqdm(run.outcomes(cases), desc="Scans", total=len(cases), disable=None if progress else True))
 
 
@@ -145,20 +161,6 @@ def _make_locks(output_dir: Path) -> Path:
         raise OSError(error.errno, hint, str(output_dir)) from error
 
 
-def _add_to_ranking(path: Path, image: str, uncertainty: float) -> None:
-    """Add a scan to the table, or replace its row; the most uncertain scan comes first."""
-    table = {}
-    if path.exists():
-        try:
-            with path.open(newline="") as file:
-                table = {row["scan"]: float(row["uncertainty"]) for row in csv.DictReader(file)}
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} was changed: restore it or move it away: {error!r}.") from error
-    table[image] = round(uncertainty, 4)
-    ranked = sorted(table.items(), key=lambda row: row[1], reverse=True)
-    write_csv(path, [{"scan": scan, "uncertainty": value} for scan, value in ranked])
-
-
 @dataclass(frozen=True)
 class _Run:
     """One call of :func:`segment`."""
@@ -171,6 +173,7 @@ class _Run:
     overwrite: bool
     locks: Path
     stale: Mapping[Path, Sequence[Path]]
+    dicom: DicomResults | None = None
 
     def outcomes(self, cases: Sequence[Mapping[str, str]]) -> Iterator[Outcome]:
         """Segment scans one by one; the next one is loaded in the meantime."""
@@ -184,9 +187,10 @@ class _Run:
             yield outcome
 
     def paths(self, image: str) -> dict[str, Path]:
-        """Return the paths of a scan's results by kind."""
-        suffixes = RESULT_SUFFIXES | ({"seg": ".png"} if self.pipeline.pictures else {})
-        return {k: result_path(image, self.output_dir, self.input_dir, k, suffixes[k]) for k in self.kinds}
+        """Return the paths of a scan's results by kind; that of its mask names lock and side file."""
+        ends = RESULTS | ({"seg": ("seg", ".png")} if self.pipeline.pictures else {})
+        kinds = dict.fromkeys((*self.kinds, "seg"))
+        return {kind: result_path(image, self.output_dir, self.input_dir, *ends[kind]) for kind in kinds}
 
     def _loaded(self, cases: Sequence[Mapping[str, str]]) -> Iterator[tuple[Outcome, Any, Any]]:
         """Lock and load the scans that are not done."""
@@ -210,17 +214,26 @@ class _Run:
 
     def _load(self, case: Mapping[str, str]) -> tuple[Outcome, Any]:
         """Load a scan, unless its results exist; its lock must be held."""
-        image, paths = case["image"], self.paths(case["image"]).values()
-        for path in (*paths, side_file(self.paths(image)["seg"])):
+        image, paths = case["image"], self.paths(case["image"])
+        side = side_file(paths["seg"])
+        for path in (*paths.values(), side):
             self._clear(path)
-        mask = self.paths(image)["seg"]
-        if mask.exists() and not self.overwrite:
-            check_provenance(mask, self.pipeline.made_by)
-        if not self.overwrite and all(path.exists() for path in paths):
-            return Outcome(image, "skipped"), None
+        if not self.overwrite:
+            if paths["seg"].exists():
+                check_provenance(paths["seg"], self.pipeline.made_by)
+            if self.dicom is not None:
+                self.dicom.check_existing(paths, side)
+            if all(paths[kind].exists() for kind in self.kinds):
+                return Outcome(image, "skipped"), None
+        if self.dicom is not None:
+            self.dicom.check_input(image)
         check_volume(image, self.pipeline.pixdim)
         scan = self.pipeline.preprocessing(dict(case))
-        return Outcome(image, "done", warnings=tuple(scan["image"].meta.get("warnings", ()))), scan
+        warnings = tuple(scan["image"].meta.get("warnings", ()))
+        if self.dicom is not None:
+            scan[SERIES] = self.dicom.read_series(image, scan["image"])
+            warnings += scan[SERIES].warnings
+        return Outcome(image, "done", warnings=warnings), scan
 
     def _attempt(self, outcome: Outcome, scan: Mapping[str, Any]) -> Outcome:
         """Segment a loaded scan and write the results, the mask last: if it exists, all results do."""
@@ -230,12 +243,13 @@ class _Run:
             windows.reset()
         try:
             found = self._write(outcome.image, scan)
-            volumes = _volumes(found.labels[0, 0], self.pipeline.names, self.pipeline.regions)
+            volumes = volumes_of(found.labels[0, 0], self.pipeline.names, self.pipeline.regions)
         except Exception as error:  # a scan that fails does not stop the others
             return replace(outcome, state="failed", reason=_failure(outcome.image, error))
         exits = tuple(windows.exits) if isinstance(windows, EarlyExitInferer) else ()
         seconds = time.perf_counter() - started
-        outcome = replace(outcome, mask=str(self.paths(outcome.image)["seg"]), volumes=volumes)
+        kind = next(kind for kind in ("seg", *DICOM_FORMATS) if kind in self.kinds)
+        outcome = replace(outcome, mask=str(self.paths(outcome.image)[kind]), volumes=volumes)
         return replace(outcome, seconds=seconds, exits=exits, uncertainty=found.case_uncertainty)
 
     def _write(self, image: str, scan: Mapping[str, Any]) -> Segmentation:
@@ -255,10 +269,15 @@ class _Run:
         if found.case_uncertainty is not None:
             with FileLock(self.locks / f"{RANKING}.lock"):
                 self._clear(self.output_dir / RANKING)
-                _add_to_ranking(self.output_dir / RANKING, image, found.case_uncertainty)
+                add_to_ranking(self.output_dir / RANKING, image, found.case_uncertainty)
         write_provenance(paths["seg"], pipeline.made_by, image)
         named = {RESULT_PATH: paths["seg"], DESCRIPTION: describe(pipeline.made_by)}
         labels = MetaTensor(found.labels[0], meta={**found.labels.meta, **named})
+        if self.dicom is not None:
+            changed = without_saving(pipeline.postprocessing)({**scan, "pred": labels})["pred"]
+            self.dicom.write(paths, changed[0], scan[SERIES])
+        if "seg" not in self.kinds:
+            return found
         pipeline.postprocessing({**scan, "pred": labels})
         if not paths["seg"].exists():
             raise FileNotFoundError(
@@ -271,20 +290,6 @@ class _Run:
         """Remove stale parts of ``path``, of a process that was killed; its lock must be held."""
         for part in self.stale.get(path.with_name(short_name(path.name)), ()):
             shutil.rmtree(part, ignore_errors=True)
-
-
-def _volumes(
-    labels: Any, names: Sequence[str], regions: Mapping[str, Sequence[int]]
-) -> tuple[tuple[str, float], ...]:
-    """Return name and volume, ml, of each class of a mask, (*spatial), or of regions, which overlap."""
-    planes = [torch.bincount(plane.flatten(), minlength=len(names)) for plane in labels.as_tensor()]
-    voxels = torch.nn.utils.rnn.pad_sequence(planes).sum(1).tolist()
-    millilitres = abs(torch.linalg.det(labels.affine[:3, :3]).item()) / 1000
-    if regions:
-        sums = {name: sum(voxels[v] for v in values) for name, values in regions.items()}
-        return tuple((name, n * millilitres) for name, n in sums.items() if n)
-    known = [*names, *(f"class {c}" for c in range(len(names), len(voxels)))]
-    return tuple((known[c], n * millilitres) for c, n in enumerate(voxels) if c)
 
 
 def _failure(image: str, error: BaseException) -> str:

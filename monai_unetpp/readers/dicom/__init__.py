@@ -54,4 +54,5 @@ def read(
     array = np.empty((len(ordered), rows, columns), np.float32)
     for n, section in enumerate(ordered):
         array[n] = read_plane(section)
-    return Volume(array.transpose(), affine, warnings=warnings)
+    names = tuple((section.path.name, section.frame) for section in ordered)
+    return Volume(array.transpose(), affine, warnings=warnings, sections=names)
