@@ -93,6 +93,13 @@ def test_uneven_validation_is_that_of_one_process(trained, five, tmp_path):
     assert alone == pytest.approx(max(found), abs=1e-4)
 
 
+def test_two_processes_train_a_network_that_grows(five, tmp_path):
+    """Nodes that are not trained yet get no gradient."""
+    output = torchrun("liver", tmp_path, five, channels=[4, 6, 8], growth=[0.5])
+    assert re.findall(r"Epoch (\d): the network is trained up to L(\d)", output)[:1] == [("1", "1")]
+    assert (tmp_path / "models" / "model.pt").is_file()
+
+
 def words_and_numbers(path):
     """The cells of a table, its rows sorted: MONAI writes one process's cases after the other's."""
     cells = re.split("[,\t\n]", "\n".join(sorted(path.read_text().splitlines())))
