@@ -82,6 +82,12 @@ def test_hippocampus():
     assert not plan["normalize_nonzero"]
 
 
+def test_deepest_level_does_not_begin_late_in_a_short_training():
+    found = fingerprint((35, 50, 36), number=200, target=900)
+    assert make_plan(found, CPU, {"max_epochs": 10})["growth"] is None
+    assert make_plan(found, CPU, {"max_epochs": 30})["growth"] == [0.33, 0.67]
+
+
 def test_liver():
     """Large CT: a window of HU, four levels, a patch that memory limits and that is shaped as the image."""
     plan = make_plan(fingerprint((400, 300, 200), target=10**6, labels=("liver",)), CPU)
@@ -158,7 +164,7 @@ def test_two_dimensions_count_by_slice():
     """A volume of five slices is as five pictures: targets, and how often an image is seen."""
     volumes = fingerprint((256, 256, 5), number=20, target=5 * 1000)
     pictures = fingerprint((256, 256, 1), number=100, target=1000)
-    made = [make_plan(found, Machine(hours=0.3), {"spatial_dims": 2}) for found in (volumes, pictures)]
+    made = [make_plan(found, Machine(hours=0.05), {"spatial_dims": 2}) for found in (volumes, pictures)]
     for key in ("shift", "growth", "flip_axes", "augmentation_prob"):
         assert made[0][key] == made[1][key], key
 

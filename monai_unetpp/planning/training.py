@@ -29,6 +29,7 @@ FORWARD_SHARE = 1 / 3  # of the time of a step
 EPOCH_SECONDS = 2.0  # for checkpoints and metrics
 LOADING_FACTOR = 1.25  # time of a step with the loading of its patches, of that without
 AUGMENTED_VIEWS = 20  # of each case, from which patches are rotated, scaled, and changed in contrast
+GROWN_VIEWS = 15  # of each image by all levels, from which shallow levels are trained first
 MIRRORED_VIEWS = 50  # of each case, from which patches are mirrored
 MIN_LARGEST_SHARE = 0.995  # of the foreground in its largest component, from which others are left out
 SIDES = (  # words in names of classes that mirroring along each axis makes wrong
@@ -52,7 +53,12 @@ def choose_schedule(choose: Choices, fingerprint: Fingerprint, machine: Machine)
     net = network_of(choose, choose["channels"], choose["strides"], choose["kernel_size"])
     patch = LOADING_FACTOR * step_multiply_adds(net, roi[:dims], 1) / machine.speed  # s
     costs = level_costs(net, roi[:dims])
-    growth = choose.make("growth", lambda: _growth(net, target_diameter(fingerprint, choose["pixdim"], dims)))
+    diameter = target_diameter(fingerprint, choose["pixdim"], dims)
+    full = choose.given.get(
+        "max_epochs", seconds / (EPOCH_SECONDS + patch * len(train) * choose["patches_per_case"])
+    )
+    views = full * choose["patches_per_case"] / _slices(choose, fingerprint)
+    growth = choose.make("growth", lambda: _growth(net, diameter, views))
     trained = patch * _mean_cost(costs, growth or [])  # s, on average over levels that are trained
     epoch = EPOCH_SECONDS + trained * len(train) * choose["patches_per_case"]
     windows = math.prod(
@@ -85,8 +91,7 @@ def choose_sampling(choose: Choices, fingerprint: Fingerprint) -> None:
     shift = [min(MAX_SHIFT_VOXELS, n // 2) for n in patch] if tiny else None
     why = "it must not be learnt that it is in the middle" if tiny else "not small beside the patch"
     choose.make("shift", lambda: (shift, f"{wide}: {why}"))
-    slices = median_size(fingerprint.cases, choose["pixdim"])[2] if dims == 2 else 1  # a patch is of one
-    views = round(choose["max_epochs"] * choose["patches_per_case"] / slices)
+    views = round(choose["max_epochs"] * choose["patches_per_case"] / _slices(choose, fingerprint))
     choose.make("flip_axes", lambda: _flip_axes(dims, fingerprint.labels, views))
     thick = [axis for axis in range(dims) if choose["kernel_size"][0][axis] == 1]
     rotate = [0.3] if dims == 2 else [0.26 if thick in ([], [axis]) else 0.0 for axis in range(3)]
@@ -96,12 +101,22 @@ def choose_sampling(choose: Choices, fingerprint: Fingerprint) -> None:
     choose.make("largest_component", lambda: _largest_component(fingerprint, tiny))
 
 
-def _growth(net: UNetPlusPlus, diameter: float) -> tuple[list[float] | None, str]:
-    """Return the shares of the epochs after which a level is added, as many epochs for each."""
+def _slices(choose: Choices, fingerprint: Fingerprint) -> int:
+    """Return how many images a case has, of which a patch shows one: its slices, in two dimensions."""
+    return median_size(fingerprint.cases, choose["pixdim"])[2] if choose["spatial_dims"] == 2 else 1
+
+
+def _growth(net: UNetPlusPlus, diameter: float, views: float) -> tuple[list[float] | None, str]:
+    """Return the shares of the epochs after which a level is added, as many epochs for each.
+
+    ``views`` is how often each image would be seen by all levels.
+    """
     levels, sees = net.depth, min(net.spec.receptive_field(1))
     both = f"a voxel of L1 sees {sees} voxels, the median target is {diameter:.0f} wide"
     if levels == 1 or sees < diameter:
         return None, f"{both}: all levels from the first epoch on"
+    if views < GROWN_VIEWS:
+        return None, f"each image is seen {views:.0f} times, too few for the deepest level to begin later"
     return [
         round(n / levels, 2) for n in range(1, levels)
     ], f"{both}: L1 first, then one level more each time"
