@@ -331,7 +331,13 @@ def tracked(balls, tmp_path_factory):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    levels = {"dataset_dir": str(balls), "channels": CHANNELS, "formats": ["pt"], "level": 1}
+    levels = {
+        "dataset_dir": str(balls),
+        "channels": CHANNELS,
+        "formats": ["pt"],
+        "level": 1,
+        "precisions": ["float32"],
+    }
     run("liver", "train levels", root, tracking="mlflow", **levels)
     return root
 
