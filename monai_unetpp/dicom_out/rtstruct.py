@@ -17,9 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_unetpp.dicom_out.outlines import find_outlines
-from monai_unetpp.dicom_out.seg import MANUFACTURER, MODEL, SERIES_NUMBER, new_uid
 from monai_unetpp.dicom_out.segments import Code, Segment, check_labels, plain_text
-from monai_unetpp.dicom_out.series import Algorithm, Plane, Series, identify
+from monai_unetpp.dicom_out.series import (
+    MANUFACTURER,
+    MODEL,
+    SERIES_NUMBER,
+    Algorithm,
+    Plane,
+    Series,
+    identify,
+    new_uid,
+)
 from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike, atomic_write, save_by_memory
 

@@ -15,7 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_unetpp.dicom_out.segments import Code, Segment, check_labels, plain_text
-from monai_unetpp.dicom_out.series import IDENTITY, LOSSY, Algorithm, Plane, Series, as_text, identify
+from monai_unetpp.dicom_out.series import (
+    IDENTITY,
+    LOSSY,
+    MANUFACTURER,
+    MODEL,
+    SERIES_NUMBER,
+    Algorithm,
+    Plane,
+    Series,
+    as_text,
+    identify,
+    new_uid,
+)
 from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike, atomic_write, save_by_memory
 
@@ -25,8 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["SEG_TYPES", "write_seg"]
 
 SEG_TYPES = ("binary", "labelmap")
-SERIES_NUMBER = 300  # viewers list series by number: after those of a scanner
-MANUFACTURER, MODEL = "monai-unetpp contributors", "monai-unetpp"
 
 
 def write_seg(
@@ -203,10 +213,3 @@ def _coded(code: Code) -> Any:
     import highdicom as hd
 
     return hd.sr.CodedConcept(*code)
-
-
-def new_uid() -> str:
-    """Return a UID of a random number (2.25): nothing of the scan or of this machine is in it."""
-    from pydicom.uid import generate_uid
-
-    return str(generate_uid(prefix=None))

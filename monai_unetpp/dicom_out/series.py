@@ -30,11 +30,15 @@ if TYPE_CHECKING:
 __all__ = [
     "IDENTITY",
     "LOSSY",
+    "MANUFACTURER",
+    "MODEL",
+    "SERIES_NUMBER",
     "Algorithm",
     "Plane",
     "Series",
     "as_text",
     "identify",
+    "new_uid",
     "read_series",
     "require_packages",
 ]
@@ -56,6 +60,8 @@ READ = (
 )
 MAX_CHARACTERS = 16  # of a number that is stated as text (DS)
 UTF_8 = "ISO_IR 192"
+SERIES_NUMBER = 300  # of results: viewers list series by number, after those of a scanner
+MANUFACTURER, MODEL = "monai-unetpp contributors", "monai-unetpp"
 
 
 @dataclass(frozen=True)
@@ -126,9 +132,8 @@ class Series:
 
     def check_places(self, affine: NDArray[np.float64]) -> None:
         """Raise a ValueError unless an affine to mm (RAS+), (4, 4), puts slices where they lie."""
-        matrix = lps_to_ras(
-            affine[:3, :3].astype(float), affine[:3, 3].astype(float)
-        )  # RAS+ to LPS+ likewise
+        affine = affine.astype(float)
+        matrix = lps_to_ras(affine[:3, :3], affine[:3, 3])  # RAS+ to LPS+ likewise
         wanted = matrix[:3, 3] + np.arange(len(self.planes))[:, None] * matrix[:3, 2]
         apart = np.linalg.norm([plane.position for plane in self.planes] - wanted, axis=1)
         if apart.max() > np.linalg.norm(matrix[:3, 2]) / 2:
@@ -213,6 +218,13 @@ def identify(dataset: Dataset, series: Series) -> None:
         dataset.SpecificCharacterSet = UTF_8
 
 
+def new_uid() -> str:
+    """Return a UID of a random number (2.25): nothing of the scan or of this machine is in it."""
+    from pydicom.uid import generate_uid
+
+    return str(generate_uid(prefix=None))
+
+
 def as_text(number: float) -> str:
     """Return a number as DICOM states it: at most 16 characters, with 12 digits where they fit.
 
@@ -232,9 +244,8 @@ def _header(path: Path) -> Dataset:
     import pydicom
 
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # values that are not as the standard wants them are copied as they are
+        # values that are not as the standard wants them are copied as they are
+        warnings.simplefilter("ignore")
         found = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(READ))
         for name in READ:
             found.get(name)  # decoded here, without the warnings

@@ -11,10 +11,10 @@ from typing import Any
 
 from monai_unetpp.bundle import config_files, find_bundle
 from monai_unetpp.nnunet.models import Fold
+from monai_unetpp.planning.writing import TEMPLATE
 
 __all__ = ["write_files"]
 
-TEMPLATE = "liver"
 THRESHOLD = 3.0  # ANISO_THRESHOLD of nnU-Net
 SHARED = (
     "in_channels",

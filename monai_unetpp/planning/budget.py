@@ -21,8 +21,8 @@ from monai_unetpp.network.kernels import autocast
 from monai_unetpp.readers.memory import available_memory
 
 __all__ = [
-    "level_costs",
     "memory_of_machine",
+    "relative_costs",
     "speed_of_machine",
     "step_memory",
     "step_multiply_adds",
@@ -75,7 +75,7 @@ def step_multiply_adds(net: UNetPlusPlus, patch: Sequence[int], batch: int) -> f
     return STEP_FACTOR * batch * multiply_adds(net, (1, net.spec.in_channels, *patch))
 
 
-def level_costs(net: UNetPlusPlus, patch: Sequence[int]) -> list[float]:
+def relative_costs(net: UNetPlusPlus, patch: Sequence[int]) -> list[float]:
     """Return the multiply-adds of each level from L1 on, of those of the deepest."""
     shape, counts = (1, net.spec.in_channels, *patch), []
     for level in net.spec.levels:

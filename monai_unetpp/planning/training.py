@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from monai_unetpp.data import split_cases
 from monai_unetpp.network import UNetPlusPlus
-from monai_unetpp.planning.budget import level_costs, step_multiply_adds
+from monai_unetpp.planning.budget import relative_costs, step_multiply_adds
 from monai_unetpp.planning.choices import Choices, Machine
 from monai_unetpp.planning.fingerprint import Fingerprint
 from monai_unetpp.planning.images import median_size, target_diameter
@@ -52,15 +52,15 @@ def choose_schedule(choose: Choices, fingerprint: Fingerprint, machine: Machine)
     batch, roi, seconds = choose["batch_size"], choose["roi_size"], machine.hours * 3600
     net = network_of(choose, choose["channels"], choose["strides"], choose["kernel_size"])
     patch = LOADING_FACTOR * step_multiply_adds(net, roi[:dims], 1) / machine.speed  # s
-    costs = level_costs(net, roi[:dims])
+    patches = len(train) * choose["patches_per_case"]  # of an epoch
+    longest = choose.given.get(
+        "max_epochs", seconds / (EPOCH_SECONDS + patch * patches)
+    )  # all levels, always
+    views = longest * choose["patches_per_case"] / _slices(choose, fingerprint)
     diameter = target_diameter(fingerprint, choose["pixdim"], dims)
-    full = choose.given.get(
-        "max_epochs", seconds / (EPOCH_SECONDS + patch * len(train) * choose["patches_per_case"])
-    )
-    views = full * choose["patches_per_case"] / _slices(choose, fingerprint)
     growth = choose.make("growth", lambda: _growth(net, diameter, views))
-    trained = patch * _mean_cost(costs, growth or [])  # s, on average over levels that are trained
-    epoch = EPOCH_SECONDS + trained * len(train) * choose["patches_per_case"]
+    trained = patch * _mean_cost(relative_costs(net, roi[:dims]), growth or [])  # s, mean over the epochs
+    epoch = EPOCH_SECONDS + trained * patches
     windows = math.prod(
         max(1, math.ceil((n / p - VALIDATION_OVERLAP) / (1 - VALIDATION_OVERLAP)))
         for n, p in zip(size, roi, strict=True)
