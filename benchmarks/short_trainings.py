@@ -27,7 +27,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.metrics import DiceHelper
 from monai.utils import set_determinism
 
-from monai_unetpp import DeepSupervisionDiceLoss, UNetPlusPlus
+from monai_unetpp import DeepSupervisionDiceLoss, Muon, UNetPlusPlus
 from monai_unetpp.files import write_csv
 
 
@@ -41,6 +41,7 @@ class Recipe:
         augmented: Whether patches are rotated, scaled and changed in contrast, as the bundle has it.
         network: Further arguments of the network.
         levels: Number of levels; default that of the bundle.
+        muon: Whether kernels move by Muon instead of AdamW, with the same learning rate.
     """
 
     grown: tuple[float, ...] = ()
@@ -48,6 +49,7 @@ class Recipe:
     augmented: bool = True
     network: tuple[tuple[str, Any], ...] = ()
     levels: int | None = None
+    muon: bool = False
 
 
 U_NET = (("skips", "long"), ("deep_supervision", False))
@@ -60,13 +62,19 @@ RECIPES = {
     "drawn": Recipe(drawn=(0.4, 0.4, 0.2)),
     "U-Net^e": Recipe(network=(("skips", "long"),)),
     "U-Net": Recipe(network=U_NET),
+    "U-Net, not augmented": Recipe(network=U_NET, augmented=False),
+    "U-Net, not augmented, Muon": Recipe(network=U_NET, augmented=False, muon=True),
+    "grown, not augmented": Recipe(grown=(0.33, 0.67), augmented=False),
+    "grown, not augmented, Muon": Recipe(grown=(0.33, 0.67), augmented=False, muon=True),
+    "grown, Muon": Recipe(grown=(0.33, 0.67), muon=True),
 }
 
 
 def train(net: UNetPlusPlus, recipe: Recipe, loader: Any, seconds: float) -> int:
     """Train for the CPU time; returns the number of steps."""
     loss = DeepSupervisionDiceLoss(include_background=False, batch=True)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=0.003, weight_decay=1e-5)
+    kind: Any = Muon if recipe.muon else torch.optim.AdamW
+    optimizer = kind(net.parameters(), lr=0.003, weight_decay=1e-5)
     draw, begun, steps = np.random.default_rng(0), time.process_time(), 0
     net.train()
     while True:
@@ -138,7 +146,13 @@ def main() -> None:
         rows = []
         for level, dice in score(net, held_out, config["roi_size"][: net.spatial_dims]).items():
             values = {f"dice of class {n}": f"{value:.4f}" for n, value in enumerate(dice, start=1)}
-            row = {"recipe": name, "CPU minutes": args.minutes, "steps": steps, "fold": args.fold}
+            row = {
+                "recipe": name,
+                "patch": " ".join(map(str, config["roi_size"])),
+                "CPU minutes": args.minutes,
+                "steps": steps,
+                "fold": args.fold,
+            }
             rows.append({**row, "seed": args.seed, "level": level, **values})
             sys.stdout.write(f"{rows[-1]}\n")
         before = list(csv.DictReader(args.out.open(newline=""))) if args.out.is_file() else []

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from monai_unetpp.levels import LevelScore, score_levels, select_level
     from monai_unetpp.losses import DeepSupervisionDiceLoss
     from monai_unetpp.network import UNetPlusPlus, from_basic_unet_plus_plus, prune, prune_state_dict
+    from monai_unetpp.optimizers import Muon
     from monai_unetpp.weights import load_network
 
 __all__ = [
     "DeepSupervisionDiceLoss",
     "EarlyExitInferer",
     "LevelScore",
+    "Muon",
     "UNetPlusPlus",
     "VolumeInferer",
     "__version__",
@@ -36,6 +38,7 @@ _MODULES = {  # where the public names are defined
     "levels": ("LevelScore", "score_levels", "select_level"),
     "losses": ("DeepSupervisionDiceLoss",),
     "network": ("UNetPlusPlus", "from_basic_unet_plus_plus", "prune", "prune_state_dict"),
+    "optimizers": ("Muon",),
     "weights": ("load_network",),
 }
 

@@ -149,7 +149,7 @@ def _batch_size(choose: Choices, found: _Candidate, voxels: int, machine: Machin
 def _candidate(
     choose: Choices, patch: Sequence[int], pixdim: Sequence[float], machine: Machine, fixed: bool
 ) -> _Candidate:
-    """Return a patch, rounded up to what the strides divide unless it is ``fixed``, with its network."""
+    """Return a patch, rounded up to suit the strides unless it is ``fixed``, with its network."""
     dims, given = choose["spatial_dims"], choose.given
     channels, spacing = given.get("channels"), [abs(value) for value in pixdim[:dims]]
     strides, kernels = _shape(patch, spacing, MAX_LEVELS if channels is None else len(channels) - 1)
@@ -206,6 +206,8 @@ def _kernel(zooms: Sequence[float]) -> list[int]:
 
 
 def _divisible(patch: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:
+    """Return a patch that all strides but the last divide; the deepest row is small and rounds up itself."""
+    *strides, _ = strides
     factors = [math.prod(step[axis] for step in strides) for axis in range(len(patch))]
     return [math.ceil(n / f) * f for n, f in zip(patch, factors, strict=True)]
 

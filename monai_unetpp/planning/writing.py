@@ -110,6 +110,7 @@ def planned_configs(plan: Plan, fingerprint: Fingerprint, out: Path) -> dict[str
     train |= {key: settings[key] for key in OF_TRAINING}
     train["dataset_dir"] = str(Path(fingerprint.data).absolute())
     train["arguments"] = "$'' if @folds is None else '--folds ' + str(@folds) + ' --fold ' + str(@fold)"
+    train["optimizer"]["_target_"] = settings["optimizer"]
     train["dataset"] = _dataset(train["dataset"], fingerprint)
     train["train"]["random_transforms"] = _random_transforms(train["train"]["random_transforms"], settings)
     train["augmentation"] = _augmentation(settings)
