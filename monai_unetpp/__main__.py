@@ -259,7 +259,9 @@ def pack(parser: argparse.ArgumentParser) -> Run:
     share(parser, "--overwrite", help="replace an existing packed bundle")
     wins = "use overlays and metadata.json where the record of the weights disagrees, instead of stopping"
     parser.add_argument("--override-record", action="store_true", help=wins)
-    model = "write model.pt and labels.csv for 3D Slicer's extension MONAIAuto3DSeg, by default at the calibrated level"
+    model = (
+        "write model.pt and labels.csv for 3D Slicer's MONAIAuto3DSeg; default --level: the calibrated one"
+    )
     parser.add_argument("--slicer", action="store_true", help=model)
 
     def run(args: argparse.Namespace) -> str:
@@ -382,6 +384,19 @@ def nnunet(parser: argparse.ArgumentParser) -> Run:
     from monai_unetpp.nnunet.command import declare  # which imports nothing before it runs
 
     return declare(parser)
+
+
+@command
+def auto3dseg(parser: argparse.ArgumentParser) -> Run:
+    """Print the folder of templates with which MONAI's Auto3DSeg trains UNet++."""
+    parser.add_argument("step", choices=["path"], help="the folder for templates_path_or_url")
+
+    def run(_: argparse.Namespace) -> str:
+        from monai_unetpp.auto3dseg import templates_folder
+
+        return str(templates_folder())
+
+    return run
 
 
 @contextmanager

@@ -62,9 +62,9 @@ class SlicerModel(NamedTuple):
 
 
 class ScaledNetwork(nn.Module):
-    """Network behind the normalisation of the extension, which it undoes: sigmoid(x / scale) of intensities x.
+    """Network that undoes the normalisation of the extension, sigmoid(x / scale) of intensities x.
 
-    Where the extension pads, with 0, the network sees the lowest intensity, as in training.
+    Where the extension pads, with 0, the network sees the lowest intensity, as with ``segment``.
 
     Args:
         network: Network of intensities in [0, 1].

@@ -3,21 +3,22 @@
 
     python benchmarks/hosts/slicer.py --extension CLONE --environment SLICER --work WORK
 
-runs the script of CLONE, a clone of github.com/lassoan/SlicerMONAIAuto3DSeg, in a virtual environment that has
-what the extension installs in Slicer and this package. Prints for each scan how many voxels differ from those of
-``monai-unetpp segment``: as it is, with the windows of the extension, and on the grid of the network, where
-neither program resamples. Raises where that last difference is more than rounding.
+runs the script of CLONE, a clone of github.com/lassoan/SlicerMONAIAuto3DSeg, in a virtual environment that
+has this package and what the extension installs in Slicer. Prints how many voxels of each scan differ from
+those of ``monai-unetpp segment``: as it is, with the windows of the extension, and on the grid of the
+network, where neither program resamples. Raises where that last difference is more than rounding.
 """
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813  its usual name
 from host import ROOT, argument_parser, make_environment, parse, run, say, segment, variables
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
@@ -87,7 +88,9 @@ def prepare(scan: Path, folder: Path, bundle: Path) -> dict[str, Path]:
     return paths
 
 
-def compare(arguments, path: Path, kind: str, model: Path, bundle: Path, weights: Path) -> None:  # noqa: ANN001
+def compare(
+    arguments: argparse.Namespace, path: Path, kind: str, model: Path, bundle: Path, weights: Path
+) -> None:
     """Segment a volume by both programs and print how they differ."""
     start, found = time.perf_counter(), path.with_name(f"{path.stem}_slicer.nrrd")
     command = ["python", arguments.extension / SCRIPT, "--model-file", model / "model.pt"]
