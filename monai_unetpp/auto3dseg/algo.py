@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The algorithm: a planned bundle for each fold of a data list.
 
-The folder of a fold has ``dataset.json``, which names the files of the list; ``bundle``, planned for them,
-with the fold's cases held out; and ``scripts``. Fold 0 plans; the others take its plan.
+The folder of a fold has ``configs/dataset.json``, which names the files of the list; ``bundle``, planned for
+them, with the fold's cases held out; and ``scripts``. Fold 0 plans; the others take its plan.
 """
 
 from __future__ import annotations
@@ -90,14 +90,16 @@ class UnetplusplusAlgo(BundleAlgo):  # type: ignore[misc]
         folder, fold = Path(algo_path), int(kwargs.get("fold", 0))
         given: dict[str, Any] = ConfigParser.load_config_file(self.data_list_file)
         cases, held_out = _listed(given, fold)
-        _write(folder / "dataset.json", _data_set(given, cases))
+        data = folder / "configs"  # where Auto3DSeg looks for files of the algorithm
+        data.mkdir()
+        _write(data / "dataset.json", _data_set(given, cases))
         bundle, first = folder / "bundle", folder.parent / f"{self.name}_0" / "bundle"
         if fold and first.is_dir():
             shutil.copytree(first, bundle)
         else:
-            _plan(given, folder, len(held_out) / len(cases))
+            _plan(given, data, bundle, len(held_out) / len(cases))
         config = _read(bundle / "train.json")
-        config |= {"bundle_root": bundle.as_posix(), "dataset_dir": str(folder), "held_out": held_out}
+        config |= {"bundle_root": bundle.as_posix(), "dataset_dir": str(data), "held_out": held_out}
         config["split"] = {
             "_desc_": f"fold {fold} of the data list is held out",
             "_target_": f"{__name__.rpartition('.')[0]}.{split_listed.__name__}",
@@ -128,7 +130,7 @@ class UnetplusplusAlgo(BundleAlgo):  # type: ignore[misc]
         values = {PARAMETERS.get(key, key): value for key, value in (train_params or {}).items()}
         settings = [word for key, value in values.items() for word in (f"--{key}", json.dumps(value))]
         self._run("train", *settings, "--previous_training", "keep", env=environment)
-        return self._run("levels", "--overwrite", "True", "--formats", "[]", env=environment)
+        return self._run("levels", "--overwrite", "True", "--formats", '["pt"]', env=environment)
 
     def get_score(self, *_: Any, **__: Any) -> float:
         """Return the mean Dice over the held-out cases and the classes, in [0, 1].
@@ -148,7 +150,7 @@ class UnetplusplusAlgo(BundleAlgo):  # type: ignore[misc]
 
     def _run(self, name: str, *words: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
         command = [sys.executable, "-m", "monai_unetpp", name, str(self._bundle)]
-        where = ["--dataset_dir", str(self.output_path)]
+        where = ["--dataset_dir", str(self._bundle.with_name("configs"))]
         return subprocess.run([*command, *where, *words], env=dict(env), check=True)
 
 
@@ -171,8 +173,10 @@ def _listed(given: Mapping[str, Any], fold: int) -> tuple[list[dict[str, str]], 
                     f"{NAME}, got {case.get(key)!r}: channels lie beside each other as CASE_0000, CASE_0001."
                 )
         found = {key: str(root / case[key]) for key in ("image", "label")}
-        cases.append(found)
+        cases.append({"scan": Path(case["image"]).as_posix(), **found})
         held_out += [found["image"]] if case.get("fold") == fold else []
+    if len({case["scan"] for case in cases}) < len(cases):
+        raise ValueError(f"datalist {given['datalist']} must name every image once.")
     if not 0 < len(held_out) < len(cases):
         raise ValueError(f"datalist {given['datalist']} must have cases in and beside fold {fold}.")
     return cases, held_out
@@ -192,19 +196,16 @@ def _data_set(given: Mapping[str, Any], cases: Sequence[Mapping[str, str]]) -> d
         "labels": {"background": 0, **{name: n for n, name in enumerate(names, 1)}},
         "file_ending": ".nii.gz",
         "numTraining": len(cases),
-        "dataset": {
-            f"case_{n:04d}": {"images": [case["image"]], "label": case["label"]}
-            for n, case in enumerate(cases)
-        },
+        "dataset": {case["scan"]: {"images": [case["image"]], "label": case["label"]} for case in cases},
     }
 
 
-def _plan(given: Mapping[str, Any], folder: Path, held_out: float) -> None:
+def _plan(given: Mapping[str, Any], data: Path, bundle: Path, held_out: float) -> None:
     options = dict(given.get(NAME) or {})
     if unknown := sorted(options.keys() - {*PLANNED}):
         raise ValueError(f"{NAME} of the input must have keys among {', '.join(PLANNED)}, got {unknown[0]}.")
     settings = {"val_fraction": round(held_out, 4), **options.pop("set", {})}
     if options.get("memory") is not None:
         options["memory"] = parse_memory(str(options["memory"]))
-    source = Source(folder, allow_outside=True)  # the files that the user's own list names
-    plan_bundle(source, folder / "bundle", given=settings, **options)
+    source = Source(data, allow_outside=True)  # the files that the user's own list names
+    plan_bundle(source, bundle, given=settings, **options)

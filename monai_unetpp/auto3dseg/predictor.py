@@ -62,7 +62,8 @@ class BundlePredictor:
             maps = part.maps.float().cpu()
             maps.masked_fill_(part.unseen.cpu(), 0)[0].masked_fill_(part.unseen.cpu(), 1)  # background
             found.index_copy_(part.axis + 1, part.numbers, maps)
-        return MetaTensor(found, meta={**image.meta, "affine": affine})
+        # no channels in the file, as LoadImage writes it: MONAI's SaveImage counts the axes of space by it
+        return MetaTensor(found, meta={**image.meta, "affine": affine, "original_channel_dim": float("nan")})
 
 
 def _in_precision(network: nn.Module, autocast: Any, windows: Tensor) -> Tensor:
