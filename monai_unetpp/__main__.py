@@ -246,7 +246,7 @@ def bundle(parser: argparse.ArgumentParser) -> Run:
 
 @command
 def pack(parser: argparse.ArgumentParser) -> Run:
-    """Build the layout of MONAI's model zoo, for MONAI Label and MONAI Deploy, from a bundle."""
+    """Build the layout of MONAI's model zoo from a bundle, or a model for 3D Slicer."""
     parser.add_argument("bundle", type=Path, help="folder of the bundle, such as bundles/liver")
     share(parser, "--checkpoint", required=True)
     share(parser, "--out", help="folder to make; its name is the bundle's")
@@ -259,8 +259,14 @@ def pack(parser: argparse.ArgumentParser) -> Run:
     share(parser, "--overwrite", help="replace an existing packed bundle")
     wins = "use overlays and metadata.json where the record of the weights disagrees, instead of stopping"
     parser.add_argument("--override-record", action="store_true", help=wins)
+    model = (
+        "write model.pt and labels.csv for 3D Slicer's MONAIAuto3DSeg; default --level: the calibrated one"
+    )
+    parser.add_argument("--slicer", action="store_true", help=model)
 
     def run(args: argparse.Namespace) -> str:
+        if args.slicer:
+            return _pack_for_slicer(args)
         from monai_unetpp.bundle import pack_bundle
 
         names = ("level", "standalone", "card", "overwrite", "override_record")
@@ -272,6 +278,17 @@ def pack(parser: argparse.ArgumentParser) -> Run:
         return f"packed in {out.resolve()}, without the code of this package: {needs}"
 
     return run
+
+
+def _pack_for_slicer(args: argparse.Namespace) -> str:
+    from monai_unetpp.slicer import pack_for_slicer
+
+    if args.card is not None or not args.standalone:
+        raise ValueError("--card and --no-standalone must be left out with --slicer: they are of the zoo.")
+    options = {key: getattr(args, key) for key in ("level", "overwrite", "override_record")}
+    made = pack_for_slicer(args.bundle, args.checkpoint, args.out, overlays=args.overlay, **options)
+    lines = [f"L{made.level} for 3D Slicer in {made.folder.resolve()}; Slicer's Python requires monai-unetpp"]
+    return "\n".join([*lines, *(f"unlike with segment, {text}" for text in made.left_out)])
 
 
 @command
@@ -367,6 +384,19 @@ def nnunet(parser: argparse.ArgumentParser) -> Run:
     from monai_unetpp.nnunet.command import declare  # which imports nothing before it runs
 
     return declare(parser)
+
+
+@command
+def auto3dseg(parser: argparse.ArgumentParser) -> Run:
+    """Print the folder of templates with which MONAI's Auto3DSeg trains UNet++."""
+    parser.add_argument("step", choices=["path"], help="the folder for templates_path_or_url")
+
+    def run(_: argparse.Namespace) -> str:
+        from monai_unetpp.auto3dseg import templates_folder
+
+        return str(templates_folder())
+
+    return run
 
 
 @contextmanager

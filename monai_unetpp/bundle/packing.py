@@ -75,21 +75,14 @@ def pack_bundle(
     if overwrite and out.exists() and not (out / "configs" / "metadata.json").is_file():
         raise FileExistsError(f"out must be a packed bundle to be replaced, {out} is not.")
     card = find_card(card, Path(checkpoint))
-    record = read_record(checkpoint)
-    recorded = [] if record is None else [name for name in record.overlays if _merges(source, name)]
-    configs = _follow(record, source, recorded, overlays, checkpoint, override_record)
-    overlays = list(dict.fromkeys([*recorded, *overlays]))
-    network = _network(configs["inference"], checkpoint, level)
-    for name in SELF_CONTAINED:
-        _fit(configs[name], network)
+    configs, network, record, overlays = gather(source, checkpoint, level, overlays, override_record)
     without = [] if network.deep_supervision else list(FOR_ALL_LEVELS)
     without += _of_other_dimensions(configs)
     configs = {name: config for name, config in configs.items() if name not in without}
     # raises unless the packed config describes the packed weights
     ConfigParser(configs["inference"]).get_parsed_content("network_def").load_state_dict(network.state_dict())
     metadata = _metadata(configs.pop("metadata"), configs["inference"], standalone)
-    classes = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
-    names = [classes[str(n)] for n in range(len(classes))]
+    names = class_names(metadata)
     if configs["inference"].get("regions") is not None:
         names = ["background", *names]
     configs["train"]["labels"] = {
@@ -111,6 +104,33 @@ def pack_bundle(
             without_bundles = shutil.ignore_patterns("__pycache__", "bundles")
             shutil.copytree(package, part / package.name, ignore=without_bundles)
     return out
+
+
+def gather(
+    source: Path,
+    checkpoint: PathLike,
+    level: int | None = None,
+    overlays: Sequence[str] = (),
+    override_record: bool = False,
+) -> tuple[dict[str, Json], UNetPlusPlus, Record | None, list[str]]:
+    """Return the JSONs of a bundle by name, its network with weights, their record, and all overlays.
+
+    The arguments are those of :func:`pack_bundle`; the JSONs say what the record says, and train.json and
+    inference.json describe the network that is returned.
+    """
+    record = read_record(checkpoint)
+    recorded = [] if record is None else [name for name in record.overlays if _merges(source, name)]
+    configs = _follow(record, source, recorded, overlays, checkpoint, override_record)
+    network = _network(configs["inference"], checkpoint, level)
+    for name in SELF_CONTAINED:
+        _fit(configs[name], network)
+    return configs, network, record, list(dict.fromkeys([*recorded, *overlays]))
+
+
+def class_names(metadata: Mapping[str, Any]) -> list[str]:
+    """Return the names of a network's channels."""
+    channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+    return [channels[str(n)] for n in range(len(channels))]
 
 
 def _read_configs(source: Path, overlays: Sequence[str]) -> dict[str, Json]:
