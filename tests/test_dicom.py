@@ -23,7 +23,7 @@ from dicom import (
 
 from monai_unetpp.data import list_volumes
 from monai_unetpp.readers import SimpleITKReader, is_series, read_geometry, volume_loader
-from monai_unetpp.readers.dicom.slices import read_slices
+from monai_unetpp.readers.dicom.headers import read_slices
 from monai_unetpp.readers.memory import check_volume
 
 RIGHT = np.stack([hounsfield_of(n).T for n in range(SHAPE[2])], axis=-1)  # (X, Y, Z)

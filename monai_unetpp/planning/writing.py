@@ -45,6 +45,7 @@ OF_TRAINING = (
     "patches_per_case",
 )
 SYNTHETIC = ("phantom_dir", "phantoms")  # keys of what the template trains on by default
+MR = ("mr", "t1", "t2", "flair")  # names of channels begin so
 PARSED = re.compile(r"[$@%]|.*#")  # what MONAI's parser reads: signs at the beginning, and # anywhere
 
 
@@ -229,7 +230,7 @@ def _metadata(metadata: Json, settings: Mapping[str, Any], fingerprint: Fingerpr
     image = metadata["network_data_format"]["inputs"]["image"]
     image |= {
         "format": "hounsfield" if settings["hounsfield"] else "magnitude",
-        "modality": "CT" if settings["hounsfield"] else "n/a",
+        "modality": "CT" if settings["hounsfield"] else "MR" if _is_mr(fingerprint) else "n/a",
         "num_channels": settings["in_channels"],
         "spatial_shape": size,
         "value_range": [0, 1] if settings["hu_range"] is not None else [],
@@ -242,6 +243,11 @@ def _metadata(metadata: Json, settings: Mapping[str, Any], fingerprint: Fingerpr
         "channel_def": {str(n): each for n, each in enumerate(names)},
     }
     return metadata
+
+
+def _is_mr(fingerprint: Fingerprint) -> bool:
+    """Whether the data set names its channels as MR."""
+    return all(name.lower().startswith(MR) for name in fingerprint.modality)
 
 
 def _after(config: Json, key: str, more: Mapping[str, Any]) -> Json:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_unetpp.readers.checks import lps_to_ras
+from monai_unetpp.readers.dicom.headers import CONTRAST
 from monai_unetpp.readers.dicom.slices import Slice
 
 __all__ = ["choose_phase", "continues", "prove_volume"]
@@ -82,6 +83,15 @@ def _check_alike(folder: Path, sections: Sequence[Slice]) -> None:
             raise ValueError(
                 f"{folder} mixes slices of different {what}: {_name(sections[odd[0]])} has {got}, "
                 f"most have {wanted}."
+            )
+    for what, traits in zip(CONTRAST, zip(*(s.contrast for s in sections), strict=True), strict=True):
+        stated = Counter(value for value in traits if value is not None)
+        if len(stated) > 1:
+            most = stated.most_common(1)[0][0]
+            n = next(n for n, value in enumerate(traits) if value not in (None, most))
+            raise ValueError(
+                f"{folder} mixes slices of different {what}: {_name(sections[n])} has {traits[n]}, most have "
+                f"{most}."
             )
 
 
