@@ -180,9 +180,12 @@ def _judge(contents: Contents) -> None:
     """Find the files that are meant to be slices: by their names, or by a class that has pixels."""
     for path, damage in list(contents.broken.items()):
         origin = damage.origin
-        if origin is not None and origin.series not in contents.series and origin.modality in NO_IMAGES:
+        if origin is None or origin.series in contents.series:
+            continue
+        if origin.modality in NO_IMAGES or origin.sop_class == DIRECTORY_CLASS:
             del contents.broken[path]
-            contents.set_aside(f"of modality {origin.modality}", [path])
+            is_directory = origin.sop_class == DIRECTORY_CLASS
+            contents.set_aside("a directory" if is_directory else f"of modality {origin.modality}", [path])
     for path, sop_class in contents.without_pixels.items():
         if sop_class in (*contents.classes, ""):
             contents.broken[path] = Damage(f"{path} is truncated or damaged: {NO_PIXELS}.")

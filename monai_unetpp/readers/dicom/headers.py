@@ -121,8 +121,7 @@ def _read_once(name: str, _: _Stamp) -> _Found:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             dataset = parse(content)
             values = dataset.values
-            read = Values(path, values)
-            sop_class = read.text(SOP_CLASS) or read.text(STATED_CLASS)
+            sop_class = _origin(Values(path, values)).sop_class
             if dataset.pixels is not None:
                 return _Found(sop_class, tuple(_slices(path, dataset)))
             if values.keys() & {ROWS, COLUMNS}:
@@ -204,7 +203,7 @@ def _origin(read: Values) -> Origin:
             number=int(number) if number.isdecimal() and len(number) < 10 else None,
             description=read.words(DESCRIPTION),
             modality=read.text(MODALITY).upper(),
-            sop_class=read.text(SOP_CLASS),
+            sop_class=read.text(SOP_CLASS) or read.text(STATED_CLASS),
             unit=read.text(UNIT).upper(),
         )
     )
@@ -250,5 +249,7 @@ def _check_length(first: Slice, frames: int) -> None:
     if min(first.size) < 2:
         raise ValueError(f"{first.path} must have two rows and columns or more, got {first.size}.")
     claimed = voxels_of((*first.size, first.samples, frames)) * first.format.allocated // 8
-    if first.pixels.length is not None:
+    if (
+        first.pixels.length is not None and first.samples == 1
+    ):  # of colours, some may be stored for two pixels
         check_claim(first.path, claimed, first.pixels.length)
