@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """DICOM as scanners, archives and CDs write it: read rightly, or refused with the reason."""
 
+import base64
+import importlib.util
 import locale
 import logging
+import struct
 
 import numpy as np
 import pytest
@@ -562,9 +565,83 @@ def test_compressed_slice_whose_pixels_are_damaged_is_named(tmp_path):
         volume_loader()(folder)
 
 
-def test_compressed_slices_of_other_modalities_must_have_no_rescale(tmp_path):
+def test_compressed_slices_of_other_modalities_are_read_with_their_rescale(tmp_path):
+    """GDCM applies it to CT alone; here it decompresses, and no more."""
     folder = compressed(tmp_path / "scan", "JPEG2000")
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes().replace(b"CS\x02\x00CT", b"CS\x02\x00MR"))
-    with pytest.raises(ValueError, match="which GDCM applies to CT alone"):
-        SimpleITKReader(modality=None).read(folder)
+    check_plain(folder, modality="MR")
+
+
+def enhanced(folder, syntax, pieces=1):
+    """An enhanced file, its frames shuffled, which pydicom compresses; each frame in several fragments."""
+    pydicom = pytest.importorskip("pydicom", reason='pip install -e ".[test]"')
+    from pydicom.encaps import encapsulate, generate_frames
+
+    rescale = lambda n: (1.0, -1024.0 - n)  # noqa: E731
+    path = add(folder, "frames.dcm", dicom_bytes(enhanced_tags([3, 0, 5, 1, 4, 2], rescale)))
+    dataset = pydicom.dcmread(path)
+    dataset.compress(syntax, generate_instance_uid=False)
+    if pieces > 1:
+        frames = [*generate_frames(dataset.PixelData, number_of_frames=6)]
+        dataset.PixelData = encapsulate(frames, fragments_per_frame=pieces)
+    dataset.save_as(path)
+    return folder
+
+
+RLE, JPEG_LS, HTJ2K = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.201"
+
+
+@pytest.mark.parametrize(("syntax", "pieces"), [(RLE, 1), (JPEG_LS, 1), (JPEG_LS, 2)])
+def test_frames_of_a_compressed_file_are_read_each_with_its_rescale(tmp_path, syntax, pieces):
+    if syntax == JPEG_LS:
+        pytest.importorskip("jpeg_ls", reason="pydicom compresses to JPEG-LS by pyjpegls")
+    check_plain(enhanced(tmp_path / "scan", syntax, pieces))
+
+
+# slice 2, by imagecodecs (OpenJPH)
+FRAME = base64.b64decode(
+    "/0//UQApQAAAAAAMAAAACgAAAAAAAAAAAAAADAAAAAoAAAAAAAAAAAABDwEB/1AACAACAAAACv9SAAwAAgABAAUEBEAB/1wAEyCIkJCQ"
+    "kJCQkJCQkJCQiIiI/2QAFwABT3BlbkpQSCBWZXIgMC4yNi4zLv+QAAoAAAAAANAAAf+TwAAmyf0FB3QAAMAAEsAAEsAAEwDqAgd0ABQB"
+    "h3QAJP4CB3QAwAATwAATwAATAMBJ/AILdAAS4JEAwjQAkv0Ch3QAwAAWpAABWQAAVoAAiegGj4wzkCM4IPABAtxBgb2YAP6y3aIyxQBC"
+    "AXq2AP5r48AYL/wAIIB9lgDAAC1oAAWvAAC0AIFAJI1H0jgA4AQ/iCR4/xA4h/ED3QABxh1gHAjQuAc2DsgCUUUjyAkYADfbAAcOGDDw"
+    "AAQHyBB5B/ID2wD/2Q=="
+)
+
+
+def write_encapsulated(folder, frame, syntax):
+    """One slice, number 2, whose pixels are compressed bytes."""
+    plain = dicom_bytes(slice_tags(2, t7fe00010=b""), syntax)
+    head = plain[: plain.rindex(b"\xe0\x7f\x10\x00")]
+    frame += b"\0" * (len(frame) % 2)
+    items = [struct.pack("<HHI", 0xFFFE, 0xE000, len(each)) + each for each in (b"", frame)]
+    pixels = b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff" + b"".join(items) + b"\xfe\xff\xdd\xe0\0\0\0\0"
+    add(folder, "IM0002", head + pixels)
+    return folder
+
+
+def test_high_throughput_jpeg_2000_is_read_by_the_extra(tmp_path):
+    pytest.importorskip("openjpeg", reason='pip install -e ".[codecs]"')
+    pytest.importorskip("pylibjpeg", reason='pip install -e ".[codecs]"')
+    volume = volume_loader()(write_encapsulated(tmp_path / "scan", FRAME, HTJ2K))
+    np.testing.assert_array_equal(volume[0, ..., 0].numpy(), RIGHT[..., 2])
+    folder = write_encapsulated(tmp_path / "cut", FRAME[:150], HTJ2K)
+    with pytest.raises(ValueError, match="IM0002 cannot be decompressed, it may be damaged"):
+        volume_loader()(folder)
+
+
+def test_package_that_decompresses_is_named_where_it_is_missing(tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openjpeg" else found(name))
+    folder = write_encapsulated(tmp_path / "scan", FRAME, HTJ2K)
+    message = (
+        r'IM0002 is high-throughput JPEG 2000: \w+ is not installed: pip install "monai-unetpp\[codecs\]"'
+    )
+    with pytest.raises(ModuleNotFoundError, match=message):
+        volume_loader()(folder)
+
+
+def test_transfer_syntax_that_nothing_reads_is_named_with_those_that_are(tmp_path):
+    folder = write_encapsulated(tmp_path / "scan", FRAME, "1.2.840.10008.1.2.4.110")
+    with pytest.raises(ValueError, match=r"syntax 1\.2\.840\.10008\.1\.2\.4\.110, which is none of .*RLE"):
+        volume_loader()(folder)
