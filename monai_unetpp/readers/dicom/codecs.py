@@ -49,7 +49,9 @@ def check_codec(section: Slice) -> None:
         try:
             require("codecs", *PACKAGES)
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f"{section.path} is {PYDICOM[code]}: {error}") from error
+            raise ModuleNotFoundError(
+                f"{section.path} is {PYDICOM[code]}, which pylibjpeg-openjpeg decompresses: {error}"
+            ) from error
     elif code not in GDCM:
         known = sorted({*GDCM.values(), *PYDICOM.values()})
         raise ValueError(
