@@ -399,7 +399,7 @@ def test_tilted_gantry_is_read_where_its_slices_lie_and_a_ball_is_found_there(tm
     clear = np.abs(depth) > 0.4
     assert (found[clear] == (depth[clear] > 0)).all()
     millilitres = found.sum() * abs(np.linalg.det(volume.affine[:3, :3].numpy())) / 1000
-    assert millilitres == pytest.approx(4 / 3 * np.pi * radius**3 / 1000, rel=0.01)
+    assert millilitres == pytest.approx(4 / 3 * np.pi * radius**3 / 1000, rel=0.02)
 
 
 # Values

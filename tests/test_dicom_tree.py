@@ -367,3 +367,11 @@ def test_file_set_with_its_directory_is_read_series_by_series(mixed, tmp_path, c
     assert all(re.fullmatch(r"PT000000/ST000000/SE00000\d", name) for name in folders)
     assert sorted(found_in(tmp_path / "written" / name) for name in folders) == [2, 3]
     assert "DICOMDIR (a directory)" in caplog.text
+    assert "not there" not in caplog.text
+    lost = sorted((tmp_path / "written" / folders[1]).iterdir())[-1]
+    lost.unlink()
+    list_volumes(tmp_path / "written")
+    assert (
+        f"DICOMDIR names 1 files that are not there, first {folders[1]}/{lost.name}: slices may"
+        in caplog.text
+    )

@@ -110,7 +110,7 @@ def segment(
             ``<name>_rtstruct.dcm``, of scans that are DICOM series.
         seg_type: Type of a DICOM SEG, ``"binary"`` or ``"labelmap"``.
         empty_frames: Whether a DICOM SEG has frames in which nothing was found.
-        series: UIDs of DICOM series, or patterns of their descriptions; by default all that are volumes.
+        series: UIDs of DICOM series, or patterns of their descriptions; default all that are volumes.
         **settings: Keys of the configuration with other values, see :func:`load_pipeline`.
 
     Returns:
@@ -120,8 +120,7 @@ def segment(
         FileNotFoundError: if there are no scans, no bundle or no weights.
         OSError: if ``output_dir`` cannot be written to.
         ModuleNotFoundError: if sheets are asked for and matplotlib is not installed, or DICOM and highdicom.
-        ValueError: if ``output_dir`` is inside of ``input_dir``, an argument does not fit the network, a
-            format is unknown, or ``series`` names none.
+        ValueError: if ``output_dir`` is inside of ``input_dir``, or an argument is unknown or does not fit.
     """
     if Path(input_dir).resolve() in (Path(output_dir).resolve(), *Path(output_dir).resolve().parents):
         raise ValueError(f"output must be outside of the folder of the scans, {input_dir}, got {output_dir}.")

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")  # of a file that is meant to be DICOM
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"  # of a DICOMDIR
 NO_IMAGES = ("DOC", "KO", "PR", "REG", "RTDOSE", "RTIMAGE", "RTPLAN", "RTSTRUCT", "SEG", "SR")  # modalities
-NO_DICOM = "no DICOM"
+DIRECTORY, NO_DICOM = "a directory", "no DICOM"  # reasons
 SHOWN = 5  # files that a message names
 
 
@@ -151,7 +151,7 @@ def _add(contents: Contents, path: Path) -> Sequence[Slice]:
     with path.open("rb") as file:
         head = file.read(132)
     if path.name.upper() == "DICOMDIR":
-        contents.set_aside("a directory", [path])
+        contents.set_aside(DIRECTORY, [path])
         return []
     if not looks_like_dicom(head):
         contents.unknown.append(path)
@@ -168,7 +168,7 @@ def _add(contents: Contents, path: Path) -> Sequence[Slice]:
     if sections:
         contents.classes.add(sop_class)
     elif sop_class == DIRECTORY_CLASS:
-        contents.set_aside("a directory", [path])
+        contents.set_aside(DIRECTORY, [path])
     else:
         contents.without_pixels[path] = sop_class
     for section in sections:
@@ -185,7 +185,7 @@ def _judge(contents: Contents) -> None:
         if origin.modality in NO_IMAGES or origin.sop_class == DIRECTORY_CLASS:
             del contents.broken[path]
             is_directory = origin.sop_class == DIRECTORY_CLASS
-            contents.set_aside("a directory" if is_directory else f"of modality {origin.modality}", [path])
+            contents.set_aside(DIRECTORY if is_directory else f"of modality {origin.modality}", [path])
     for path, sop_class in contents.without_pixels.items():
         if sop_class in (*contents.classes, ""):
             contents.broken[path] = Damage(f"{path} is truncated or damaged: {NO_PIXELS}.")

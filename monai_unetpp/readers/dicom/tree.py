@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from monai_unetpp.files import real_path
-from monai_unetpp.readers.dicom.contents import Contents, scan_folder
+from monai_unetpp.readers.dicom.contents import DIRECTORY, Contents, scan_folder
+from monai_unetpp.readers.dicom.directory import missing_files
 from monai_unetpp.readers.dicom.parts import is_volume
 from monai_unetpp.readers.dicom.series import Candidate, candidates_of, continued_by, passed_over
 
@@ -157,6 +158,12 @@ def find_scans(
             contents.leave_out(others)
             if contents.aside:
                 tree.passed_over.append(f"{_place(folder, contents.folder)}{contents.describe_aside()}")
+            for name in contents.aside.get(DIRECTORY, []):
+                if missing := missing_files(contents.folder / name):
+                    what = f"names {len(missing)} files that are not there, first {missing[0]}"
+                    tree.passed_over.append(
+                        f"{_place(folder, contents.folder)}{name} {what}: slices may lack"
+                    )
     return tree
 
 
