@@ -4,6 +4,7 @@
 import importlib.util
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -192,6 +193,29 @@ def test_results_of_several_series_in_one_folder_refer_each_to_its_own(scan, out
     with pytest.raises(SystemExit):
         main(["segment", *places, *sets(), "--series", "liver"])
     assert 'all: series 2 "Lung" (CT, 24 images, 1.2.3.2)' in capsys.readouterr().err
+
+
+def test_commands_of_the_page_on_scans_from_a_cd_run(scan, tmp_path, weights, monkeypatch, capsys, caplog):
+    for path in sorted(scan.iterdir()):
+        image = pydicom.dcmread(path)
+        for number, name in ((2, "Thorax 1.0 B30f"), (3, "Abdomen 3.0")):
+            image.SeriesNumber, image.SeriesDescription = number, name
+            image.SeriesInstanceUID, image.SOPInstanceUID = (
+                f"1.2.840.99.{number}",
+                f"1.2.{number}{path.stem[-2:]}",
+            )
+            (tmp_path / "CD" / "DICOM").mkdir(parents=True, exist_ok=True)
+            image.save_as(tmp_path / "CD" / "DICOM" / f"IM{number}{path.stem[-2:]}")
+    monkeypatch.chdir(tmp_path)
+    page = (BUNDLES.parent / "docs" / "how-to" / "dicom-in.md").read_text()
+    lines = re.findall(r"^monai-unetpp (segment .*)$", page, flags=re.MULTILINE)
+    assert len(lines) == 2
+    for line, counts in zip(lines, ("2 segmented.", "2 had been done before."), strict=True):
+        words = [str(LIVER) if word == "liver" else word for word in shlex.split(line)]
+        main([*words, "--checkpoint", weights, *sets()])
+        assert capsys.readouterr().out.startswith(counts)
+        assert re.search(r'DICOM/series-2-\w{8}: series 2 "Thorax 1\.0 B30f" \(CT, 24 images, 1', caplog.text)
+    assert len([*Path("OUT/DICOM").glob("series-*_seg.nii.gz")]) == 2
 
 
 def sets():
