@@ -351,6 +351,8 @@ def segment(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--seg-type", default="binary", help=f"{kinds} (%(default)s)")
     frames = "keep frames in which nothing was found in dicom-seg"
     parser.add_argument("--empty-frames", action="store_true", help=frames)
+    which = "UID of a DICOM series, or part of its description (* and ?); several may be given"
+    parser.add_argument("--series", nargs="+", default=[], help=f"{which}; default all that are volumes")
     share(parser, "--overwrite", help="segment scans again whose results exist")
     share(parser, "--overlay")
     pair, value = ("KEY", "VALUE"), "another value for a key of inference.json"
@@ -369,7 +371,7 @@ def _segment(args: argparse.Namespace) -> object:
         settings["ckpt_path"], *settings["ensemble"] = args.checkpoint
     if args.device is not None:
         settings["device"] = f"$torch.device({args.device!r})"
-    settings |= {key: getattr(args, key) for key in (*FLAGS, "override_record", "precision")}
+    settings |= {key: getattr(args, key) for key in (*FLAGS, "override_record", "precision", "series")}
     settings |= {"formats": args.format, "seg_type": args.seg_type, "empty_frames": args.empty_frames}
     level = int(args.level) if args.level.isdecimal() else args.level
     with _shown("monai_unetpp.bundle.chosen"):

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """DICOM as scanners, archives and CDs write it: read rightly, or refused with the reason."""
 
+import base64
+import importlib.util
 import locale
 import logging
+import struct
 
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
+import torch
 from dicom import (
     BIG_ENDIAN,
     DEFLATED,
@@ -20,11 +24,15 @@ from dicom import (
     slice_tags,
     write_slices,
 )
+from monai.inferers import SlidingWindowInferer
+from monai.transforms import Compose, Orientationd, Spacingd
 
 from monai_unetpp.data import list_volumes
+from monai_unetpp.inferers import VolumeInferer
 from monai_unetpp.readers import SimpleITKReader, is_series, read_geometry, volume_loader
-from monai_unetpp.readers.dicom.slices import read_slices
+from monai_unetpp.readers.dicom.headers import read_slices
 from monai_unetpp.readers.memory import check_volume
+from monai_unetpp.transforms import LoadImageAndLabeld
 
 RIGHT = np.stack([hounsfield_of(n).T for n in range(SHAPE[2])], axis=-1)  # (X, Y, Z)
 AFFINE = np.array([[-0.7, 0, 0, 20], [0, -0.8, 0, 30], [0, 0, 2.5, -40], [0, 0, 0, 1]])
@@ -245,8 +253,12 @@ def test_numbers_are_compared_as_numbers(tmp_path, change):
         (lambda _: {"t00280030": None}, "does not say how far its pixels are apart"),
         (lambda _: {"t00280030": "0\\0.7"}, "spacing of pixels above 0"),
         (
-            lambda n: {"t00200032": f"0\\{n * 0.3}\\{n}"},
-            r"tilted gantry: slices are shifted by up to 1\.5 mm",
+            lambda n: {"t00200032": f"0\\{n * n * 0.1}\\{n}"},
+            r"shifted by up to 0\.6 mm, and not evenly, as a tilted gantry would",
+        ),
+        (
+            lambda n: {"t00200032": f"0\\{n * 2.5}\\{n * 2.5}"},
+            r"tilted by at most 35 degrees, got 45\.0: its slices are shifted by 12\.5 mm",
         ),
         (lambda _: {"t00283000": [{}]}, "lookup table"),
         (
@@ -276,7 +288,8 @@ def test_numbers_are_compared_as_numbers(tmp_path, change):
             "no-place",
             "no-spacing",
             "zero-spacing",
-            "tilt",
+            "shifted",
+            "sideways",
             "lookup-table",
             "no-pixels",
             "colour",
@@ -340,6 +353,53 @@ def test_geometry_of_a_series_is_that_of_its_positions(tmp_path):
     size, spacing = read_geometry(write_slices(tmp_path / "scan", lambda _: {"t00180050": "5"}))
     assert size == SHAPE
     np.testing.assert_allclose(spacing, SPACING)
+
+
+def test_tilted_gantry_is_read_where_its_slices_lie_and_a_ball_is_found_there(tmp_path, caplog):
+    """The images lean by 17 degrees, the table moves along z; the ball is known in mm (LPS)."""
+    axes, size = np.array([[1, 0, 0], [0, np.cos(0.3), -np.sin(0.3)]]), (44, 40, 24)
+    step, origin, centre, radius = (
+        np.array([0, 0, 2.5]),
+        np.array([-30.0, -25, -30]),
+        np.array([3.0, 2, -9]),
+        14,
+    )
+    index = np.moveaxis(np.indices(size), 0, -1).astype(float)
+    matrix = np.stack([axes[0] * 1.4, axes[1] * 1.3, step], axis=1)
+    depth = radius - np.linalg.norm(index @ matrix.T + origin - centre, axis=-1)  # mm below the surface
+    for n in range(size[2]):
+        values = np.clip(20 * depth[..., n].T, -1000, 1000).round() + 1024
+        place = "\\".join(f"{x:.6f}" for x in origin + n * step)
+        own = {"t00280010": size[1], "t00280011": size[0], "t00280030": "1.3\\1.4", "t00200032": place}
+        lean = "\\".join(f"{x:.8f}" for x in axes.ravel())
+        tags = slice_tags(0, t00200037=lean, t7fe00010=values.astype("<u2").tobytes(), **own)
+        add(tmp_path / "scan", f"IM{n}", dicom_bytes(tags | {0x00080018: f"1.2.3.{n}"}))
+    volume = volume_loader()(tmp_path / "scan")
+    np.testing.assert_allclose(volume.affine[:3, :3], np.diag([-1, -1, 1]) @ matrix, atol=1e-5)
+    assert "scan was scanned with a gantry tilted by 17.2 degrees" in caplog.text
+    prepare = Compose(
+        [
+            LoadImageAndLabeld("image"),
+            Orientationd("image", "RAS", labels=None),
+            Spacingd("image", (2, 2, 2), mode="bilinear"),
+        ]
+    )
+    image = prepare({"image": str(tmp_path / "scan")})["image"]
+    grid = np.moveaxis(np.indices(image.shape[1:]), 0, -1)
+    world = grid @ image.affine[:3, :3].numpy().T + image.affine[:3, 3].numpy()
+    axes = image.affine[:3, :3].numpy()
+    np.testing.assert_allclose(axes.T @ axes, 4 * np.eye(3), atol=1e-6)  # at right angles, for the network
+    expected = radius - np.linalg.norm(world * [-1, -1, 1] - centre, axis=-1)
+    inside = np.abs(expected) < 4  # of the scan, and away from the kink of the distance at the centre
+    assert np.abs(image[0].numpy() / 20 - expected)[inside].max() < 0.35
+    infer = VolumeInferer(SlidingWindowInferer((32, 32, 32), overlap=0.25))
+    labels = infer.segment(image[None], lambda x: torch.cat([-x, x], dim=1) / 400).labels
+    found = labels[0, 0].numpy() > 0
+    np.testing.assert_allclose(labels.affine, volume.affine)
+    clear = np.abs(depth) > 0.4
+    assert (found[clear] == (depth[clear] > 0)).all()
+    millilitres = found.sum() * abs(np.linalg.det(volume.affine[:3, :3].numpy())) / 1000
+    assert millilitres == pytest.approx(4 / 3 * np.pi * radius**3 / 1000, rel=0.02)
 
 
 # Values
@@ -562,9 +622,84 @@ def test_compressed_slice_whose_pixels_are_damaged_is_named(tmp_path):
         volume_loader()(folder)
 
 
-def test_compressed_slices_of_other_modalities_must_have_no_rescale(tmp_path):
+def test_compressed_slices_of_other_modalities_are_read_with_their_rescale(tmp_path):
+    """GDCM applies it to CT alone; here it decompresses, and no more."""
     folder = compressed(tmp_path / "scan", "JPEG2000")
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes().replace(b"CS\x02\x00CT", b"CS\x02\x00MR"))
-    with pytest.raises(ValueError, match="which GDCM applies to CT alone"):
-        SimpleITKReader(modality=None).read(folder)
+    check_plain(folder, modality="MR")
+
+
+def enhanced(folder, syntax, pieces=1):
+    """An enhanced file, its frames shuffled, which pydicom compresses; each frame in several fragments."""
+    pydicom = pytest.importorskip("pydicom", reason='pip install -e ".[test]"')
+    from pydicom.encaps import encapsulate, generate_frames
+
+    rescale = lambda n: (1.0, -1024.0 - n)  # noqa: E731
+    path = add(folder, "frames.dcm", dicom_bytes(enhanced_tags([3, 0, 5, 1, 4, 2], rescale)))
+    dataset = pydicom.dcmread(path)
+    dataset.compress(syntax, generate_instance_uid=False)
+    if pieces > 1:
+        frames = [*generate_frames(dataset.PixelData, number_of_frames=6)]
+        dataset.PixelData = encapsulate(frames, fragments_per_frame=pieces)
+    dataset.save_as(path)
+    return folder
+
+
+RLE, JPEG_LS, HTJ2K = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.201"
+
+
+@pytest.mark.parametrize(("syntax", "pieces"), [(RLE, 1), (JPEG_LS, 1), (JPEG_LS, 2)])
+def test_frames_of_a_compressed_file_are_read_each_with_its_rescale(tmp_path, syntax, pieces):
+    if syntax == JPEG_LS:
+        pytest.importorskip("jpeg_ls", reason="pydicom compresses to JPEG-LS by pyjpegls")
+    check_plain(enhanced(tmp_path / "scan", syntax, pieces))
+
+
+# slice 2, by imagecodecs (OpenJPH)
+FRAME = base64.b64decode(
+    "/0//UQApQAAAAAAMAAAACgAAAAAAAAAAAAAADAAAAAoAAAAAAAAAAAABDwEB/1AACAACAAAACv9SAAwAAgABAAUEBEAB/1wAEyCIkJCQ"
+    "kJCQkJCQkJCQiIiI/2QAFwABT3BlbkpQSCBWZXIgMC4yNi4zLv+QAAoAAAAAANAAAf+TwAAmyf0FB3QAAMAAEsAAEsAAEwDqAgd0ABQB"
+    "h3QAJP4CB3QAwAATwAATwAATAMBJ/AILdAAS4JEAwjQAkv0Ch3QAwAAWpAABWQAAVoAAiegGj4wzkCM4IPABAtxBgb2YAP6y3aIyxQBC"
+    "AXq2AP5r48AYL/wAIIB9lgDAAC1oAAWvAAC0AIFAJI1H0jgA4AQ/iCR4/xA4h/ED3QABxh1gHAjQuAc2DsgCUUUjyAkYADfbAAcOGDDw"
+    "AAQHyBB5B/ID2wD/2Q=="
+)
+
+
+def write_encapsulated(folder, frame, syntax):
+    """One slice, number 2, whose pixels are compressed bytes."""
+    plain = dicom_bytes(slice_tags(2, t7fe00010=b""), syntax)
+    head = plain[: plain.rindex(b"\xe0\x7f\x10\x00")]
+    frame += b"\0" * (len(frame) % 2)
+    items = [struct.pack("<HHI", 0xFFFE, 0xE000, len(each)) + each for each in (b"", frame)]
+    pixels = b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff" + b"".join(items) + b"\xfe\xff\xdd\xe0\0\0\0\0"
+    add(folder, "IM0002", head + pixels)
+    return folder
+
+
+def test_high_throughput_jpeg_2000_is_read_by_the_extra(tmp_path):
+    pytest.importorskip("openjpeg", reason='pip install -e ".[codecs]"')
+    pytest.importorskip("pylibjpeg", reason='pip install -e ".[codecs]"')
+    volume = volume_loader()(write_encapsulated(tmp_path / "scan", FRAME, HTJ2K))
+    np.testing.assert_array_equal(volume[0, ..., 0].numpy(), RIGHT[..., 2])
+    folder = write_encapsulated(tmp_path / "cut", FRAME[:150], HTJ2K)
+    with pytest.raises(ValueError, match="IM0002 cannot be decompressed, it may be damaged"):
+        volume_loader()(folder)
+
+
+def test_package_that_decompresses_is_named_where_it_is_missing(tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openjpeg" else found(name))
+    folder = write_encapsulated(tmp_path / "scan", FRAME, HTJ2K)
+    message = (
+        r"IM0002 is high-throughput JPEG 2000, which pylibjpeg-openjpeg decompresses: \w+ is not installed: "
+        r'pip install "monai-unetpp\[codecs\]"'
+    )
+    with pytest.raises(ModuleNotFoundError, match=message):
+        volume_loader()(folder)
+
+
+def test_transfer_syntax_that_nothing_reads_is_named_with_those_that_are(tmp_path):
+    folder = write_encapsulated(tmp_path / "scan", FRAME, "1.2.840.10008.1.2.4.110")
+    with pytest.raises(ValueError, match=r"syntax 1\.2\.840\.10008\.1\.2\.4\.110, which is none of .*RLE"):
+        volume_loader()(folder)

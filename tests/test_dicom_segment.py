@@ -4,9 +4,11 @@
 import importlib.util
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -147,6 +149,79 @@ def test_nifti_input_is_refused_with_the_reason_and_stops_no_series(scan, balls,
     assert names(out) == ["ct#1_seg.dcm", "ct#1_seg.json"]
 
 
+def test_results_of_several_series_in_one_folder_refer_each_to_its_own(scan, out, weights, capsys):
+    """Two series of one study share a folder and their places; a report and a localizer lie beside them."""
+    folder = scan.parent / "all"
+    origins = {}
+    for number in ("1", "2"):
+        for path in sorted(scan.iterdir()):
+            image = pydicom.dcmread(path)
+            image.SeriesNumber, image.SeriesInstanceUID = number, f"1.2.3.{number}"
+            image.SOPInstanceUID = f"{image.SOPInstanceUID}.{number}"
+            image.SeriesDescription = "Lung" if number == "2" else "Doe^Jane abdomen"
+            origins[image.SOPInstanceUID] = (number, image.ImagePositionPatient[2])
+            folder.mkdir(exist_ok=True)
+            image.save_as(folder / f"{path.stem[::-1]}{number}")
+    image.SOPInstanceUID, image.ImageType = "1.2.9", ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    image.save_as(folder / "scout")
+    shutil.rmtree(scan)
+    outcomes = segment_here(scan.parent, out, weights, formats=["nifti", *BOTH])
+    assert [outcome.state for outcome in outcomes] == ["done", "done"]
+    stems = sorted(path.name.removesuffix("_seg.dcm") for path in (out / "all").glob("*_seg.dcm"))
+    assert [re.fullmatch(r"series-(\d)-[0-9a-f]{8}", stem)[1] for stem in stems] == ["1", "2"]
+    assert len(names(out / "all")) == 2 * len(FILES)
+    for number, stem in zip("12", stems, strict=True):
+        seg = pydicom.dcmread(out / "all" / f"{stem}_seg.dcm")
+        np.testing.assert_array_equal(
+            as_volume(seg, folder / stem), np.asarray(nib.load(out / "all" / f"{stem}_seg.nii.gz").dataobj)
+        )
+        for frame in seg.PerFrameFunctionalGroupsSequence:
+            [source] = frame.DerivationImageSequence[0].SourceImageSequence
+            place = frame.PlanePositionSequence[0].ImagePositionPatient[2]
+            assert origins[source.ReferencedSOPInstanceUID] == (number, place)
+        structures = pydicom.dcmread(out / "all" / f"{stem}_rtstruct.dcm")
+        [study] = structures.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence
+        [of] = study.RTReferencedSeriesSequence
+        assert of.SeriesInstanceUID == f"1.2.3.{number}"
+        images = [each.ReferencedSOPInstanceUID for each in of.ContourImageSequence]
+        assert {origins[uid][0] for uid in images} == {number}
+    assert [o.state for o in segment_here(scan.parent, out, weights, formats=BOTH)] == ["skipped"] * 2
+    [outcome] = segment_here(scan.parent, out, weights, formats=BOTH, series=["LUNG"], overwrite=True)
+    assert (outcome.state, Path(outcome.image).name) == ("done", stems[1])
+    assert not any("Doe" in path.name for path in out.rglob("*"))
+    places = ["-i", str(scan.parent), "-o", str(out), "--bundle", str(LIVER), "--checkpoint", weights]
+    with pytest.raises(SystemExit):
+        main(["segment", *places, *sets(), "--series", "liver"])
+    assert 'all: series 2 "Lung" (CT, 24 images, 1.2.3.2)' in capsys.readouterr().err
+
+
+def test_commands_of_the_page_on_scans_from_a_cd_run(scan, tmp_path, weights, monkeypatch, capsys, caplog):
+    for path in sorted(scan.iterdir()):
+        image = pydicom.dcmread(path)
+        for number, name in ((2, "Thorax 1.0 B30f"), (3, "Abdomen 3.0")):
+            image.SeriesNumber, image.SeriesDescription = number, name
+            image.SeriesInstanceUID, image.SOPInstanceUID = (
+                f"1.2.840.99.{number}",
+                f"1.2.{number}{path.stem[-2:]}",
+            )
+            (tmp_path / "CD" / "DICOM").mkdir(parents=True, exist_ok=True)
+            image.save_as(tmp_path / "CD" / "DICOM" / f"IM{number}{path.stem[-2:]}")
+    monkeypatch.chdir(tmp_path)
+    page = (BUNDLES.parent / "docs" / "how-to" / "dicom-in.md").read_text()
+    lines = re.findall(r"^monai-unetpp (segment .*)$", page, flags=re.MULTILINE)
+    assert len(lines) == 2
+    for line, counts in zip(lines, ("2 segmented.", "2 had been done before."), strict=True):
+        words = [str(LIVER) if word == "liver" else word for word in shlex.split(line)]
+        main([*words, "--checkpoint", weights, *sets()])
+        assert capsys.readouterr().out.startswith(counts)
+        assert re.search(r'DICOM/series-2-\w{8}: series 2 "Thorax 1\.0 B30f" \(CT, 24 images, 1', caplog.text)
+    assert len([*Path("OUT/DICOM").glob("series-*_seg.nii.gz")]) == 2
+
+
+def sets():
+    return [text for key, value in SETTINGS.items() for text in ("--set", key, json.dumps(value))]
+
+
 def damaged(scan, what):
     files = sorted(scan.iterdir())
     if what == "missing":
@@ -216,11 +291,10 @@ def test_classes_without_names_are_numbered(scan, out, weights, tmp_path):
 
 
 def test_command_takes_formats_and_says_what_is_wrong_with_them(scan, out, weights, capsys):
-    sets = [text for key, value in SETTINGS.items() for text in ("--set", key, json.dumps(value))]
     arguments = [
         "segment",
         *map(str, ["-i", scan, "-o", out, "--bundle", LIVER, "--checkpoint", weights]),
-        *sets,
+        *sets(),
     ]
     main([*arguments, "--format", "nifti", "dicom-seg", "--seg-type", "labelmap", "--empty-frames"])
     assert "1 segmented." in capsys.readouterr().out

@@ -141,8 +141,9 @@ def by_pydicom(folder: Path) -> Found:
     if gaps.min() < 0.06 or np.abs(gaps - np.median(gaps)).max() > 0.03 * np.median(gaps) or gaps.max() > 50:
         return None
     steps = np.diff(positions[order], axis=0)
-    if np.linalg.norm(steps.sum(axis=0) - steps.sum(axis=0) @ normal * normal) > 0.5:
-        return None  # tilted
+    line = positions[order[0]] + np.arange(len(order))[:, None] * steps.mean(axis=0)
+    if np.linalg.norm(positions[order] - line, axis=1).max() > 0.5:
+        return None  # shifted unevenly; a tilted gantry shifts evenly
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = axes[0][:3] * spacing[0][1], axes[0][3:] * spacing[0][0]
     affine[:3, 2], affine[:3, 3] = steps.mean(axis=0), positions[order[0]]

@@ -7,21 +7,25 @@ A data set is checked as a whole before the first volume is loaded; a single vol
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from monai_unetpp.data.index import index_labels, read_index
 from monai_unetpp.data.layouts import WANTED, Layout, find_layout
 from monai_unetpp.data.listing import VOLUMES
-from monai_unetpp.files import PathLike, real_path, result_path
-from monai_unetpp.readers import PICTURE_SUFFIXES, is_series, other_channels
+from monai_unetpp.files import PathLike, result_path
+from monai_unetpp.readers import PICTURE_SUFFIXES, is_dicom, other_channels
+from monai_unetpp.readers.dicom import Tree, find_scans, goes_back_up, say_aside
 from monai_unetpp.readers.memory import check_cache
 from monai_unetpp.readers.picture import read_raw
 from monai_unetpp.regions import check_writable, region_values
 
 __all__ = ["DataSet", "data_folder", "list_volumes", "read_dataset", "read_labels"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -183,23 +187,42 @@ def data_folder(cases: Sequence[dict[str, str]], dataset_dir: PathLike) -> Path:
 
 
 def list_volumes(
-    source: PathLike | Sequence[PathLike], channels: int = 1, pictures: bool = False
+    source: PathLike | Sequence[PathLike],
+    channels: int = 1,
+    pictures: bool = False,
+    modality: str | None = None,
+    series: Sequence[str] = (),
+    divided: bool = True,
+    quiet: bool = False,
 ) -> list[dict[str, str]]:
-    """List the volumes to segment.
+    """List the volumes to segment; log which DICOM series and files of a folder are passed over, and why.
+
+    A folder that holds one DICOM volume stands for it. Of several, each has a name of its own,
+    ``FOLDER/series-3-1f0a92bc``, which is read like a path (:mod:`monai_unetpp.readers.dicom.tree`).
+    Localizers, reports and pictures are no volumes. Where a study has others, neither are single images, key
+    images, projections, CT that is not in HU, and CT in another direction than axial.
 
     Args:
-        source: a file (NIfTI, NRRD, MetaImage), a folder with a DICOM series, a folder of such files and
+        source: a file (NIfTI, NRRD, MetaImage), a folder with DICOM series, a folder of such files and
             series at any depth (sorted, hidden ones left out), or a sequence of such.
         channels: Channels of the network. With several, ``case_0000.nii.gz`` stands for a case whose other
             channels are ``case_0001.nii.gz`` and so on.
         pictures: Whether pictures (PNG, TIFF, JPEG, BMP) are what is segmented, instead of volumes.
+        modality: Modality of DICOM series; by default any.
+        series: UIDs of DICOM series, or patterns of their descriptions: a part of it, in which ``*`` stands
+            for anything and ``?`` for one letter, in capitals or not. By default all that are volumes; with
+            it, files that are no DICOM are left out.
+        divided: Whether a series of several volumes, such as phases, is a volume for each; it is one, which
+            cannot be read without the number of a phase, if not.
+        quiet: Whether nothing is logged.
 
     Returns:
         One dictionary per volume, with its path as ``"image"``.
 
     Raises:
         FileNotFoundError: if a file does not exist, or a folder holds no volume.
-        ValueError: if a file is no volume, or the segmentations of two would be one file.
+        ValueError: if a file is no volume, the segmentations of two would be one file, or one of ``series``
+            is none of those in a folder; it lists these.
     """
     root, sources = (source, [source]) if isinstance(source, (str, os.PathLike)) else (None, list(source))
     known = PICTURE_SUFFIXES if pictures else VOLUMES
@@ -207,12 +230,19 @@ def list_volumes(
     found: list[Path] = []
     for path in map(Path, sources):
         if path.is_dir():
-            inside = _volumes_in(path, known)
+            tree = Tree() if pictures else find_scans(path, modality, series, divided, VOLUMES)
+            inside = [*_volumes_in(path, known if not series else (), tree)]
             if not inside:
                 raise FileNotFoundError(
-                    f"{path.absolute()} holds no {'picture' if pictures else 'volume'}: {kind}."
+                    f"{path.absolute()} holds no {'picture' if pictures else 'volume'}: {kind}.{tree}"
                 )
+            if str(tree) and not quiet:
+                logger.warning(f"{path} holds DICOM:{tree}")
+            for folder, text in tree.aside.items():
+                say_aside(folder, text, log=False)
             found += inside
+        elif is_dicom(path) and not pictures:
+            found.append(path)
         elif not path.is_file():
             raise FileNotFoundError(f"{path.absolute()} does not exist; give a volume or a folder of them.")
         elif not path.name.lower().endswith(known):
@@ -239,14 +269,13 @@ def _has_colours(path: Path) -> bool:
     return read_raw(path).ndim > 2
 
 
-def _volumes_in(folder: Path, known: tuple[str, ...]) -> list[Path]:
-    """The volumes in a folder at any depth: the folder itself if it holds a DICOM series, and files."""
-    found = [folder] if known is VOLUMES and is_series(folder) else []
+def _volumes_in(folder: Path, known: tuple[str, ...], tree: Tree) -> Iterator[Path]:
+    """Yield the volumes in a folder at any depth: of each folder its DICOM series, then files and folders."""
+    yield from (scan.path for scan in tree.scans if scan.folder == folder)
     for path in sorted(path for path in folder.iterdir() if path.name[0] != "."):
-        if path.is_symlink() and real_path(folder).is_relative_to(real_path(path)):
-            continue  # back up: one would go round for ever
+        if goes_back_up(folder, path):
+            continue
         if path.is_dir():
-            found += _volumes_in(path, known)
+            yield from _volumes_in(path, known, tree)
         elif path.name.lower().endswith(known):
-            found.append(path)
-    return found
+            yield path

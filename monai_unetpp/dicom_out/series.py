@@ -13,7 +13,6 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,9 @@ from numpy.typing import NDArray
 
 from monai_unetpp.extras import require
 from monai_unetpp.readers.checks import lps_to_ras
-from monai_unetpp.readers.dicom.slices import Slice, read_slices
+from monai_unetpp.readers.dicom import folder_of
+from monai_unetpp.readers.dicom.headers import read_slices
+from monai_unetpp.readers.dicom.slices import Slice
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -51,7 +52,6 @@ IDENTITY = (
     *("StudyInstanceUID", "StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber"),
 )
 REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-COMMON = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")  # of all images of a series
 # what is made of pixels that were compressed with loss says so ever after
 LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 READ = (
@@ -152,7 +152,7 @@ def read_series(folder: Path | str, sections: str | Sequence[tuple[str, int]]) -
     """Read the headers of the images of a volume.
 
     Args:
-        folder: Path of the series.
+        folder: Path of the series: a folder, or the name of one of several in it.
         sections: Name of the file and number of the frame, from 0, of each slice of the volume, in its order,
             as JSON or as a sequence: what a volume's ``meta["sections"]`` says.
 
@@ -162,14 +162,12 @@ def read_series(folder: Path | str, sections: str | Sequence[tuple[str, int]]) -
             series and frame of reference.
     """
     require("dicom", "pydicom")
-    folder = Path(folder)
+    folder = folder_of(folder)
     pairs = json.loads(sections) if isinstance(sections, str) else sections
-    read = lru_cache(maxsize=2)(lambda name: read_slices(folder / name)[1])  # an enhanced file: parsed once
-    slices = [read(name)[int(frame)] for name, frame in pairs]
-    headers = {name: _header(folder / name) for name in dict.fromkeys(name for name, _ in pairs)}
-    first = headers[pairs[0][0]]
-    _check_common(folder, headers)
-    planes = tuple(_plane(headers[name], each) for (name, _), each in zip(pairs, slices, strict=True))
+    slices = [read_slices(folder / name)[1][int(frame)] for name, frame in pairs]
+    _check_uids(folder, slices)
+    first = _header(slices[0].path)
+    planes = tuple(map(_plane, slices))
     _check_unique(folder, planes, slices)
     warnings_: tuple[str, ...] = ()
     if not first.get("FrameOfReferenceUID"):
@@ -182,7 +180,7 @@ def read_series(folder: Path | str, sections: str | Sequence[tuple[str, int]]) -
     assert spacing is not None
     gap, thickness = _gap(planes, axes), slices[0].thickness or 0.0
     whole = slices[0].frames > 1
-    places = np.array([s.position for s in read(pairs[0][0])]) if whole else None
+    places = np.array([s.position for s in read_slices(slices[0].path)[1]]) if whole else None
     return Series(
         folder=folder,
         planes=planes,
@@ -249,30 +247,37 @@ def _header(path: Path) -> Dataset:
         found = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(READ))
         for name in READ:
             found.get(name)  # decoded here, without the warnings
-    missing = [name for name in REQUIRED if not found.get(name)]
-    if missing:
-        raise ValueError(
-            f"{path} has no {missing[0]}, which a DICOM SEG or RTSTRUCT must refer to: repair the series, or "
-            "leave the DICOM formats out (--format nifti)."
-        )
     return found
 
 
-def _check_common(folder: Path, headers: dict[str, Dataset]) -> None:
-    first_name, first = next(iter(headers.items()))
-    for name, header in headers.items():
-        for uid in COMMON:
-            if header.get(uid) != first.get(uid):
+def _check_uids(folder: Path, slices: Sequence[Slice]) -> None:
+    """Raise if an image has no UID to refer to, or they are not all of one study and frame of reference."""
+    first = slices[0]
+    for each in slices:
+        origin = each.origin
+        stated = zip(REQUIRED, (origin.sop_class, each.instance, origin.study, origin.series), strict=True)
+        missing = [name for name, uid in stated if not uid]
+        if missing:
+            raise ValueError(
+                f"{each.path} has no {missing[0]}, which a DICOM SEG or RTSTRUCT must refer to: repair the "
+                "series, or leave the DICOM formats out (--format nifti)."
+            )
+        for name, uid, wanted in (
+            ("StudyInstanceUID", origin.study, first.origin.study),
+            ("SeriesInstanceUID", origin.series, first.origin.series),
+            ("FrameOfReferenceUID", origin.frame_of_reference, first.origin.frame_of_reference),
+        ):
+            if uid != wanted:
                 raise ValueError(
-                    f"{folder} must hold images of one {uid} for DICOM results: {name} has "
-                    f"{header.get(uid)}, {first_name} has {first.get(uid)}."
+                    f"{folder} must hold images of one {name} for DICOM results: {each.path.name} has "
+                    f"{uid or 'none'}, {first.path.name} has {wanted or 'none'}."
                 )
 
 
-def _plane(header: Dataset, section: Slice) -> Plane:
+def _plane(section: Slice) -> Plane:
     assert section.position is not None
     frame = section.frame + 1 if section.frames > 1 else None
-    return Plane(str(header.SOPClassUID), str(header.SOPInstanceUID), frame, section.position)
+    return Plane(section.origin.sop_class, section.instance, frame, section.position)
 
 
 def _check_unique(folder: Path, planes: Sequence[Plane], slices: Sequence[Slice]) -> None:

@@ -45,6 +45,7 @@ OF_TRAINING = (
     "patches_per_case",
 )
 SYNTHETIC = ("phantom_dir", "phantoms")  # keys of what the template trains on by default
+MR = ("mr", "t1", "t2", "flair")  # names of channels begin so
 PARSED = re.compile(r"[$@%]|.*#")  # what MONAI's parser reads: signs at the beginning, and # anywhere
 
 
@@ -116,7 +117,8 @@ def planned_configs(plan: Plan, fingerprint: Fingerprint, out: Path) -> dict[str
     train["augmentation"] = _augmentation(settings)
     inference["input"] = str((Path(fingerprint.data).absolute() / fingerprint.cases[0].image).parent)
     inference = _after(inference, "hounsfield", {"pictures": pictures})
-    inference["dataset"]["data"] = "$list_volumes(@dataset_dir, @in_channels, @pictures)"
+    kind = "@in_channels, @pictures, 'CT' if @hounsfield else None"
+    inference["dataset"]["data"] = f"$list_volumes(@dataset_dir, {kind})"
     inference["largest_component"] = settings["largest_component"]
     inference["mirror_axes"] = settings["flip_axes"]
     return {
@@ -227,10 +229,12 @@ def _metadata(metadata: Json, settings: Mapping[str, Any], fingerprint: Fingerpr
         "references": [each for each in metadata["references"] if "UNet++" in each],
     }
     size = settings["roi_size"][: settings["spatial_dims"]]
+    is_mr = all(each.lower().startswith(MR) for each in fingerprint.modality)
+    modality = "CT" if settings["hounsfield"] else "MR" if is_mr else "n/a"
     image = metadata["network_data_format"]["inputs"]["image"]
     image |= {
         "format": "hounsfield" if settings["hounsfield"] else "magnitude",
-        "modality": "CT" if settings["hounsfield"] else "n/a",
+        "modality": modality,
         "num_channels": settings["in_channels"],
         "spatial_shape": size,
         "value_range": [0, 1] if settings["hu_range"] is not None else [],

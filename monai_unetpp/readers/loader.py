@@ -30,6 +30,7 @@ __all__ = [
     "SimpleITKReader",
     "VolumeLoader",
     "check_header",
+    "is_dicom",
     "is_volume",
     "read_geometry",
     "volume_loader",
@@ -52,6 +53,11 @@ logger = logging.getLogger(__name__)
 def is_volume(path: PathLike) -> bool:
     """Whether a file has the suffix of a volume, in capitals or not."""
     return Path(path).name.lower().endswith(VOLUME_SUFFIXES)
+
+
+def is_dicom(path: PathLike) -> bool:
+    """Whether a path is a folder, or names one of several DICOM series in a folder."""
+    return Path(path).is_dir() or dicom.is_named(path)
 
 
 def read_geometry(path: PathLike) -> tuple[Sequence[int], Sequence[float]]:
@@ -140,7 +146,7 @@ class SimpleITKReader(ImageReader):
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether every file is of a kind that this reader knows, or a folder."""
         paths = [Path(name) for name in ensure_tuple(filename)]
-        return all(path.is_dir() or path.name.lower().endswith(SUFFIXES) for path in paths)
+        return all(is_dicom(path) or path.name.lower().endswith(SUFFIXES) for path in paths)
 
     def read(self, data: Sequence[PathLike] | PathLike, **_: Any) -> Any:
         """Return a SimpleITK image, or a list of them for several files."""
@@ -149,7 +155,7 @@ class SimpleITKReader(ImageReader):
 
     def read_volume(self, path: Path) -> Volume:
         """Return what is read, without a copy."""
-        if path.is_dir():
+        if is_dicom(path):
             return _said(dicom.read(path, self.series, self.modality, self.phase))
         return _read(path)
 
@@ -193,7 +199,7 @@ def _said(volume: Volume) -> Volume:
 
 def _format(path: Path) -> ModuleType:
     """Return the room of a format: it has ``read`` and ``read_geometry``."""
-    if path.is_dir():
+    if is_dicom(path):
         return dicom
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")

@@ -23,6 +23,7 @@ from monai_unetpp.dicom_out import (
     write_rtstruct,
     write_seg,
 )
+from monai_unetpp.readers import is_dicom
 from monai_unetpp.segment.pipeline import Pipeline
 from monai_unetpp.segment.provenance import check_provenance, describe
 from monai_unetpp.transforms import SaveImageAtomicd
@@ -96,7 +97,7 @@ class DicomResults:
 
     def check_input(self, image: str) -> None:
         """Raise a ValueError for a scan that is no DICOM series."""
-        if not Path(image).is_dir():
+        if not is_dicom(image):
             raise ValueError(
                 f"{image} must be a folder with a DICOM series for --format {' or '.join(DICOM_FORMATS)}: "
                 "these refer to the images that were segmented, by UIDs that other files do not have. Name "

@@ -16,15 +16,19 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from monai_unetpp.bundle import Chosen, config_files, configure
+from monai_unetpp.data import list_volumes
 from monai_unetpp.files import PathLike
 from monai_unetpp.inferers import AveragedNetwork, EarlyExitInferer, VolumeInferer
 from monai_unetpp.levels import read_calibration
 from monai_unetpp.network import UNetPlusPlus, kernels
 from monai_unetpp.segment.provenance import provenance
+from monai_unetpp.transforms import LoadImageAndLabeld
 from monai_unetpp.weights import Record, load_network, read_record, sha256
 from monai_unetpp.weights.record import SETTINGS
 
 __all__ = ["Pipeline", "load_pipeline"]
+
+MODALITIES = ("CT", "MR", "PT")  # that metadata.json names as DICOM does
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +55,8 @@ class Pipeline:
         bundle: Name of the bundle.
         classes: Number of values of a mask, with the background.
         codes: ``segment_codes`` of its ``metadata.json``, see :mod:`monai_unetpp.dicom_out.segments`.
+        modality: Modality of the DICOM series that it segments, ``None`` for any: that of its loader, or else
+            of its ``metadata.json``.
     """
 
     preprocessing: Any
@@ -70,6 +76,16 @@ class Pipeline:
     bundle: str = ""
     classes: int = 2
     codes: Any = None
+    modality: str | None = None
+
+    def list_scans(self, source: PathLike, series: Sequence[str], quiet: bool) -> list[dict[str, str]]:
+        """List the scans to segment; arguments as of :func:`~monai_unetpp.data.list_volumes`."""
+        loader = _loader(self.preprocessing)
+        if loader is not None and loader.series is not None:
+            series = series or (loader.series,)
+        divided = loader is None or loader.phase is None
+        kind = (self.channels, self.pictures, self.modality)
+        return list_volumes(source, *kind, series=series, divided=divided, quiet=quiet)
 
 
 def load_pipeline(
@@ -159,6 +175,7 @@ def load_pipeline(
         bundle=root.resolve().name,
         classes=max(2, int(get("out_channels"))),
         codes=_metadata(root).get("segment_codes"),
+        modality=_modality(get("preprocessing"), root),
     )
 
 
@@ -233,6 +250,23 @@ def _class_names(bundle: PathLike, number: int) -> list[str]:
         return [str(channels[str(n)]) for n in range(number)]
     except (KeyError, TypeError):
         return []
+
+
+def _loader(preprocessing: Any) -> LoadImageAndLabeld | None:
+    """Return what loads a scan in a bundle of this package; other bundles have other transforms."""
+    transforms = getattr(preprocessing, "transforms", ())
+    return next((each for each in transforms if isinstance(each, LoadImageAndLabeld)), None)
+
+
+def _modality(preprocessing: Any, bundle: PathLike) -> str | None:
+    loader = _loader(preprocessing)
+    if loader is not None and loader.modality is not None:
+        return loader.modality
+    try:
+        stated = str(_metadata(bundle)["network_data_format"]["inputs"]["image"]["modality"]).upper()
+    except (KeyError, TypeError):
+        return None
+    return stated if stated in MODALITIES else None
 
 
 def _metadata(bundle: PathLike) -> dict[str, Any]:

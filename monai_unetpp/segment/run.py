@@ -21,7 +21,6 @@ from filelock import FileLock, Timeout
 from monai.data import MetaTensor, ThreadBuffer, partition_dataset
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from monai_unetpp.data import list_volumes
 from monai_unetpp.files import PathLike, result_path, short_name, stale_parts
 from monai_unetpp.inferers import EarlyExitInferer, Segmentation
 from monai_unetpp.pictures import check_sheets, draw_volume
@@ -87,6 +86,7 @@ def segment(
     formats: Sequence[str] = ("nifti",),
     seg_type: str = "binary",
     empty_frames: bool = False,
+    series: Sequence[str] = (),
     **settings: Any,
 ) -> list[Outcome]:
     """Segment scans, each into ``<name>_seg.nii.gz`` on its own grid, or into DICOM beside its series.
@@ -110,6 +110,7 @@ def segment(
             ``<name>_rtstruct.dcm``, of scans that are DICOM series.
         seg_type: Type of a DICOM SEG, ``"binary"`` or ``"labelmap"``.
         empty_frames: Whether a DICOM SEG has frames in which nothing was found.
+        series: UIDs of DICOM series, or patterns of their descriptions; default all that are volumes.
         **settings: Keys of the configuration with other values, see :func:`load_pipeline`.
 
     Returns:
@@ -119,8 +120,7 @@ def segment(
         FileNotFoundError: if there are no scans, no bundle or no weights.
         OSError: if ``output_dir`` cannot be written to.
         ModuleNotFoundError: if sheets are asked for and matplotlib is not installed, or DICOM and highdicom.
-        ValueError: if ``output_dir`` is inside of ``input_dir``, an argument does not fit the network, or a
-            format is unknown.
+        ValueError: if ``output_dir`` is inside of ``input_dir``, or an argument is unknown or does not fit.
     """
     if Path(input_dir).resolve() in (Path(output_dir).resolve(), *Path(output_dir).resolve().parents):
         raise ValueError(f"output must be outside of the folder of the scans, {input_dir}, got {output_dir}.")
@@ -136,8 +136,8 @@ def segment(
         )
     pipeline = load_pipeline(bundle, input_dir, output_dir, overlays, override_record, **settings)
     pipeline.inferer.progress = progress
-    cases = list_volumes(input_dir, pipeline.channels, pipeline.pictures)
     rank, number = share
+    cases = pipeline.list_scans(input_dir, series, quiet=rank > 0)
     if number > 1:
         cases = partition_dataset(cases, num_partitions=number, even_divisible=False)[rank]
     asked = any(kind in DICOM_FORMATS for kind in kinds)

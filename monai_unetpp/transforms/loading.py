@@ -14,7 +14,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from monai_unetpp.readers import is_picture, other_channels, volume_loader
+from monai_unetpp.readers import is_dicom, is_picture, other_channels, volume_loader
 from monai_unetpp.readers.checks import check_affine, greatest_distance
 from monai_unetpp.readers.picture import AFFINE, read_numbers
 from monai_unetpp.regions import check_regions, region_values
@@ -98,6 +98,7 @@ class LoadImageAndLabeld(MapTransform):
         self.out_channels = out_channels
         self.in_channels = in_channels
         self.label_values = label_values
+        self.series, self.phase, self.modality = series, phase, modality
         self.load = volume_loader(series, phase, modality)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -109,7 +110,7 @@ class LoadImageAndLabeld(MapTransform):
             try:
                 case[key] = self.load_label(path) if is_label else self._channels(path)
             except Exception as error:
-                if Path(path).is_dir() and str(path) in str(error):
+                if is_dicom(path):
                     raise  # of a series more can be wrong than damage
                 raise ValueError(f"{path} cannot be read, it may be damaged: {error}") from error
             case[key].meta["original_channel_dim"] = 0  # EnsureChannelFirstd has nothing left to do

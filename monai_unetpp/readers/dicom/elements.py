@@ -2,9 +2,9 @@
 """The elements of one DICOM file, up to its pixels: what is claimed must lie within the file.
 
 Each element is a tag, a kind of value (VR) and a length; a sequence holds items, which hold elements. Of
-sequences only the functional groups of an enhanced file are kept. Why this is not left to GDCM in a child
-process: by SimpleITK it shows no sequences, cannot tell a report from a damaged slice, passes over a slice
-whose pixels are claimed to be 4 GB, and the child costs seconds per series (benchmarks/faults/README.md).
+sequences only the functional groups of an enhanced file, and the records of a DICOMDIR, are kept. Why this is
+not left to GDCM in a child process: by SimpleITK it shows no sequences, cannot tell a report from a damaged
+slice, passes over one whose pixels are claimed to be 4 GB, and costs seconds (benchmarks/faults/README.md).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 
 from monai_unetpp.readers.checks import MAX_DEFLATE_RATIO
 
-__all__ = ["DicomFile", "Pixels", "looks_like_dicom", "parse"]
+__all__ = ["DamagedElementsError", "DicomFile", "Pixels", "fragments", "looks_like_dicom", "parse"]
 
 Items = Sequence[dict[int, Any]]
 
 TRANSFER_SYNTAX, PIXEL_DATA = 0x00020010, 0x7FE00010
 FLOAT_PIXELS = (0x7FE00008, 0x7FE00009)
-SHARED_GROUPS, FRAME_GROUPS = 0x52009229, 0x52009230
+SHARED_GROUPS, FRAME_GROUPS, RECORDS = 0x52009229, 0x52009230, 0x00041220
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 UNDEFINED_LENGTH = 0xFFFFFFFF
 IMPLICIT, DEFLATED, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"
@@ -33,6 +33,14 @@ LONG = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC",
 SHORT = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 MAX_DEPTH = 16  # sequences within sequences
 MAX_KEPT_BYTES = 1024  # bytes of a value that is kept
+
+
+class DamagedElementsError(ValueError):
+    """Elements that cannot be read to their end; ``values`` are those before, by tag."""
+
+    def __init__(self, message: str, values: dict[int, Any]) -> None:
+        super().__init__(message)
+        self.values = values
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,9 @@ def parse(content: Any) -> DicomFile:
         content: All bytes of a file, or a memory map of it.
 
     Raises:
-        ValueError: if an element is longer than the file, or the bytes are no elements; it names no file.
+        DamagedElementsError: if an element is longer than the file, or the bytes are no elements; it names no
+            file.
+        ValueError: if they are damaged before the first element of the data set.
     """
     at = 132 if content[128:132] == b"DICM" else 0
     meta, at = _Walker(content, "<", True).walk_group(at, 2)
@@ -97,8 +107,25 @@ def parse(content: Any) -> DicomFile:
     # what a file says of its syntax is not always so: its first element shows it
     explicit = bytes(content[at + 4 : at + 6]) in LONG | SHORT
     walker = _Walker(content, order, explicit)
-    values, _ = walker.walk(at, len(content))
+    values: dict[int, Any] = dict(meta)
+    try:
+        walker.walk(at, len(content), values=values)
+    except ValueError as error:
+        raise DamagedElementsError(str(error), values) from error
     return DicomFile(values, syntax or IMPLICIT, walker.pixels, content)
+
+
+def fragments(content: Any, start: int) -> list[tuple[int, int]]:
+    """Return offset and length of the fragments of encapsulated pixels, the first of which is a table.
+
+    Args:
+        content: All bytes of a file, or a memory map of it.
+        start: Offset of the value of its pixels.
+
+    Raises:
+        ValueError: if one is longer than the file; it names no file.
+    """
+    return _Walker(content, "<", True).fragments(start)[0]
 
 
 def _inflated(content: bytes) -> bytes:
@@ -144,7 +171,9 @@ class _Walker:
             values[tag] = bytes(self.content[start:at])
         return values, at
 
-    def walk(self, at: int, end: int, depth: int = 0, keep: bool = True) -> tuple[dict[int, Any], int]:
+    def walk(
+        self, at: int, end: int, depth: int = 0, keep: bool = True, values: dict[int, Any] | None = None
+    ) -> tuple[dict[int, Any], int]:
         """Return the elements from ``at`` on, to the pixels, the mark of an item's end, or ``end``.
 
         Args:
@@ -152,11 +181,12 @@ class _Walker:
             end: Offset beyond which none may reach.
             depth: Number of sequences around them.
             keep: Whether sequences in them are kept; they are passed over otherwise.
+            values: Dictionary to put the values into; default a new one.
 
         Returns:
             Values by tag, and the offset of what follows.
         """
-        values: dict[int, Any] = {}
+        values = {} if values is None else values
         while at < end:
             if depth == 0 and self.content[at] == 0 and not any(self.content[at : at + 8]):
                 if any(self.content[at:end]):
@@ -169,9 +199,9 @@ class _Walker:
             if tag == ITEM_END and depth > 0:
                 return values, start
             if tag == PIXEL_DATA and length == UNDEFINED_LENGTH:  # of an icon
-                at = self._after_fragments(start)
+                _, at = self.fragments(start)
                 continue
-            wanted = tag in (SHARED_GROUPS, FRAME_GROUPS) if depth == 0 else keep
+            wanted = tag in (SHARED_GROUPS, FRAME_GROUPS, RECORDS) if depth == 0 else keep
             if length == UNDEFINED_LENGTH or (wanted and self._is_sequence(kind, start, length)):
                 items, at = self._items(start, length, end, depth + 1, wanted, kind == b"UN")
                 if wanted:
@@ -244,19 +274,21 @@ class _Walker:
             if start + length > len(self.content):
                 raise ValueError("its pixels are longer than the file")
             return Pixels(start, length)
-        self._after_fragments(start)
+        self.fragments(start)
         return Pixels(start, None)
 
-    def _after_fragments(self, at: int) -> int:
-        """Return the offset of what follows encapsulated pixels."""
+    def fragments(self, at: int) -> tuple[list[tuple[int, int]], int]:
+        """Return offset and length of each fragment of encapsulated pixels, and where they end."""
+        found: list[tuple[int, int]] = []
         while True:
             if at + 8 > len(self.content):
                 raise ValueError("it is truncated: its compressed pixels have no end")
-            found, _, begin, size = self._head(at, len(self.content))
-            if found == SEQUENCE_END:
-                return begin
-            if found != ITEM:
-                raise ValueError(f"its compressed pixels hold {_name(found)} in place of a fragment")
+            tag, _, begin, size = self._head(at, len(self.content))
+            if tag == SEQUENCE_END:
+                return found, begin
+            if tag != ITEM:
+                raise ValueError(f"its compressed pixels hold {_name(tag)} in place of a fragment")
+            found.append((begin, size))
             at = begin + size
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_unetpp.readers.checks import lps_to_ras
+from monai_unetpp.readers.dicom.headers import CONTRAST
 from monai_unetpp.readers.dicom.slices import Slice
 
 __all__ = ["choose_phase", "continues", "prove_volume"]
@@ -23,7 +24,8 @@ ROUNDING_MM = 0.01  # of positions, which are stated as text
 SAME_PLACE_MM = 0.05  # slices that are nearer than that lie at one place
 MAX_LOWEST_HU = -500.0  # that a slice must be able to hold, where others can
 MAX_GAP_MM = 50.0  # between slices of one volume
-MAX_SHIFT_MM = 0.5  # of slices against each other, across the stack
+MAX_SHIFT_MM = 0.5  # of slices against each other, across the stack or the line of a tilted one
+MAX_TILT_DEGREES = 35.0  # of a gantry; scanners reach 30
 
 
 def prove_volume(
@@ -37,7 +39,7 @@ def prove_volume(
 
     Raises:
         ValueError: if they differ in size, direction, spacing or kind of values, two lie at one place, one is
-            missing, or the stack is tilted; it names the file that is odd.
+            missing, or they do not lie behind each other; it names the file that is odd.
     """
     _check_alike(folder, sections)
     row, column = np.median([s.axes for s in sections], axis=0)
@@ -48,11 +50,11 @@ def prove_volume(
     warnings = _check_heights(folder, sections, heights) if len(sections) > 1 else ()
     warnings += _cut_off(folder, sections)
     places = np.array([s.position for s in sections])
-    _check_tilt(folder, places, heights, normal)
     spacing = sections[0].spacing
     assert spacing is not None
     gap = _single_gap(sections[0])
     step = normal * gap if len(sections) == 1 else (places[-1] - places[0]) / (len(sections) - 1)
+    warnings += _check_line(folder, places, step, normal)
     matrix = np.stack([row * spacing[0], column * spacing[1], step], axis=1)
     return sections, lps_to_ras(matrix, places[0]), warnings
 
@@ -82,6 +84,15 @@ def _check_alike(folder: Path, sections: Sequence[Slice]) -> None:
             raise ValueError(
                 f"{folder} mixes slices of different {what}: {_name(sections[odd[0]])} has {got}, "
                 f"most have {wanted}."
+            )
+    for what, traits in zip(CONTRAST, zip(*(s.contrast for s in sections), strict=True), strict=True):
+        stated = Counter(value for value in traits if value is not None)
+        if len(stated) > 1:
+            most = stated.most_common(1)[0][0]
+            n = next(n for n, value in enumerate(traits) if value not in (None, most))
+            raise ValueError(
+                f"{folder} mixes slices of different {what}: {_name(sections[n])} has {traits[n]}, most have "
+                f"{most}."
             )
 
 
@@ -129,11 +140,13 @@ def continues(stack: Sequence[Slice], other: Slice) -> bool:
     if np.abs(axes - axes[0]).max() > MAX_TURN:
         return False
     normal = np.cross(*axes[0])
-    heights = np.sort(places[:-1] @ normal)
-    beyond = max(heights[0] - places[-1] @ normal, places[-1] @ normal - heights[-1])
-    across = places[-1] - places[0] - (places[-1] - places[0]) @ normal * normal
+    places = places[[*np.argsort(places[:-1] @ normal), -1]]
+    heights, height = places[:-1] @ normal, places[-1] @ normal
+    beyond = max(heights[0] - height, height - heights[-1])
+    rise = max(heights[-1] - heights[0], SAME_PLACE_MM)
+    line = places[0] + (places[-2] - places[0]) * (height - heights[0]) / rise  # tilted or not
     gap = float(np.median(np.diff(heights)))
-    return bool(SAME_PLACE_MM < beyond < 1.5 * gap and np.linalg.norm(across) < MAX_SHIFT_MM)
+    return bool(SAME_PLACE_MM < beyond < 1.5 * gap and np.linalg.norm(places[-1] - line) < MAX_SHIFT_MM)
 
 
 def choose_phase(folder: Path, sections: Sequence[Slice], phase: int) -> list[Slice]:
@@ -189,14 +202,31 @@ def _cut_off(folder: Path, sections: Sequence[Slice]) -> tuple[str, ...]:
     )
 
 
-def _check_tilt(
-    folder: Path, places: NDArray[np.float64], heights: NDArray[np.float64], normal: NDArray[np.float64]
-) -> None:
-    aside = np.linalg.norm(places - places[0] - np.outer(heights - heights[0], normal), axis=1).max()
-    if aside > MAX_SHIFT_MM:
+def _check_line(
+    folder: Path, places: NDArray[np.float64], step: NDArray[np.float64], normal: NDArray[np.float64]
+) -> tuple[str, ...]:
+    """Raise if sections are shifted against each other; return a warning if they are so evenly, by a tilt."""
+    line = places[0] + np.arange(len(places))[:, None] * step
+    uneven = np.linalg.norm((places - line) - np.outer((places - line) @ normal, normal), axis=1).max()
+    if uneven > MAX_SHIFT_MM:
         raise ValueError(
-            f"{folder} was scanned with a tilted gantry: slices are shifted by up to {aside:.1f} mm."
+            f"{folder} must have slices that lie behind each other: they are shifted by up to {uneven:.1f} "
+            "mm, and not evenly, as a tilted gantry would."
         )
+    whole = (len(places) - 1) * step
+    aside = float(np.linalg.norm(whole - whole @ normal * normal))
+    if aside <= MAX_SHIFT_MM:
+        return ()
+    degrees = np.degrees(np.arctan2(aside, abs(whole @ normal)))
+    if degrees > MAX_TILT_DEGREES:
+        raise ValueError(
+            f"{folder} must be tilted by at most {MAX_TILT_DEGREES:g} degrees, got {degrees:.1f}: its slices "
+            f"are shifted by {aside:.1f} mm."
+        )
+    return (
+        f"{folder} was scanned with a gantry tilted by {degrees:.1f} degrees: its mask lies on the same "
+        "sheared grid, which programs that know right angles alone, such as ITK, do not read from NIfTI.",
+    )
 
 
 def _single_gap(section: Slice) -> float:
