@@ -63,7 +63,7 @@ def split_listed(
     return sides[0], sides[1]
 
 
-class UnetplusplusAlgo(BundleAlgo):  # type: ignore[misc]
+class UnetplusplusAlgo(BundleAlgo):
     """UNet++ for Auto3DSeg, with MONAI's interface.
 
     The input of Auto3DSeg may have a key ``unetplusplus``: ``hours`` (of the training of a fold), ``memory``,
