@@ -68,6 +68,19 @@ class View:
         turned: Array = orientations.apply_orientation(np.asarray(volume), self._turn)
         return turned
 
+    def turn_box(self, box: Sequence[slice], shape: Sequence[int]) -> tuple[slice, ...]:
+        """Return a box of a volume of a shape as that of the reoriented volume."""
+        turned = [slice(0)] * 3
+        for (axis, way), side, size in zip(self._turn, box, shape, strict=True):
+            back = slice(size - side.stop, size - side.start)
+            turned[int(axis)] = side if way > 0 else back
+        return tuple(turned)
+
+    def number_in_file(self, n: int, count: int) -> int:
+        """Return the number of slice ``n`` of ``count`` in the order of the file, from 1 on."""
+        way = next(way for axis, way in self._turn if int(axis) == self.across)
+        return n + 1 if way > 0 else count - n
+
     def plane(self, turned: Array, n: int) -> Array:
         """Return slice ``n`` of a reoriented volume, (rows, columns)."""
         return np.take(turned, n, axis=self.across).T
@@ -93,17 +106,18 @@ def largest_slices(areas: Array) -> dict[int, int]:
     return {c: int(areas[:, c].argmax()) for c in range(1, areas.shape[1]) if areas[:, c].any()}
 
 
-def choose_slices(areas: Array, count: int) -> list[int]:
+def choose_slices(areas: Array, count: int, wanted: Iterable[int] = ()) -> list[int]:
     """Return slices, evenly through the labelled ones, among them the largest of each class.
 
     Args:
         areas: Voxels of each class in each slice, (slices, K).
-        count: Maximum number of slices; it is exceeded if there are more classes.
+        count: Maximum number of slices; it is exceeded if there are more classes, or more are wanted.
+        wanted: Further slices to be among them.
     """
     inside = np.flatnonzero(areas[:, 1:].any(axis=1))
     inside = inside if len(inside) else np.arange(len(areas))
     chosen = {int(n) for n in inside[np.linspace(0, len(inside) - 1, count).round().astype(int)]}
-    largest = set(largest_slices(areas).values())
+    largest = {*largest_slices(areas).values(), *wanted}
     for n in sorted(largest - chosen):
         free = chosen - largest
         if free and len(chosen) >= count:

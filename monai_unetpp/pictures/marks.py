@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers beside what was found: in which slice each is drawn, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from monai_unetpp.pictures.view import Array, View
+
+__all__ = ["MAX_SLICES", "Mark", "PlacedMark", "place_marks"]
+
+MAX_SLICES = 24  # that are drawn for the sake of marks
+
+
+class Mark(NamedTuple):
+    """Something to be numbered.
+
+    Args:
+        text: Its number.
+        box: Bounding box, voxels of the file.
+        values: Values of the label map in it.
+    """
+
+    text: str
+    box: Sequence[slice]
+    values: Sequence[int]
+
+
+class PlacedMark(NamedTuple):
+    """A mark in a slice.
+
+    Args:
+        text: Its number.
+        slice: Number of the slice.
+        box: Rows and columns of what is marked.
+    """
+
+    text: str
+    slice: int
+    box: tuple[slice, slice]
+
+
+def place_marks(
+    marks: Iterable[Mark], labels: Array, view: View, shape: Sequence[int]
+) -> tuple[list[PlacedMark], int]:
+    """Return marks, each in the slice in which most of it lies, and how many had no room.
+
+    Args:
+        marks: Marks, the most important first.
+        labels: Label map, reoriented.
+        view: Orientation.
+        shape: Shape of the label map before.
+    """
+    placed: list[PlacedMark] = []
+    left_out = 0
+    for mark in marks:
+        box = view.turn_box(mark.box, shape)
+        inside = np.isin(labels[box], list(mark.values))
+        profile = view.profile(inside)
+        n = int(profile.argmax())
+        here = box[view.across].start + n
+        slices = {each.slice for each in placed}
+        if here not in slices and len(slices) >= MAX_SLICES:
+            left_out += 1
+            continue
+        plane = view.plane(inside, n)
+        first = [box[axis].start for axis in range(3) if axis != view.across][::-1]
+        ends = [np.flatnonzero(plane.any(axis=axis)) for axis in (1, 0)]
+        rows, columns = (
+            slice(int(start + of[0]), int(start + of[-1]) + 1) for start, of in zip(first, ends, strict=True)
+        )
+        placed.append(PlacedMark(mark.text, here, (rows, columns)))
+    return placed, left_out
