@@ -13,7 +13,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import ConvexHull
+from scipy.spatial import ConvexHull  # type: ignore[import-untyped]
 
 __all__ = ["AxialSlices", "Diameters", "axial_diameters"]
 

@@ -133,7 +133,8 @@ def find(
             f"image and probability must have the shape of labels, {labels.shape}, got {image.shape} and "
             f"{probability.shape[1:]}."
         )
-    slices, kept, dropping = AxialSlices(affine), [], True
+    kept: list[_Component] = []
+    slices, dropping = AxialSlices(affine), True
     while dropping:  # what is dropped of a region may divide another: they are looked at once more
         dropping, kept = False, []
         for n, (name, values) in enumerate(classes.items()):

@@ -80,12 +80,12 @@ class PlansInferer(VolumeInferer):
             outside = float(name == "probability" and probability == 0 and self.order is None)
             size = (*values.shape[:-3], *_file_size(volume))
             results[name] = torch.full(size, outside, dtype=values.dtype)
-            results[name][(..., *box)] = values
+            results[name][(slice(None),) * (values.dim() - 3) + box] = values
         if self.largest_component:
             keep_largest_component(results["labels"])
         affine = _file_affine(volume)
         maps = {name: on_file(values, volume, affine) for name, values in results.items()}
-        return Segmentation(**maps)
+        return Segmentation(maps["labels"], maps.get("probability"), confidence=maps.get("confidence"))
 
     def _logits_on_file(
         self, image: MetaTensor, network: Callable[..., Any]

@@ -34,12 +34,12 @@ class PlacedMark(NamedTuple):
 
     Args:
         text: Its number.
-        slice: Number of the slice.
+        plane: Number of the slice.
         box: Rows and columns of what is marked.
     """
 
     text: str
-    slice: int
+    plane: int
     box: tuple[slice, slice]
 
 
@@ -62,8 +62,8 @@ def place_marks(
         profile = view.profile(inside)
         n = int(profile.argmax())
         here = box[view.across].start + n
-        slices = {each.slice for each in placed}
-        if here not in slices and len(slices) >= MAX_SLICES:
+        planes = {each.plane for each in placed}
+        if here not in planes and len(planes) >= MAX_SLICES:
             left_out += 1
             continue
         plane = view.plane(inside, n)

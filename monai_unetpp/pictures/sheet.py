@@ -90,13 +90,13 @@ def volume_figure(
     turned, label_map = view.turn(image[0]), view.turn(labels)
     areas = view.areas(label_map)
     placed, left_out = place_marks(marks, label_map, view, tuple(image.shape[1:]))
-    chosen = choose_slices(areas, count, {each.slice for each in placed})
+    chosen = choose_slices(areas, count, {each.plane for each in placed})
     pairs = [(view.plane(turned, n), view.plane(label_map, n)) for n in chosen]
     shown = display_window(torch.as_tensor(image[0]), pairs, view.pixel, window)
     picture = is_picture(image_path)
     numbers = [view.number_in_file(n, len(areas)) for n in chosen]
     captions = [f"{n} / {len(areas)}" if not picture else "" for n in numbers]
-    here = [[each for each in placed if each.slice == n] for n in chosen]
+    here = [[each for each in placed if each.plane == n] for n in chosen]
     panels = Panels(pairs, captions, shown, view, picture, marks=here)
     size = " x ".join(f"{mm:.3g}" for mm in view.spacing)
     grid = " x ".join(str(n) for n in image.shape[1:3])

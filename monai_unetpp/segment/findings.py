@@ -99,9 +99,9 @@ class FindingResults:
     ) -> None:
         """Write the two tables of a scan."""
         slices = AxialSlices(labels.affine.cpu().numpy())
-        places = (paths[kind] for kind in FINDING_KINDS)
+        table, document = (paths[kind] for kind in FINDING_KINDS)
         made_by, shape = describe(self.pipeline.made_by), labels.shape
-        write_findings(*places, image, findings, self.classes, slices, shape, self.limits, made_by)
+        write_findings(table, document, image, findings, self.classes, slices, shape, self.limits, made_by)
 
     def _with_instances(
         self, findings: Sequence[Finding], folder: Path, sections: Sequence[Sequence[Any]], affine: Any

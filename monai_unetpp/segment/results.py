@@ -96,6 +96,11 @@ class Results:
         for path in (*paths.values(), side_file(paths["seg"])):
             self.clear(path)
 
+    def clear(self, path: Path) -> None:
+        """Remove stale parts of a file; its lock must be held."""
+        for part in self.stale.get(path.with_name(short_name(path.name)), ()):
+            shutil.rmtree(part, ignore_errors=True)
+
     def write(
         self, image: str, scan: Mapping[str, Any], found: Segmentation
     ) -> tuple[MetaTensor, list[Finding]]:
@@ -171,11 +176,6 @@ class Results:
         marks = [Mark(str(each.finding), each.box, each.values) for each in findings if each.box is not None]
         about = {"names": pipeline.names, "note": pipeline.note, "marks": marks, "volume": volume}
         draw_volume(path, image, labels, pipeline.window, **about)
-
-    def clear(self, path: Path) -> None:
-        """Remove stale parts of a file; its lock must be held."""
-        for part in self.stale.get(path.with_name(short_name(path.name)), ()):
-            shutil.rmtree(part, ignore_errors=True)
 
 
 def read_ranking(path: Path) -> dict[str, float]:
