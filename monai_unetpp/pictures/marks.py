@@ -43,10 +43,8 @@ class PlacedMark(NamedTuple):
     box: tuple[slice, slice]
 
 
-def place_marks(
-    marks: Iterable[Mark], labels: Array, view: View, shape: Sequence[int]
-) -> tuple[list[PlacedMark], int]:
-    """Return marks, each in the slice in which most of it lies, and how many had no room.
+def place_marks(marks: Iterable[Mark], labels: Array, view: View, shape: Sequence[int]) -> list[PlacedMark]:
+    """Return marks, each in the slice in which most of it lies, the first ones that have room.
 
     Args:
         marks: Marks, the most important first.
@@ -55,7 +53,6 @@ def place_marks(
         shape: Shape of the label map before.
     """
     placed: list[PlacedMark] = []
-    left_out = 0
     for mark in marks:
         box = view.turn_box(mark.box, shape)
         inside = np.isin(labels[box], list(mark.values))
@@ -64,8 +61,7 @@ def place_marks(
         here = box[view.across].start + n
         planes = {each.plane for each in placed}
         if here not in planes and len(planes) >= MAX_SLICES:
-            left_out += 1
-            continue
+            break
         plane = view.plane(inside, n)
         first = [box[axis].start for axis in range(3) if axis != view.across][::-1]
         ends = [np.flatnonzero(plane.any(axis=axis)) for axis in (1, 0)]
@@ -73,4 +69,4 @@ def place_marks(
             slice(int(start + of[0]), int(start + of[-1]) + 1) for start, of in zip(first, ends, strict=True)
         )
         placed.append(PlacedMark(mark.text, here, (rows, columns)))
-    return placed, left_out
+    return placed

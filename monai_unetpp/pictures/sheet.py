@@ -89,7 +89,7 @@ def volume_figure(
     view = View(image.affine, image.pixdim.tolist())
     turned, label_map = view.turn(image[0]), view.turn(labels)
     areas = view.areas(label_map)
-    placed, left_out = place_marks(marks, label_map, view, tuple(image.shape[1:]))
+    placed = place_marks(marks, label_map, view, tuple(image.shape[1:]))
     chosen = choose_slices(areas, count, {each.plane for each in placed})
     pairs = [(view.plane(turned, n), view.plane(label_map, n)) for n in chosen]
     shown = display_window(torch.as_tensor(image[0]), pairs, view.pixel, window)
@@ -102,8 +102,8 @@ def volume_figure(
     grid = " x ".join(str(n) for n in image.shape[1:3])
     shape = f"{grid} pixels" if picture else f"{view.plane_name}, voxels of {size} mm"
     lines = [note, shape, f"window: {shown.text}"]
-    if left_out:
-        lines.append(f"numbered: {len(placed)} of {len(marks)} findings")
+    if len(placed) < len(marks):
+        lines.append(f"numbered: findings {marks[0].text} to {placed[-1].text} of {len(marks)}")
     millilitres = areas.sum(0) * abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000
     page = Page(*panels.size, Path(image_path).name, lines, _legend(millilitres, names, picture))
     panels.draw(page)

@@ -98,7 +98,7 @@ def _header(document: Mapping[str, Any], entries: Sequence[Entry], shown: Sequen
     seconds = sorted(entry["seconds"] for entry in entries if entry["seconds"] is not None)
     if seconds:
         middle = seconds[len(seconds) // 2]
-        tiles.append((time_text(middle), "to segment a scan, the median"))
+        tiles.append((_duration(middle), "to segment a scan, the median"))
     tiles.append((run["level"], f"in {run['precision']}, on {run['device']}"))
     items = [element("li", element("b", value), element("span", text)) for value, text in tiles]
     links = [element("a", SECTIONS[name], href=f"#{name}") for name in shown]
@@ -161,7 +161,7 @@ def _scans(entries: Sequence[Entry], numbers: Mapping[str, int]) -> list[Html]:
         row = [
             _link(entry, numbers) if entry["state"] not in UNFINISHED else Path(entry["scan"]).name,
             STATES[entry["state"]][0],
-            NOTHING if seconds is None else time_text(seconds),
+            NOTHING if seconds is None else _duration(seconds),
             *([NOTHING if found is None else str(len(found))] if measured else []),
             *(NOTHING if volumes is None else f"{volumes.get(name, 0):.4g}" for name in classes),
             *(NOTHING if windows is None else f"{windows.get(level, 0):,}" for level in exits),
@@ -260,6 +260,12 @@ def _picture(path: Path) -> str:
 
 def _link(entry: Entry, numbers: Mapping[str, int]) -> Html:
     return element("a", Path(entry["scan"]).name, href=f"#scan-{numbers[entry['scan']]}")
+
+
+def _duration(seconds: float) -> str:
+    """Return seconds as one reads them, also where they are minutes."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}{SPACE}min{SPACE}{rest}{SPACE}s" if minutes else time_text(seconds)
 
 
 def _count(number: int, what: str) -> str:

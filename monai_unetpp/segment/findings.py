@@ -77,7 +77,7 @@ class FindingResults:
             volume: The scan as it was read, (C, X, Y, Z), of which the first channel is measured.
             scan: The loaded scan, whose meta names the slices of a series.
         """
-        values = np.array(labels.as_tensor().cpu(), dtype=np.uint8)  # a copy, which is changed
+        values = labels.as_tensor().cpu().numpy().astype(np.uint8)  # a copy, which is changed
         affine = labels.affine.cpu().double().numpy()
         found = find(
             values,
