@@ -159,6 +159,9 @@ def test_every_finding_is_numbered_on_the_sheet(scan, out, weights, monkeypatch)
     numbers = {str(each.finding) for each in outcome.findings}
     assert len(numbers) > 1
     assert numbers <= {text.strip() for text in texts}
+    shown = [{text.get_text().strip() for text in axes.texts} for axes in drawn[0].axes]
+    for each in outcome.findings:  # in the slice that the table names
+        assert any({str(each.finding), f"{each.slice} / 28"} <= texts_of for texts_of in shown)
     slices = {int(text.split(" / ")[0]) for text in texts if " / " in text}
     assert {text.split(" / ")[1] for text in texts if " / " in text} == {
         "28"

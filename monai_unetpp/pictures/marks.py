@@ -22,11 +22,13 @@ class Mark(NamedTuple):
         text: Its number.
         box: Bounding box, voxels of the file.
         values: Values of the label map in it.
+        plane: Axis of the file and index along it of a slice in which to show it, if slices are cut there.
     """
 
     text: str
     box: Sequence[slice]
     values: Sequence[int]
+    plane: tuple[int, int]
 
 
 class PlacedMark(NamedTuple):
@@ -44,7 +46,7 @@ class PlacedMark(NamedTuple):
 
 
 def place_marks(marks: Iterable[Mark], labels: Array, view: View, shape: Sequence[int]) -> list[PlacedMark]:
-    """Return marks, each in the slice in which most of it lies, the first ones that have room.
+    """Return the first marks that have room, each in its slice, or in the one in which most of it lies.
 
     Args:
         marks: Marks, the most important first.
@@ -56,9 +58,12 @@ def place_marks(marks: Iterable[Mark], labels: Array, view: View, shape: Sequenc
     for mark in marks:
         box = view.turn_box(mark.box, shape)
         inside = np.isin(labels[box], list(mark.values))
-        profile = view.profile(inside)
-        n = int(profile.argmax())
-        here = box[view.across].start + n
+        axis, here = mark.plane
+        if axis == view.axis_in_file:
+            here = view.number_in_file(here, shape[axis]) - 1  # which is its own inverse
+        else:
+            here = box[view.across].start + int(view.profile(inside).argmax())
+        n = here - box[view.across].start
         planes = {each.plane for each in placed}
         if here not in planes and len(planes) >= MAX_SLICES:
             break

@@ -73,8 +73,8 @@ def volume_figure(
         count: Maximum number of slices; it is exceeded if there are more classes, or more marks.
         names: Names of the classes, with the background's; "" for a value that is no class.
         note: Text below the name of the volume, such as the name of the bundle.
-        marks: What is numbered, the most important first, each in the slice in which most of it lies; up to
-            24 slices are drawn for them.
+        marks: What is numbered, the most important first, each in its slice; up to 24 slices are drawn for
+            them.
         volume: The volume, (C, *spatial), if it was read already.
 
     Raises:

@@ -42,6 +42,7 @@ class View:
 
     Attributes:
         across: Axis of the reoriented volume across which slices are cut.
+        axis_in_file: The same axis of the volume as it is in its file.
         spacing: Voxel size of the reoriented volume, mm.
         pixel: Height and width of a pixel of a slice, mm.
         aspect: Height of a pixel over its width.
@@ -57,6 +58,7 @@ class View:
             turned[int(axis)] = round(float(size), 3)
         self.spacing = (turned[0], turned[1], turned[2])
         self.across = max(range(3), key=lambda axis: (turned[axis], axis))
+        self.axis_in_file = next(n for n, axis in enumerate(self._turn[:, 0]) if int(axis) == self.across)
         width, height = (size for axis, size in enumerate(turned) if axis != self.across)
         self.pixel = (height, width)
         self.aspect = height / width
@@ -78,8 +80,7 @@ class View:
 
     def number_in_file(self, n: int, count: int) -> int:
         """Return the number of slice ``n`` of ``count`` in the order of the file, from 1 on."""
-        way = next(way for axis, way in self._turn if int(axis) == self.across)
-        return n + 1 if way > 0 else count - n
+        return n + 1 if self._turn[self.axis_in_file, 1] > 0 else count - n
 
     def plane(self, turned: Array, n: int) -> Array:
         """Return slice ``n`` of a reoriented volume, (rows, columns)."""

@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from monai_unetpp.files import result_path, short_name, write_csv
-from monai_unetpp.findings import TABLE, Finding, gather, read_findings
+from monai_unetpp.findings import TABLE, AxialSlices, Finding, gather, read_findings
 from monai_unetpp.inferers import Segmentation
 from monai_unetpp.pictures import Mark, draw_volume
 from monai_unetpp.readers import volume_loader
@@ -173,7 +173,12 @@ class Results:
         self, path: Path, image: str, labels: MetaTensor, findings: Sequence[Finding], volume: Any
     ) -> None:
         pipeline = self.pipeline
-        marks = [Mark(str(each.finding), each.box, each.values) for each in findings if each.box is not None]
+        axis = AxialSlices(labels.affine.cpu().numpy()).axis
+        marks = [
+            Mark(str(each.finding), each.box, each.values, (axis, each.slice - 1))
+            for each in findings
+            if each.box is not None
+        ]
         about = {"names": pipeline.names, "note": pipeline.note, "marks": marks, "volume": volume}
         draw_volume(path, image, labels, pipeline.window, **about)
 
