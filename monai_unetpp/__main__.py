@@ -24,7 +24,10 @@ from monai_unetpp.errors import quiet_libraries
 Run = Callable[[argparse.Namespace], object]
 Declare = Callable[[argparse.ArgumentParser], Run]
 
-FLAGS = ("probability", "uncertainty", "sheets", "overwrite", "mirror")  # of segment
+FLAGS = (  # of segment
+    *("probability", "uncertainty", "sheets", "findings", "min_volume", "min_diameter", "min_confidence"),
+    *("report", "overwrite", "mirror"),
+)
 COMMANDS: dict[str, Declare] = {}
 SHARED: dict[str, dict[str, Any]] = {  # options of several commands
     "--checkpoint": {"type": Path, "help": "file of weights, or a training checkpoint"},
@@ -345,6 +348,15 @@ def segment(parser: argparse.ArgumentParser) -> Run:
     maps = "write the disagreement of the heads as well, and rank the scans by expected error"
     parser.add_argument("--uncertainty", action="store_true", help=maps)
     parser.add_argument("--sheets", action="store_true", help="draw slices with outlines as well")
+    table = "measure each connected component as well, in <name>_findings.csv and for all in findings.csv"
+    parser.add_argument("--findings", action="store_true", help=table)
+    smaller = "drop smaller components from mask and tables, such as"
+    parser.add_argument("--min-volume", metavar="VOLUME", help=f"{smaller} 30mm3 or 0.03ml")
+    parser.add_argument("--min-diameter", metavar="LENGTH", help=f"{smaller} 4mm, by their long axis")
+    less = "drop components of a smaller mean probability likewise, such as 0.7"
+    parser.add_argument("--min-confidence", metavar="PROBABILITY", help=less)
+    page = "write report.html and report.json: what became of each scan, why, settings, findings, sheets"
+    parser.add_argument("--report", action="store_true", help=page)
     formats = "nifti, and of a DICOM series dicom-seg, dicom-rtstruct; several may be given"
     parser.add_argument("--format", nargs="+", default=["nifti"], help=f"{formats} (nifti)")
     kinds = "of dicom-seg: binary, one bit per pixel and segment, or labelmap"

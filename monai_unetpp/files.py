@@ -209,10 +209,22 @@ def result_path(
     return Path(output_dir) / place / f"{name}_{kind}{suffix}"
 
 
-def write_csv(path: PathLike, rows: Sequence[Mapping[str, Any]], overwrite: bool = True) -> None:
-    """Write a CSV file from at least one row, all with equal keys; arguments as in :func:`atomic_write`."""
+def write_csv(
+    path: PathLike,
+    rows: Sequence[Mapping[str, Any]],
+    overwrite: bool = True,
+    columns: Sequence[str] | None = None,
+) -> None:
+    """Write a CSV file from rows with equal keys.
+
+    Args:
+        path: Path of the file.
+        rows: Rows, one at least unless ``columns`` are given.
+        overwrite: Whether an existing file may be replaced, see :func:`atomic_write`.
+        columns: Keys in their order; by default those of the first row.
+    """
     with atomic_write(path, overwrite) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(file, fieldnames=list(rows[0] if columns is None else columns))
         writer.writeheader()
         writer.writerows(rows)
 

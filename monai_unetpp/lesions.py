@@ -21,7 +21,16 @@ from numpy.typing import NDArray
 from scipy import ndimage  # type: ignore[import-untyped]
 from torch import Tensor
 
-__all__ = ["SIZES", "CaseLesions", "Lesion", "froc", "lesion_labels", "score_lesions", "summarise_lesions"]
+__all__ = [
+    "SIZES",
+    "CaseLesions",
+    "Lesion",
+    "froc",
+    "label_components",
+    "lesion_labels",
+    "score_lesions",
+    "summarise_lesions",
+]
 
 SIZES: Mapping[str, tuple[float, float]] = {"< 6 mm": (0, 6), "6-10 mm": (6, 10), "> 10 mm": (10, math.inf)}
 FALSE_POSITIVES_PER_CASE = (0.125, 0.25, 0.5, 1, 2, 4, 8)  # as in the LUNA16 challenge
@@ -120,8 +129,8 @@ def score_lesions(
     """
     if pred.shape != label.shape:
         raise ValueError(f"pred must have the shape of label, {list(label.shape)}, got {list(pred.shape)}.")
-    references, count = _components(label)
-    predictions, candidates = _components(pred)
+    references, count = label_components(label)
+    predictions, candidates = label_components(pred)
     lesions = []
     for n in range(1, count + 1):
         reference = references == n
@@ -180,7 +189,11 @@ def froc(cases: Sequence[CaseLesions]) -> list[dict[str, float]]:
     return [*rows, {"false positives per case": math.nan, "sensitivity": mean}]
 
 
-def _components(mask: Any) -> tuple[NDArray[np.int32], int]:
+def label_components(mask: Any) -> tuple[NDArray[np.int32], int]:
+    """Return the components of a mask (*spatial) by number, from 1 on, and how many they are.
+
+    Voxels that share a face, an edge or a corner belong together.
+    """
     array = np.asarray(torch.as_tensor(mask).cpu()) > 0
     labelled, count = ndimage.label(array, structure=np.ones((3,) * array.ndim))
     return labelled, int(count)
@@ -222,7 +235,7 @@ def _probabilities(
     if probability is None:
         return None
     values = np.asarray(torch.as_tensor(probability).cpu())
-    candidates, count = _components(values > CANDIDATE_PROBABILITY)
+    candidates, count = label_components(values > CANDIDATE_PROBABILITY)
     heights = ndimage.maximum(values, candidates, range(1, count + 1)) if count else []
     true, false = [0.0] * int(references.max()), []
     for n, height in enumerate(heights, start=1):

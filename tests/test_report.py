@@ -158,7 +158,8 @@ def check_page(path):
     assert not {*page.tags} & {"script", "iframe", "object", "embed", "link", "base", "form"}
     assert "http" not in page.source
     assert "@import" not in page.source
-    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+    images = ("#", "data:image/png;base64,", "data:image/jpeg;base64,")
+    assert all(link.startswith(images) for link in page.links)
     assert {link[1:] for link in page.links if link[0] == "#"} <= {*page.ids}
     assert len({*page.ids}) == len(page.ids)
     return page

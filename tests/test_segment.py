@@ -136,7 +136,7 @@ def test_more_is_written_on_request(balls, out, deep):
 @pytest.mark.parametrize("window", [None, [-160, 240]])
 def test_sheet_is_told_the_classes_the_bundle_and_the_level(balls, out, deep, monkeypatch, window):
     told = []
-    place = "monai_unetpp.segment.run.draw_volume"
+    place = "monai_unetpp.segment.results.draw_volume"
     monkeypatch.setattr(place, lambda *given, **about: told.append((given[3], about)))
     source, settings = balls / "imagesTr" / "RAS.nii.gz", {"sheets": True, "channels": DEEP, "level": 1}
     [outcome] = segment_here(source, out, deep, **settings, **({"sheet_window": window} if window else {}))

@@ -41,12 +41,15 @@ class Segmentation(NamedTuple):
         uncertainty: Disagreement of the heads, float32; see :func:`~monai_unetpp.inferers.disagreement`.
         case_uncertainty: Expected 1 - Dice if the deepest head's probabilities are correct, the mean over the
             labelled classes; without one, the largest foreground probability. Review first where it is high.
+        confidence: Probability of the label of each voxel, float16, to three digits; of regions that of each
+            one, (1, R, *spatial).
     """
 
     labels: MetaTensor
     probability: MetaTensor | None = None
     uncertainty: MetaTensor | None = None
     case_uncertainty: float | None = None
+    confidence: MetaTensor | None = None
 
 
 class VolumeInferer(Inferer):
@@ -106,6 +109,7 @@ class VolumeInferer(Inferer):
         network: Callable[..., Any],
         probability: int | None = None,
         uncertainty: bool = False,
+        confidence: bool = False,
     ) -> Segmentation:
         """Segment a volume.
 
@@ -116,6 +120,8 @@ class VolumeInferer(Inferer):
             probability: Class whose probability is returned as well; a region by its number, from 1 on.
             uncertainty: Whether the disagreement of the heads is returned as well, for a network with
                 several heads.
+            confidence: Whether the probability of the labels is returned as well; it takes two bytes per
+                voxel, and per region.
 
         Raises:
             ValueError: if there are several volumes, ``meta`` lacks the grid of the file, the network has no
@@ -123,10 +129,15 @@ class VolumeInferer(Inferer):
                 head.
         """
         with _at_level(network, self.level):
-            return self._segment(image, network, probability, uncertainty)
+            return self._segment(image, network, probability, uncertainty, confidence)
 
     def _segment(
-        self, image: Tensor, network: Callable[..., Any], probability: int | None, uncertainty: bool
+        self,
+        image: Tensor,
+        network: Callable[..., Any],
+        probability: int | None,
+        uncertainty: bool,
+        confidence: bool,
     ) -> Segmentation:
         classes: int | None = None
         if uncertainty:
@@ -148,10 +159,10 @@ class VolumeInferer(Inferer):
         sigmoid = self.order is not None
         error = ExpectedError(classes, sigmoid) if classes is not None else None
         for part in grid.resample(_maps(slab, classes, error, sigmoid)[0] for slab in logits):
-            for name, values in results_of(part, classes, probability, self.order).items():
+            for name, values in results_of(part, classes, probability, self.order, confidence).items():
                 if name not in results:
-                    results[name] = torch.zeros(size, dtype=values.dtype)
-                results[name].index_copy_(part.axis, part.numbers, values.cpu())
+                    results[name] = torch.zeros(*values.shape[:-3], *size, dtype=values.dtype)
+                results[name].index_copy_(part.axis - 3, part.numbers, values.cpu())
         if self.largest_component:
             keep_largest_component(results["labels"])
         return Segmentation(
@@ -203,7 +214,11 @@ def _maps(logits: Tensor, classes: int | None, error: ExpectedError | None, sigm
 
 
 def results_of(
-    part: Planes, classes: int | None, probability: int | None, order: Sequence[int] | None
+    part: Planes,
+    classes: int | None,
+    probability: int | None,
+    order: Sequence[int] | None,
+    confidence: bool = False,
 ) -> dict[str, Tensor]:
     """Return labels, and other maps if asked for, of some planes; unseen voxels are background."""
     p = part.maps[:classes]
@@ -213,6 +228,9 @@ def results_of(
     else:
         labels = write_regions(p, order)
     results = {"labels": labels.masked_fill_(unseen, 0)}
+    if confidence:
+        of_label = p if order is not None else p.amax(dim=0)
+        results["confidence"] = of_label.masked_fill(unseen, 0.0).half()
     if probability is not None and order is not None:
         if not 1 <= probability <= len(p):
             raise ValueError(
@@ -249,8 +267,8 @@ def checked_volume(image: Tensor) -> MetaTensor:
 
 
 def on_file(values: Tensor, image: MetaTensor, affine: Tensor) -> MetaTensor:
-    """Return a result as (1, 1, *spatial) with the meta of the image, on the grid of its file."""
+    """Return a result as (1, C, *spatial) with the meta of the image, on the grid of its file."""
     meta = {**image.meta, "affine": affine.expand_as(image.affine)}
-    result = MetaTensor(values[None, None], meta=meta)
+    result = MetaTensor(values.reshape(1, -1, *values.shape[-3:]), meta=meta)
     result.is_batch = image.is_batch
     return result

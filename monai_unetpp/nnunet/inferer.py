@@ -62,7 +62,12 @@ class PlansInferer(VolumeInferer):
         self.resampling: tuple[int, int, bool | None, float] = (order, order_z, separate, threshold)
 
     def _segment(
-        self, image: Tensor, network: Callable[..., Any], probability: int | None, uncertainty: bool
+        self,
+        image: Tensor,
+        network: Callable[..., Any],
+        probability: int | None,
+        uncertainty: bool,
+        confidence: bool,
     ) -> Segmentation:
         if uncertainty:
             raise ValueError("uncertainty must be left out: it is not computed with nnU-Net's windows.")
@@ -71,15 +76,16 @@ class PlansInferer(VolumeInferer):
         p = probabilities(logits[None].float(), self.order is not None)[0]
         part = Planes(2, torch.empty(0), p, torch.zeros(p.shape[1:], dtype=torch.bool))
         results: dict[str, Tensor] = {}
-        for name, values in results_of(part, None, probability, self.order).items():
+        for name, values in results_of(part, None, probability, self.order, confidence).items():
             outside = float(name == "probability" and probability == 0 and self.order is None)
-            results[name] = torch.full(_file_size(volume), outside, dtype=values.dtype)
-            results[name][box] = values
+            size = (*values.shape[:-3], *_file_size(volume))
+            results[name] = torch.full(size, outside, dtype=values.dtype)
+            results[name][(slice(None),) * (values.dim() - 3) + box] = values
         if self.largest_component:
             keep_largest_component(results["labels"])
         affine = _file_affine(volume)
         maps = {name: on_file(values, volume, affine) for name, values in results.items()}
-        return Segmentation(maps["labels"], maps.get("probability"))
+        return Segmentation(maps["labels"], maps.get("probability"), confidence=maps.get("confidence"))
 
     def _logits_on_file(
         self, image: MetaTensor, network: Callable[..., Any]

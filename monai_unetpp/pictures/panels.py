@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from monai_unetpp.pictures.marks import PlacedMark
 from monai_unetpp.pictures.page import Page
 from monai_unetpp.pictures.view import Array, View, class_colour, draw_plane
 from monai_unetpp.pictures.window import DisplayWindow
@@ -22,6 +23,7 @@ MAX_BAR = 0.3  # of the width of a panel
 SMALL = 0.1  # of the width of a panel: smaller findings are magnified in a corner
 INSET, ZOOM = 0.4, 3.0  # side of that corner, over the panel's width; what it shows, over the finding's size
 MIN_INSET_PIXELS = 12
+MARK_EDGE = 0.92  # of the width and height of a panel: numbers stay inside
 MIN_SHARE = 0.02  # of a row or column of pixels that is not background, for it to be drawn
 
 Area = tuple[tuple[float, float], tuple[float, float]]  # of rows and of columns: edges of what is drawn
@@ -39,6 +41,7 @@ class Panels:
         outlines: Colour -> mask or label map (rows, columns) for each slice; by default the classes of the
             label map, each in its colour.
         panel_width: Width of a panel, inches; by default that of a sheet.
+        marks: What is numbered in each slice; by default nothing.
     """
 
     def __init__(
@@ -50,7 +53,9 @@ class Panels:
         picture: bool = False,
         outlines: Sequence[Mapping[str, Array]] | None = None,
         panel_width: float | None = None,
+        marks: Sequence[Sequence[PlacedMark]] | None = None,
     ) -> None:
+        self.marks = marks or [()] * len(pairs)
         self.picture, self.outlines = picture, outlines
         self.pairs, self.captions, self.window, self.view = pairs, captions, window, view
         self.area = drawn_area(pairs, window.background)
@@ -103,9 +108,18 @@ class Panels:
             )
         ]
         axes.set(ylim=limits[0], xlim=limits[1], aspect="auto")
+        for mark in self.marks[n]:
+            self._draw_mark(axes, mark, limits)
         axes.axis("on")
         axes.spines[:].set_visible(False)
         return shown
+
+    def _draw_mark(self, axes: Any, mark: PlacedMark, limits: Sequence[tuple[float, float]]) -> None:
+        """Write a number at the upper right corner of what it is of, or inside where there is no room."""
+        places = []
+        for side, (low, high) in zip(mark.box, limits, strict=True):
+            places.append(min((side.stop - 0.5 - low) / (high - low), MARK_EDGE))
+        _writer(axes)(places[1], places[0], f" {mark.text}", "left", "bottom", mark=True)
 
     def _draw_scale(self, axes: Any, millimetres_across: float) -> None:
         fitting = [mm for mm in BAR_LENGTHS_MM if mm <= MAX_BAR * millimetres_across]
@@ -156,9 +170,10 @@ def _writer(axes: Any) -> Any:
     """Return what writes on a panel, readable on black and on white."""
     from matplotlib.patheffects import withStroke
 
-    def write(x: float, y: float, text: str, ha: str, va: str) -> None:
+    def write(x: float, y: float, text: str, ha: str, va: str, mark: bool = False) -> None:
         style = {
             "color": "white",
+            "fontweight": "bold" if mark else "normal",
             "fontsize": 7,
             "path_effects": [withStroke(linewidth=1.5, foreground="black")],
         }

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from numpy.typing import ArrayLike
 
 from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike, atomic_write
+from monai_unetpp.pictures.marks import Mark, place_marks
 from monai_unetpp.pictures.page import Page
 from monai_unetpp.pictures.panels import Panels
 from monai_unetpp.pictures.view import Array, View, choose_slices, class_colour
@@ -54,6 +56,8 @@ def volume_figure(
     count: int = 12,
     names: Sequence[str] = (),
     note: str = "",
+    marks: Sequence[Mark] = (),
+    volume: MetaTensor | None = None,
 ) -> Any:
     """Return slices of a volume with outlines and a legend as a figure of matplotlib.
 
@@ -66,14 +70,18 @@ def volume_figure(
         labels: Label map of the volume (*spatial).
         window: Intensities drawn black and white, such as HU; by default those that suit the volume, see
             :func:`display_window`.
-        count: Maximum number of slices; it is exceeded if there are more classes.
+        count: Maximum number of slices; it is exceeded if there are more classes, or more marks.
         names: Names of the classes, with the background's; "" for a value that is no class.
         note: Text below the name of the volume, such as the name of the bundle.
+        marks: What is numbered, the most important first, each in its slice; up to 24 slices are drawn for
+            them.
+        volume: The volume, (C, *spatial), if it was read already.
 
     Raises:
         ValueError: if ``labels`` is not on the grid of the volume.
     """
-    image = volume_loader(modality=None)(image_path)  # checked where it was segmented
+    # checked where it was segmented
+    image = volume_loader(modality=None)(image_path) if volume is None else volume
     if np.shape(labels) != tuple(image.shape[1:]):
         raise ValueError(
             f"labels must be on the grid of {image_path}, {tuple(image.shape[1:])}, got {np.shape(labels)}."
@@ -81,16 +89,21 @@ def volume_figure(
     view = View(image.affine, image.pixdim.tolist())
     turned, label_map = view.turn(image[0]), view.turn(labels)
     areas = view.areas(label_map)
-    chosen = choose_slices(areas, count)
+    placed = place_marks(marks, label_map, view, tuple(image.shape[1:]))
+    chosen = choose_slices(areas, count, {each.plane for each in placed})
     pairs = [(view.plane(turned, n), view.plane(label_map, n)) for n in chosen]
     shown = display_window(torch.as_tensor(image[0]), pairs, view.pixel, window)
     picture = is_picture(image_path)
-    captions = [f"{n + 1} / {len(areas)}" if not picture else "" for n in chosen]
-    panels = Panels(pairs, captions, shown, view, picture)
+    numbers = [view.number_in_file(n, len(areas)) for n in chosen]
+    captions = [f"{n} / {len(areas)}" if not picture else "" for n in numbers]
+    here = [[each for each in placed if each.plane == n] for n in chosen]
+    panels = Panels(pairs, captions, shown, view, picture, marks=here)
     size = " x ".join(f"{mm:.3g}" for mm in view.spacing)
     grid = " x ".join(str(n) for n in image.shape[1:3])
     shape = f"{grid} pixels" if picture else f"{view.plane_name}, voxels of {size} mm"
     lines = [note, shape, f"window: {shown.text}"]
+    if len(placed) < len(marks):
+        lines.append(f"numbered: findings {marks[0].text} to {placed[-1].text} of {len(marks)}")
     millilitres = areas.sum(0) * abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000
     page = Page(*panels.size, Path(image_path).name, lines, _legend(millilitres, names, picture))
     panels.draw(page)

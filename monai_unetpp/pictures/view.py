@@ -42,6 +42,7 @@ class View:
 
     Attributes:
         across: Axis of the reoriented volume across which slices are cut.
+        axis_in_file: The same axis of the volume as it is in its file.
         spacing: Voxel size of the reoriented volume, mm.
         pixel: Height and width of a pixel of a slice, mm.
         aspect: Height of a pixel over its width.
@@ -57,6 +58,7 @@ class View:
             turned[int(axis)] = round(float(size), 3)
         self.spacing = (turned[0], turned[1], turned[2])
         self.across = max(range(3), key=lambda axis: (turned[axis], axis))
+        self.axis_in_file = next(n for n, axis in enumerate(self._turn[:, 0]) if int(axis) == self.across)
         width, height = (size for axis, size in enumerate(turned) if axis != self.across)
         self.pixel = (height, width)
         self.aspect = height / width
@@ -67,6 +69,18 @@ class View:
         """Return a volume (*spatial), reoriented."""
         turned: Array = orientations.apply_orientation(np.asarray(volume), self._turn)
         return turned
+
+    def turn_box(self, box: Sequence[slice], shape: Sequence[int]) -> tuple[slice, ...]:
+        """Return a box of a volume of a shape as that of the reoriented volume."""
+        turned = [slice(0)] * 3
+        for (axis, way), side, size in zip(self._turn, box, shape, strict=True):
+            back = slice(size - side.stop, size - side.start)
+            turned[int(axis)] = side if way > 0 else back
+        return tuple(turned)
+
+    def number_in_file(self, n: int, count: int) -> int:
+        """Return the number of slice ``n`` of ``count`` in the order of the file, from 1 on."""
+        return n + 1 if self._turn[self.axis_in_file, 1] > 0 else count - n
 
     def plane(self, turned: Array, n: int) -> Array:
         """Return slice ``n`` of a reoriented volume, (rows, columns)."""
@@ -93,17 +107,18 @@ def largest_slices(areas: Array) -> dict[int, int]:
     return {c: int(areas[:, c].argmax()) for c in range(1, areas.shape[1]) if areas[:, c].any()}
 
 
-def choose_slices(areas: Array, count: int) -> list[int]:
+def choose_slices(areas: Array, count: int, wanted: Iterable[int] = ()) -> list[int]:
     """Return slices, evenly through the labelled ones, among them the largest of each class.
 
     Args:
         areas: Voxels of each class in each slice, (slices, K).
-        count: Maximum number of slices; it is exceeded if there are more classes.
+        count: Maximum number of slices; it is exceeded if there are more classes, or more are wanted.
+        wanted: Further slices to be among them.
     """
     inside = np.flatnonzero(areas[:, 1:].any(axis=1))
     inside = inside if len(inside) else np.arange(len(areas))
     chosen = {int(n) for n in inside[np.linspace(0, len(inside) - 1, count).round().astype(int)]}
-    largest = set(largest_slices(areas).values())
+    largest = {*largest_slices(areas).values(), *wanted}
     for n in sorted(largest - chosen):
         free = chosen - largest
         if free and len(chosen) >= count:

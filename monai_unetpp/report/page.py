@@ -46,6 +46,8 @@ figcaption b { color: var(--text); font-weight: 600; }
 .swatch { display: inline-block; width: 1.1em; height: .25em; border-radius: .1em; vertical-align: middle;
   margin: 0 .4em 0 .9em; }
 .swatch:first-child { margin-left: 0; }
+figure.sheet img { max-width: 100%; }
+.findings :is(td, th):nth-child(2) { text-align: left; }
 .pictures { grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); }
 .scroll { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-size: .92rem; line-height: 1.4; font-variant-numeric: tabular-nums; }

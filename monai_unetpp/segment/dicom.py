@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from monai.data import MetaTensor
@@ -28,10 +28,9 @@ from monai_unetpp.segment.pipeline import Pipeline
 from monai_unetpp.segment.provenance import check_provenance, describe
 from monai_unetpp.transforms import SaveImageAtomicd
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+Change = Callable[[dict[str, Any]], dict[str, Any]]
 
-__all__ = ["DICOM_FORMATS", "FORMATS", "DicomResults", "check_formats", "without_saving"]
+__all__ = ["DICOM_FORMATS", "FORMATS", "DicomResults", "check_formats", "split_at_saving"]
 
 DICOM_FORMATS = ("dicom-seg", "dicom-rtstruct")
 FORMATS = ("nifti", *DICOM_FORMATS)
@@ -57,12 +56,12 @@ def check_formats(formats: Sequence[str], seg_type: str) -> list[str]:
     return asked
 
 
-def without_saving(postprocessing: Any) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
-    """Return the postprocessing of a bundle without the transform that writes the mask."""
-    if isinstance(postprocessing, Compose):
-        changes = [each for each in postprocessing.transforms if not isinstance(each, SaveImageAtomicd)]
-        return Compose(changes) if changes else dict
-    return dict if isinstance(postprocessing, SaveImageAtomicd) else postprocessing
+def split_at_saving(postprocessing: Any) -> tuple[Change, Change]:
+    """Return the postprocessing of a bundle up to the transform that writes the mask, and from there on."""
+    steps = list(postprocessing.transforms) if isinstance(postprocessing, Compose) else [postprocessing]
+    first = next((n for n, each in enumerate(steps) if isinstance(each, SaveImageAtomicd)), len(steps))
+    before, after = (Compose(part) if part else dict for part in (steps[:first], steps[first:]))
+    return before, after
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from monai_unetpp.files import PathLike
 from monai_unetpp.pictures import volume_text
 from monai_unetpp.readers import is_picture
-from monai_unetpp.segment.run import Outcome, segment
+from monai_unetpp.segment.outcome import Outcome
+from monai_unetpp.segment.run import segment
 
 __all__ = ["Report", "segment_distributed"]
 
@@ -67,6 +68,7 @@ class Report:
         lines = [
             f"{each.mask}: "
             + ", ".join(f"{name} {volume_text(ml, is_picture(each.image))}" for name, ml in each.volumes)
+            + _number_of_findings(each)
             for each in done[:SHOWN]
         ]
         return lines + ([f"and {len(done) - SHOWN} more masks"] if len(done) > SHOWN else [])
@@ -109,6 +111,13 @@ def segment_distributed(
         return Report(tuple(outcome for share in shares for outcome in share))
     finally:
         dist.destroy_process_group()
+
+
+def _number_of_findings(outcome: Outcome) -> str:
+    if outcome.findings is None:
+        return ""
+    count = len(outcome.findings)
+    return f"{'; ' if outcome.volumes else ''}{count or 'no'} finding{'s' * (count != 1)}"
 
 
 def _level_settings(level: int | str, overlays: Sequence[str]) -> dict[str, Any]:

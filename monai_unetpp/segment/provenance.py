@@ -104,6 +104,7 @@ def check_provenance(
         for key, value in made_by.items()
         if found.get(key) != value
     ]
+    differ += [f"{key} {found[key]!r}, now none" for key in found if key not in {*made_by, "image"}]
     if not differ and description != (wanted or describe(made_by)):
         differ = [f"the header {description!r}, now {wanted or describe(made_by)!r}"]
     if differ:

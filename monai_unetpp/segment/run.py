@@ -8,7 +8,6 @@ or on several, can share one folder.
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,58 +16,27 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
-from monai.data import MetaTensor, ThreadBuffer, partition_dataset
+from filelock import Timeout
+from monai.data import ThreadBuffer, partition_dataset
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from monai_unetpp.files import PathLike, result_path, short_name, stale_parts
-from monai_unetpp.inferers import EarlyExitInferer, Segmentation
-from monai_unetpp.pictures import check_sheets, draw_volume
+from monai_unetpp.files import PathLike, stale_parts
+from monai_unetpp.findings import parse_limits
+from monai_unetpp.inferers import EarlyExitInferer
+from monai_unetpp.pictures import check_sheets
 from monai_unetpp.readers.memory import check_volume
-from monai_unetpp.segment.dicom import DICOM_FORMATS, DicomResults, check_formats, without_saving
-from monai_unetpp.segment.pipeline import Pipeline, load_pipeline
-from monai_unetpp.segment.provenance import check_provenance, describe, side_file, write_provenance
-from monai_unetpp.segment.results import RANKING, add_to_ranking, volumes_of
-from monai_unetpp.transforms.saving import DESCRIPTION, RESULT_PATH, write_nifti
+from monai_unetpp.segment.dicom import DICOM_FORMATS, DicomResults, check_formats
+from monai_unetpp.segment.findings import FINDING_KINDS, FindingResults, check_findings
+from monai_unetpp.segment.outcome import Outcome
+from monai_unetpp.segment.pipeline import load_pipeline
+from monai_unetpp.segment.report import write_run_report
+from monai_unetpp.segment.results import SERIES, Results, volumes_of
 
-__all__ = ["Outcome", "segment"]
+__all__ = ["segment"]
 
-RESULTS = {  # kind -> end of the name of the file, without and with the suffix
-    **{kind: (kind, ".nii.gz") for kind in ("seg", "probability", "uncertainty")},
-    **{"sheet": ("sheet", ".png"), "dicom-seg": ("seg", ".dcm"), "dicom-rtstruct": ("rtstruct", ".dcm")},
-}
-SERIES = "dicom_series"  # key of a loaded scan
+GATHER_SECONDS = 30.0  # after which the table over all scans is brought up to date during a run
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one scan.
-
-    Args:
-        image: Path of the scan.
-        state: ``"done"``; ``"skipped"``, because its results exist; ``"locked"``, because another process is
-            segmenting it; or ``"failed"``.
-        reason: Reason of the failure.
-        seconds: Time from the loaded volume to the written mask, s.
-        exits: Number of windows that stopped at each level by early exit, shallowest first.
-        uncertainty: Expected error of the case, in [0, 1], if it was asked for; see
-            :class:`~monai_unetpp.inferers.Segmentation`.
-        warnings: What looked odd about the scan when it was loaded, such as voxels that are not HU.
-        mask: Path of the mask, if this run wrote it.
-        volumes: Name and volume, ml, of each class of the mask, or of each region.
-    """
-
-    image: str
-    state: str
-    reason: str = ""
-    seconds: float = 0.0
-    exits: tuple[int, ...] = ()
-    uncertainty: float | None = None
-    warnings: tuple[str, ...] = ()
-    mask: str = ""
-    volumes: tuple[tuple[str, float], ...] = ()
 
 
 def segment(
@@ -87,6 +55,11 @@ def segment(
     seg_type: str = "binary",
     empty_frames: bool = False,
     series: Sequence[str] = (),
+    findings: bool = False,
+    min_volume: str | None = None,
+    min_diameter: str | None = None,
+    min_confidence: float | str | None = None,
+    report: bool = False,
     **settings: Any,
 ) -> list[Outcome]:
     """Segment scans, each into ``<name>_seg.nii.gz`` on its own grid, or into DICOM beside its series.
@@ -111,6 +84,14 @@ def segment(
         seg_type: Type of a DICOM SEG, ``"binary"`` or ``"labelmap"``.
         empty_frames: Whether a DICOM SEG has frames in which nothing was found.
         series: UIDs of DICOM series, or patterns of their descriptions; default all that are volumes.
+        findings: Whether to measure each connected component, in ``<name>_findings.csv`` and ``.json``, and
+            in ``findings.csv`` those of all scans in ``output_dir``; see :mod:`monai_unetpp.findings`.
+        min_volume: Volume with its unit, such as ``"30mm3"``: smaller components are dropped from the mask
+            and from the tables.
+        min_diameter: Long axis, such as ``"4mm"``, likewise.
+        min_confidence: Mean probability, in [0, 1], likewise.
+        report: Whether to write ``report.json`` and ``report.html``, what became of each scan in
+            ``output_dir``.
         **settings: Keys of the configuration with other values, see :func:`load_pipeline`.
 
     Returns:
@@ -126,7 +107,9 @@ def segment(
         raise ValueError(f"output must be outside of the folder of the scans, {input_dir}, got {output_dir}.")
     if sheets:
         check_sheets()
+    limits = parse_limits(min_volume, min_diameter, min_confidence)
     optional = {"probability": probability is not None, "uncertainty": uncertainty, "sheet": sheets}
+    optional |= dict.fromkeys(FINDING_KINDS, findings)
     kinds = [kind for kind, wanted in optional.items() if wanted] + check_formats(formats, seg_type)
     kinds += ["seg"] if "nifti" in formats else []
     if uncertainty and (settings.get("ensemble") or settings.get("mirror")):
@@ -136,17 +119,38 @@ def segment(
         )
     pipeline = load_pipeline(bundle, input_dir, output_dir, overlays, override_record, **settings)
     pipeline.inferer.progress = progress
+    measured = findings or bool(limits.given())
+    if measured:
+        pipeline = check_findings(pipeline, limits)
     rank, number = share
-    cases = pipeline.list_scans(input_dir, series, quiet=rank > 0)
+    cases = every = pipeline.list_scans(input_dir, series, quiet=rank > 0)
     if number > 1:
-        cases = partition_dataset(cases, num_partitions=number, even_divisible=False)[rank]
+        cases = partition_dataset(every, num_partitions=number, even_divisible=False)[rank]
     asked = any(kind in DICOM_FORMATS for kind in kinds)
-    dicom = DicomResults.of(pipeline, seg_type, empty_frames) if asked else None
-    locks = _make_locks(Path(output_dir))
-    stale = stale_parts(output_dir)
-    places = (Path(input_dir), Path(output_dir))
-    run = _Run(pipeline, *places, kinds, probability, overwrite, locks, stale, dicom)
-    return list(tqdm(run.outcomes(cases), desc="Scans", total=len(cases), disable=None if progress else True))
+    results = Results(
+        pipeline,
+        *(Path(input_dir), Path(output_dir)),
+        kinds,
+        _make_locks(Path(output_dir)),
+        stale_parts(output_dir),
+        DicomResults.of(pipeline, seg_type, empty_frames) if asked else None,
+        FindingResults(pipeline, limits) if measured else None,
+    )
+    run = _Run(results, probability, overwrite)
+    outcomes: list[Outcome] = []
+    gathered = time.monotonic()
+    bar = tqdm(run.outcomes(cases), desc="Scans", total=len(cases), disable=None if progress else True)
+    try:
+        for outcome in bar:
+            outcomes.append(outcome)
+            if time.monotonic() - gathered > GATHER_SECONDS:
+                results.gather()
+                gathered = time.monotonic()
+    finally:  # also of a run that is interrupted
+        results.gather()
+        if report:
+            write_run_report(results, [case["image"] for case in every], outcomes)
+    return outcomes
 
 
 def _make_locks(output_dir: Path) -> Path:
@@ -165,15 +169,9 @@ def _make_locks(output_dir: Path) -> Path:
 class _Run:
     """One call of :func:`segment`."""
 
-    pipeline: Pipeline
-    input_dir: Path
-    output_dir: Path
-    kinds: Sequence[str]
+    results: Results
     probability: int | None
     overwrite: bool
-    locks: Path
-    stale: Mapping[Path, Sequence[Path]]
-    dicom: DicomResults | None = None
 
     def outcomes(self, cases: Sequence[Mapping[str, str]]) -> Iterator[Outcome]:
         """Segment scans one by one; the next one is loaded in the meantime."""
@@ -186,17 +184,11 @@ class _Run:
                 logger.error(outcome.reason)
             yield outcome
 
-    def paths(self, image: str) -> dict[str, Path]:
-        """Return the paths of a scan's results by kind; that of its mask names lock and side file."""
-        ends = RESULTS | ({"seg": ("seg", ".png")} if self.pipeline.pictures else {})
-        kinds = dict.fromkeys((*self.kinds, "seg"))
-        return {kind: result_path(image, self.output_dir, self.input_dir, *ends[kind]) for kind in kinds}
-
     def _loaded(self, cases: Sequence[Mapping[str, str]]) -> Iterator[tuple[Outcome, Any, Any]]:
         """Lock and load the scans that are not done."""
         for case in cases:
             image = case["image"]
-            lock = FileLock(self._lock_of(image), thread_local=False)  # released by another thread
+            lock = self.results.lock(image)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -208,88 +200,48 @@ class _Run:
                 outcome, scan = Outcome(image, "failed", _failure(image, error)), None
             yield outcome, scan, lock
 
-    def _lock_of(self, image: str) -> Path:
-        name = self.paths(image)["seg"].relative_to(self.output_dir).as_posix().replace("/", "%")
-        return self.locks / f"{short_name(name)}.lock"
-
     def _load(self, case: Mapping[str, str]) -> tuple[Outcome, Any]:
         """Load a scan, unless its results exist; its lock must be held."""
-        image, paths = case["image"], self.paths(case["image"])
-        side = side_file(paths["seg"])
-        for path in (*paths.values(), side):
-            self._clear(path)
-        if not self.overwrite:
-            if paths["seg"].exists():
-                check_provenance(paths["seg"], self.pipeline.made_by)
-            if self.dicom is not None:
-                self.dicom.check_existing(paths, side)
-            if all(paths[kind].exists() for kind in self.kinds):
-                return Outcome(image, "skipped"), None
-        if self.dicom is not None:
-            self.dicom.check_input(image)
-        check_volume(image, self.pipeline.pixdim)
-        scan = self.pipeline.preprocessing(dict(case))
+        image, results = case["image"], self.results
+        results.clear_stale(image)
+        if not self.overwrite and results.complete(image):
+            return Outcome(image, "skipped"), None
+        if results.dicom is not None:
+            results.dicom.check_input(image)
+        check_volume(image, results.pipeline.pixdim)
+        scan = results.pipeline.preprocessing(dict(case))
         warnings = tuple(scan["image"].meta.get("warnings", ()))
-        if self.dicom is not None:
-            scan[SERIES] = self.dicom.read_series(image, scan["image"])
+        if results.dicom is not None:
+            scan[SERIES] = results.dicom.read_series(image, scan["image"])
             warnings += scan[SERIES].warnings
         return Outcome(image, "done", warnings=warnings), scan
 
     def _attempt(self, outcome: Outcome, scan: Mapping[str, Any]) -> Outcome:
-        """Segment a loaded scan and write the results, the mask last: if it exists, all results do."""
+        """Segment a loaded scan and write its results."""
         started = time.perf_counter()
-        windows = self.pipeline.inferer.inferer
+        image, results, pipeline = outcome.image, self.results, self.results.pipeline
+        windows = pipeline.inferer.inferer
         if isinstance(windows, EarlyExitInferer):
             windows.reset()
         try:
-            found = self._write(outcome.image, scan)
-            volumes = volumes_of(found.labels[0, 0], self.pipeline.names, self.pipeline.regions)
+            volume = scan["image"][None].to(pipeline.device)
+            maps = (self.probability, "uncertainty" in results.kinds, results.findings is not None)
+            with torch.inference_mode(), pipeline.autocast():
+                found = pipeline.inferer.segment(volume, pipeline.network, *maps)
+            labels, findings = results.write(image, scan, found)
+            volumes = volumes_of(labels, pipeline.names, pipeline.regions)
         except Exception as error:  # a scan that fails does not stop the others
-            return replace(outcome, state="failed", reason=_failure(outcome.image, error))
-        exits = tuple(windows.exits) if isinstance(windows, EarlyExitInferer) else ()
-        seconds = time.perf_counter() - started
-        kind = next(kind for kind in ("seg", *DICOM_FORMATS) if kind in self.kinds)
-        outcome = replace(outcome, mask=str(self.paths(outcome.image)[kind]), volumes=volumes)
-        return replace(outcome, seconds=seconds, exits=exits, uncertainty=found.case_uncertainty)
-
-    def _write(self, image: str, scan: Mapping[str, Any]) -> Segmentation:
-        pipeline, paths = self.pipeline, self.paths(image)
-        volume = scan["image"][None].to(pipeline.device)
-        with torch.inference_mode(), pipeline.autocast():
-            found = pipeline.inferer.segment(
-                volume, pipeline.network, self.probability, "uncertainty" in self.kinds
-            )
-        for kind in ("probability", "uncertainty"):
-            values: MetaTensor | None = getattr(found, kind)
-            if values is not None:
-                write_nifti(paths[kind], values[0, 0], values.affine, "float32")
-        if "sheet" in self.kinds:
-            labels, names, note = found.labels[0, 0], pipeline.names, pipeline.note
-            draw_volume(paths["sheet"], image, labels, pipeline.window, names=names, note=note)
-        if found.case_uncertainty is not None:
-            with FileLock(self.locks / f"{RANKING}.lock"):
-                self._clear(self.output_dir / RANKING)
-                add_to_ranking(self.output_dir / RANKING, image, found.case_uncertainty)
-        write_provenance(paths["seg"], pipeline.made_by, image)
-        named = {RESULT_PATH: paths["seg"], DESCRIPTION: describe(pipeline.made_by)}
-        labels = MetaTensor(found.labels[0], meta={**found.labels.meta, **named})
-        if self.dicom is not None:
-            changed = without_saving(pipeline.postprocessing)({**scan, "pred": labels})["pred"]
-            self.dicom.write(paths, changed[0], scan[SERIES])
-        if "seg" not in self.kinds:
-            return found
-        pipeline.postprocessing({**scan, "pred": labels})
-        if not paths["seg"].exists():
-            raise FileNotFoundError(
-                f"{paths['seg']} was not written: the postprocessing of inference.json must end in "
-                "monai_unetpp.transforms.SaveImageAtomicd."
-            )
-        return found
-
-    def _clear(self, path: Path) -> None:
-        """Remove stale parts of ``path``, of a process that was killed; its lock must be held."""
-        for part in self.stale.get(path.with_name(short_name(path.name)), ()):
-            shutil.rmtree(part, ignore_errors=True)
+            return replace(outcome, state="failed", reason=_failure(image, error))
+        kind = next(kind for kind in ("seg", *DICOM_FORMATS) if kind in results.kinds)
+        return replace(
+            outcome,
+            seconds=time.perf_counter() - started,
+            exits=tuple(windows.exits) if isinstance(windows, EarlyExitInferer) else (),
+            uncertainty=found.case_uncertainty,
+            mask=str(results.paths(image)[kind]),
+            volumes=volumes,
+            findings=None if results.findings is None else tuple(findings),
+        )
 
 
 def _failure(image: str, error: BaseException) -> str:

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Findings of a run: those of a scan are measured, dropped below the limits, and written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+from monai_unetpp.findings import AxialSlices, Finding, Limits, find, write_findings
+from monai_unetpp.readers.dicom.instances import instance_uid
+from monai_unetpp.segment.dicom import SECTIONS
+from monai_unetpp.segment.pipeline import Pipeline
+from monai_unetpp.segment.provenance import describe
+
+__all__ = ["FINDING_KINDS", "FindingResults", "check_findings"]
+
+FINDING_KINDS = ("findings_csv", "findings_json")
+
+
+def check_findings(pipeline: Pipeline, limits: Limits) -> Pipeline:
+    """Return the pipeline whose masks lack what is below the limits, and say so.
+
+    Raises:
+        ValueError: if it segments pictures, whose pixels have no size.
+    """
+    if pipeline.pictures:
+        raise ValueError(
+            "findings and limits (--findings, --min-volume, --min-diameter, --min-confidence) must be left "
+            "out for pictures, whose pixels have no size in mm: convert them to NIfTI with their spacing."
+        )
+    return replace(pipeline, made_by={**pipeline.made_by, **limits.given()})
+
+
+@dataclass(frozen=True)
+class FindingResults:
+    """The findings of a run.
+
+    Args:
+        pipeline: What segments the scans.
+        limits: What is dropped from mask and table.
+    """
+
+    pipeline: Pipeline
+    limits: Limits
+
+    @property
+    def classes(self) -> dict[str, tuple[int, ...]]:
+        """Name of each class but the background, or of each region -> values of a mask in it."""
+        if self.pipeline.regions:
+            return {name: tuple(map(int, values)) for name, values in self.pipeline.regions.items()}
+        names = self.pipeline.names
+        found = {
+            value: names[value] if value < len(names) and names[value] else f"class {value}"
+            for value in range(1, self.pipeline.classes)
+        }
+        if len({*found.values()}) < len(found):
+            found = {value: f"{name} {value}" for value, name in found.items()}  # names that are not unique
+        return {name: (value,) for value, name in found.items()}
+
+    def find(
+        self, labels: MetaTensor, probability: MetaTensor, volume: MetaTensor, scan: Mapping[str, Any]
+    ) -> tuple[MetaTensor, list[Finding]]:
+        """Return the labels of a scan without what is below the limits, and the findings.
+
+        Args:
+            labels: Label map (X, Y, Z) on the grid of the scan.
+            probability: Probability of the labels, (1, C, X, Y, Z); see
+                :class:`~monai_unetpp.inferers.Segmentation`.
+            volume: The scan as it was read, (C, X, Y, Z), of which the first channel is measured.
+            scan: The loaded scan, whose meta names the slices of a series.
+        """
+        values = labels.as_tensor().cpu().numpy().astype(np.uint8)  # a copy, which is changed
+        affine = labels.affine.cpu().double().numpy()
+        found = find(
+            values,
+            affine,
+            self.classes,
+            volume.as_tensor()[0].cpu().numpy(),
+            probability.as_tensor()[0].cpu().numpy(),
+            self.limits,
+        )
+        labels = MetaTensor(torch.from_numpy(values), meta=labels.meta)
+        sections = scan["image"].meta.get(SECTIONS)
+        folder = Path(scan["image"].meta["filename_or_obj"])
+        if sections is not None:
+            found = self._with_instances(found, folder, json.loads(sections), affine)
+        return labels, found
+
+    def write(
+        self, paths: Mapping[str, Path], image: str, labels: MetaTensor, findings: Sequence[Finding]
+    ) -> None:
+        """Write the two tables of a scan."""
+        slices = AxialSlices(labels.affine.cpu().numpy())
+        table, document = (paths[kind] for kind in FINDING_KINDS)
+        made_by, shape = describe(self.pipeline.made_by), labels.shape
+        write_findings(table, document, image, findings, self.classes, slices, shape, self.limits, made_by)
+
+    def _with_instances(
+        self, findings: Sequence[Finding], folder: Path, sections: Sequence[Sequence[Any]], affine: Any
+    ) -> list[Finding]:
+        """Return findings with the UID of the image of their slice; if it is not axial, of their centre."""
+        read = cache(lambda name: instance_uid(folder / name))
+        axial = AxialSlices(affine).axis == 2
+        named = []
+        for each in findings:
+            assert each.box is not None
+            n = each.slice - 1 if axial else (each.box[2].start + each.box[2].stop - 1) // 2
+            named.append(replace(each, instance_uid=read(sections[n][0])))
+        return named
