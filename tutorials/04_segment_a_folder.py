@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # %% [markdown]
-# # Segment a folder: masks, pictures, early exit, uncertainty
+# # Segment a folder: masks, pictures, early exit, uncertainty, findings, DICOM
 #
 # One user requires one mask on the grid of the CT, a hospital a thousand of them, overnight. This tutorial
 # shows how to
@@ -8,7 +8,8 @@
 # 1. segment a folder of scans, each on its own grid, with pictures to look at,
 # 2. let a slice stop at the first level that is confident about it,
 # 3. see where the network was uncertain, and in which scan to look first,
-# 4. do the same in code of your own.
+# 4. get a table of what was found, and the mask as DICOM beside the series that it came from,
+# 5. do the same in code of your own.
 #
 # It takes about a minute on one CPU core and downloads nothing. The network is that of the liver bundle:
 # two-dimensional, trained on slices of real CT. The scans are synthetic, so no number below says anything
@@ -20,6 +21,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
+import SimpleITK as sitk  # noqa: N813
 import torch
 from matplotlib import pyplot as plt
 from monai.inferers import SliceInferer
@@ -167,6 +170,77 @@ with plt.style.context("dark_background"):
     figure.savefig(output / "uncertainty.png", dpi=110)
 
 # %% [markdown]
+# ## Findings, and DICOM
+#
+# An archive holds DICOM series, so this cell makes one of the first scan: an image per slice, with its place.
+
+# %%
+image = sitk.DICOMOrient(sitk.Cast(sitk.ReadImage(str(scans / "liver_000.nii.gz")), sitk.sitkInt16), "LPS")
+series = output / "series" / "liver_000"
+series.mkdir(parents=True, exist_ok=True)
+shared = {
+    "0008|0060": "CT",
+    "0010|0010": "Phantom",
+    "0020|000d": "2.25.1",  # study, series and frame of reference; the writer makes the UIDs of the images
+    "0020|000e": "2.25.2",
+    "0020|0052": "2.25.3",
+    "0020|0037": "\\".join(str(n) for n in (1, 0, 0, 0, 1, 0)),
+    "0018|0050": str(image.GetSpacing()[2]),
+}
+writer = sitk.ImageFileWriter()
+writer.KeepOriginalImageUIDOn()
+for n in range(image.GetDepth()):
+    one = image[:, :, n]
+    place = "\\".join(f"{mm:.6g}" for mm in image.TransformIndexToPhysicalPoint((0, 0, n)))
+    for tag, value in {
+        **shared,
+        "0020|0032": place,
+        "0020|0013": str(n + 1),
+        "0008|0018": f"2.25.4.{n}",
+    }.items():
+        one.SetMetaData(tag, value)
+    writer.SetFileName(str(series / f"{n:03}.dcm"))
+    writer.Execute(one)
+
+# %% [markdown]
+# ```
+# python -m monai_unetpp segment -i series -o findings --bundle bundles/liver --overlay slices \
+#     --format nifti dicom-seg --findings --min-volume 1ml --report
+# ```
+#
+# Each connected component is a finding: the liver, and whatever else was taken for liver. What is smaller
+# than 1 ml is dropped, from the mask, the DICOM file and the table. The largest component alone, which this
+# bundle keeps, is switched off to show it.
+
+# %%
+found = output / "findings"
+options = {"formats": ["nifti", "dicom-seg"], "findings": True, "min_volume": "1ml", "report": True}
+[outcome] = segment(
+    series, found, bundle, overlays=["slices"], largest_component=False, overwrite=True, **options
+)
+for each in outcome.findings:
+    axes = f"{each.long_axis_mm:.0f} x {each.short_axis_mm:.0f} mm"
+    print(f"{each.finding}: {each.label}, {each.volume_ml:.1f} ml, {axes} in slice {each.slice}, ", end="")
+    print(f"mean probability {each.mean_probability:.2f}, border {each.touches_border}")
+print(*sorted(path.name for path in found.iterdir() if path.is_file()))
+
+# %% [markdown]
+# The liver comes first. `findings.csv` has the rest: centre in patient coordinates, intensities, the UID of
+# the image. `report.html` is one page on the whole run. The DICOM Segmentation lies on the images of the
+# series and refers to them, so that a viewer shows it over the scan:
+
+# %%
+segmentation = pydicom.dcmread(found / "liver_000_seg.dcm")
+print(segmentation.SegmentSequence[0].SegmentLabel, "in", segmentation.NumberOfFrames, "frames")
+uids = {row["instance_uid"] for row in csv.DictReader((found / "findings.csv").read_text().splitlines())}
+images = segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+print(
+    len(images),
+    "images, among them those of the findings:",
+    uids <= {i.ReferencedSOPInstanceUID for i in images},
+)
+
+# %% [markdown]
 # ## In code of your own
 #
 # These are the same parts in a MONAI script, for a network that you have trained yourself. `VolumeInferer`
@@ -210,4 +284,10 @@ assert ranking[0][0] == noisy.name
 assert all(dice(output / "early" / name) > value - 0.02 for name, value in full.items() if "_002" not in name)
 assert apart[wrong].mean() > apart[~wrong].mean()
 assert np.array_equal(labels[0, 0].numpy(), volumes["mask"])
+volume = sum(each.volume_ml for each in outcome.findings)
+mask = nib.load(found / "liver_000_seg.nii.gz")
+assert np.isclose(volume, np.count_nonzero(mask.dataobj) * np.prod(mask.header.get_zooms()) / 1000)
+assert min(each.volume_ml for each in outcome.findings) >= 1
+assert np.count_nonzero(segmentation.pixel_array) == np.count_nonzero(mask.dataobj)
+assert uids <= {i.ReferencedSOPInstanceUID for i in images}
 assert len((masks / "uncertainty.csv").read_text().splitlines()) == 4
