@@ -268,6 +268,14 @@ def test_directions_under_one_uid_are_divided_and_one_odd_slice_is_not(tmp_path)
         volume_loader()(tmp_path / "ct")
 
 
+@pytest.mark.parametrize("tags", [{0x00280030: "0.8\\0.75"}, {AXES: "0.9998\\0.02\\0\\-0.02\\0.9998\\0"}])
+def test_stack_whose_slices_disagree_is_no_two_volumes(tmp_path, tags):
+    add_series(tmp_path / "ct", "1.2.3.1", change=lambda n: tags if n % 2 else {})
+    assert listed(tmp_path) == ["ct"]
+    with pytest.raises(ValueError, match="mixes slices of different"):
+        volume_loader()(tmp_path / "ct")
+
+
 def test_frames_of_several_phases_are_divided(tmp_path):
     tags = enhanced_tags([*range(6), *range(6)])
     for n, frame in enumerate(tags[0x52009230]):
