@@ -248,6 +248,12 @@ def test_interleaved_kernels_are_no_volume_of_half_the_spacing(tmp_path):
         volume_loader()(tmp_path / "odd")
 
 
+def test_attribute_that_counts_the_slices_divides_nothing(tmp_path):
+    add_series(tmp_path / "ct", "1.2.3.1", 3, change=lambda n: {0x00200100: str(n), ACQUISITION: str(n)})
+    assert listed(tmp_path) == ["ct"]
+    check(tmp_path / "ct", 3)
+
+
 def test_directions_under_one_uid_are_divided_and_one_odd_slice_is_not(tmp_path):
     def change(n):
         return {AXES: CORONAL, **across(n)} if n >= SHAPE[2] else {}
@@ -259,6 +265,14 @@ def test_directions_under_one_uid_are_divided_and_one_odd_slice_is_not(tmp_path)
     (tmp_path / "ct" / "1.2.3.1_8").unlink()
     assert listed(tmp_path) == ["ct"]
     with pytest.raises(ValueError, match=r"different direction: 1\.2\.3\.1_6 has"):
+        volume_loader()(tmp_path / "ct")
+
+
+@pytest.mark.parametrize("tags", [{0x00280030: "0.8\\0.75"}, {AXES: "0.9998\\0.02\\0\\-0.02\\0.9998\\0"}])
+def test_stack_whose_slices_disagree_is_no_two_volumes(tmp_path, tags):
+    add_series(tmp_path / "ct", "1.2.3.1", change=lambda n: tags if n % 2 else {})
+    assert listed(tmp_path) == ["ct"]
+    with pytest.raises(ValueError, match="mixes slices of different"):
         volume_loader()(tmp_path / "ct")
 
 

@@ -157,7 +157,9 @@ def read_case(preprocessing: Any, seed: int, case: int) -> tuple[str, str, str]:
 def judge(path: Path, preprocessing: Any, before: Volume) -> tuple[str, str]:
     """Read a file as ``segment`` does; say how that is to be taken."""
     try:
-        [case] = list_volumes(path)
+        case, *others = list_volumes(path)
+        if others:  # several scans, each with a name: as good as the question which one is meant
+            raise ValueError(f"{path} holds {1 + len(others)} scans.")
         check_volume(case["image"], PIXDIM)
         loaded = preprocessing.transforms[0](case)
         volume = loaded["image"]

@@ -91,7 +91,9 @@ def judge(path: Path) -> tuple[str, str]:
     """Read a volume as a bundle does, and compare it with what an independent reader finds."""
     wanted = by_pydicom(path) if path.is_dir() else by_libraries(path)
     try:
-        [case] = list_volumes(path)
+        case, *others = list_volumes(path)
+        if others:  # several scans, each with a name: as good as the question which one is meant
+            raise ValueError(f"{path} holds {1 + len(others)} scans.")
         volume = LoadImageAndLabeld("image")(case)["image"]
     except Exception as error:
         if not isinstance(error, (ValueError, OSError)) or str(path) not in str(error):

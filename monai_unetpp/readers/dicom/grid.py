@@ -87,7 +87,7 @@ def _check_alike(folder: Path, sections: Sequence[Slice]) -> None:
             )
     for what, traits in zip(CONTRAST, zip(*(s.contrast for s in sections), strict=True), strict=True):
         stated = Counter(value for value in traits if value is not None)
-        if len(stated) > 1:
+        if 1 < len(stated) <= max(2, len(sections) // 2):  # more of them count slices
             most = stated.most_common(1)[0][0]
             n = next(n for n, value in enumerate(traits) if value not in (None, most))
             raise ValueError(

@@ -20,6 +20,7 @@ __all__ = ["is_volume", "places_of", "split", "why_no_scan"]
 
 MIN_SLICES = 3  # of a part: fewer lie evenly by chance
 MAX_PARTS = 200
+PARALLEL = 0.9  # cosine of the angle between normals
 FEW = 10  # images, which are key images if they lie apart
 PROJECTIONS = ("MIP", "MINIP", "MAXIMUM", "MINIMUM", "VRT", "SSD", "PROJECTION IMAGE")
 HOUNSFIELD = ("", "HU", "US")  # units of CT; US is unspecified
@@ -38,6 +39,8 @@ def is_volume(sections: Sequence[Slice]) -> bool:
 def split(sections: Sequence[Slice]) -> list[list[Slice]]:
     """Return the volumes that sections of one series are made of; all sections if that cannot be told."""
     stacks = _by_geometry(sections)
+    if len(stacks) > 1 and _is_one_stack(sections):
+        return [list(sections)]
     found = [part for stack in stacks for part in _by_attributes(stack)]
     whole = len(found) < 2 or not all(_is_part(part) for part in found)
     return [list(sections)] if whole else found
@@ -45,6 +48,15 @@ def split(sections: Sequence[Slice]) -> list[list[Slice]]:
 
 def _is_part(sections: Sequence[Slice]) -> bool:
     return len(sections) >= MIN_SLICES and is_volume(sections)
+
+
+def _is_one_stack(sections: Sequence[Slice]) -> bool:
+    """Whether sections lie evenly behind each other, one at each place: then some are stated wrongly."""
+    normals = np.cross(*np.array([s.axes for s in sections]).transpose(1, 0, 2))
+    if np.abs(normals @ normals[0]).min() < PARALLEL:
+        return False
+    gaps = np.diff(np.sort([s.position @ normals[0] for s in sections]))
+    return bool(np.abs(gaps - np.median(gaps)).max() < 0.05 * np.median(gaps))
 
 
 def _by_geometry(sections: Sequence[Slice]) -> list[list[Slice]]:
