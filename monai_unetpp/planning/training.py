@@ -28,7 +28,7 @@ VALIDATION_OVERLAP = 0.25  # of windows in validation
 FORWARD_SHARE = 1 / 3  # of the time of a step
 EPOCH_SECONDS = 2.0  # for checkpoints and metrics
 LOADING_FACTOR = 1.25  # time of a step with the loading of its patches, of that without
-AUGMENTED_VIEWS = 20  # of each case, from which patches are rotated, scaled, and changed in contrast
+AUGMENTED_VIEWS = 15  # of each case, from which patches are rotated, scaled, and changed in contrast
 OPTIMIZERS = {
     "cpu": ("monai_unetpp.Muon", "learns faster than AdamW in equally many steps (measured)"),
     "cuda": ("torch.optim.AdamW", "as the bundles that ship; Muon was not measured on a GPU"),
