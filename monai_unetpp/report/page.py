@@ -68,6 +68,7 @@ tbody .chosen { font-weight: 600; }
 .wide tbody th { width: 13rem; }
 .settings td code { white-space: normal; }
 .settings th code { white-space: nowrap; }
+.settings .state { white-space: nowrap; overflow-wrap: normal; }
 p code, li code, pre, figcaption { overflow-wrap: anywhere; }
 code, pre { font: .88em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 pre { background: var(--raised); border-radius: .5rem; padding: .8rem 1rem; white-space: pre-wrap;

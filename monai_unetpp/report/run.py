@@ -66,7 +66,7 @@ def write_run_page(document: Mapping[str, Any], folder: PathLike, out: PathLike)
         "attention": _attention([entry for entry in entries if entry["state"] in UNFINISHED]),
         "ranking": _ranking(finished, numbers),
         "scans": _scans(entries, numbers) if entries else [],
-        "each": _each(finished, numbers, Path(folder), document["run"]),
+        "each": _each(finished, numbers, Path(folder)),
         "settings": _settings(document["run"]),
     }
     shown = {name: content for name, content in parts.items() if content}
@@ -128,7 +128,7 @@ def _attention(entries: Sequence[Entry]) -> list[Html]:
         element(
             "tr",
             element("th", name, scope="row"),
-            element("td", state),
+            element("td", state, class_="state"),
             element("td", reason, class_="reason"),
         )
         for name, state, reason in rows
@@ -163,21 +163,19 @@ def _scans(entries: Sequence[Entry], numbers: Mapping[str, int]) -> list[Html]:
             STATES[entry["state"]][0],
             NOTHING if seconds is None else _duration(seconds),
             *([NOTHING if found is None else str(len(found))] if measured else []),
-            *(NOTHING if volumes is None else f"{volumes.get(name, 0):.4g}" for name in classes),
+            *(NOTHING if volumes is None else f"{volumes.get(name, 0):#.4g}" for name in classes),
             *(NOTHING if windows is None else f"{windows.get(level, 0):,}" for level in exits),
         ]
         rows.append(row)
     return [table(heading, rows)]
 
 
-def _each(
-    entries: Sequence[Entry], numbers: Mapping[str, int], folder: Path, run: Mapping[str, Any]
-) -> list[Html]:
+def _each(entries: Sequence[Entry], numbers: Mapping[str, int], folder: Path) -> list[Html]:
     """Return sheet and findings of each scan of which there is one of them."""
     parts: list[Html] = []
     sheets = 0
     for entry in entries:
-        content: list[Html] = [_line(entry, run)]
+        content: list[Html] = [_line(entry)]
         sheet = entry["files"].get("sheet")
         if sheet is not None and sheets < MAX_SHEETS and (folder / sheet).is_file():
             sheets += 1
@@ -192,15 +190,13 @@ def _each(
     return parts
 
 
-def _line(entry: Entry, run: Mapping[str, Any]) -> Html:
+def _line(entry: Entry) -> Html:
     """Return what there is to say of a scan beside pictures and numbers."""
-    mask = next((entry["files"][kind] for kind in run["results"] if kind in entry["files"]), None)
-    mask = entry["files"].get("seg", mask)
-    lines = [element("p", element("code", entry["scan"]), class_="soft")]
-    if mask is not None and entry["files"].get("seg"):
-        lines = [element("p", element("code", entry["scan"]), " → ", element("code", mask), class_="soft")]
-    lines += [element("p", element("b", "Warning: "), text) for text in entry["warnings"]]
-    return join(*lines)
+    kinds = ("seg", "dicom-seg", "dicom-rtstruct")
+    masks = [element("code", entry["files"][kind]) for kind in kinds if kind in entry["files"]]
+    places = [part for mask in masks for part in (", ", mask)][1:]
+    line = element("p", element("code", entry["scan"]), " → ", *places, class_="soft")
+    return join(line, *(element("p", element("b", "Warning: "), text) for text in entry["warnings"]))
 
 
 def _findings(entry: Entry) -> list[Html]:
