@@ -267,3 +267,19 @@ def test_pictures_have_no_findings(scan, out, weights, tmp_path):
     (own / "inference.json").write_text(json.dumps({**inference, "pictures": True}))
     with pytest.raises(ValueError, match="must be left out for pictures, whose pixels have no size in mm"):
         segment(scan, out, own, ckpt_path=weights, findings=True, **SETTINGS)
+
+
+def test_series_of_one_folder_are_measured_each_with_its_own_images(tmp_path, balls, weights):
+    values = voxels(balls / "imagesTr" / "LPS.nii.gz")
+    planes = [(4.0 * z, plane) for z, plane in enumerate(np.moveaxis(values, -1, 0))]
+    folder = tmp_path / "cd" / "DICOM"
+    folder.mkdir(parents=True)
+    for uid in ("1.2.3.1", "1.2.3.2"):
+        for path in write_series(tmp_path / uid, planes, uid=uid, pixel=4.0).iterdir():
+            path.rename(folder / f"{uid}-{path.name}")
+    outcomes = segment_here(tmp_path / "cd", tmp_path / "out", weights, report=True)
+    assert [each.reason for each in outcomes] == ["", ""]
+    found = {each.image: set() for each in outcomes}
+    for row in rows(tmp_path / "out" / "findings.csv"):
+        found[row["scan"]].add(row["instance_uid"].rpartition(".")[0])
+    assert list(found.values()) == [{"1.2.3.1"}, {"1.2.3.2"}]

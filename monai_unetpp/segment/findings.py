@@ -15,6 +15,7 @@ import torch
 from monai.data import MetaTensor
 
 from monai_unetpp.findings import AxialSlices, Finding, Limits, find, write_findings
+from monai_unetpp.readers.dicom import folder_of
 from monai_unetpp.readers.dicom.instances import instance_uid
 from monai_unetpp.segment.dicom import SECTIONS
 from monai_unetpp.segment.pipeline import Pipeline
@@ -89,7 +90,7 @@ class FindingResults:
         )
         labels = MetaTensor(torch.from_numpy(values), meta=labels.meta)
         sections = scan["image"].meta.get(SECTIONS)
-        folder = Path(scan["image"].meta["filename_or_obj"])
+        folder = folder_of(scan["image"].meta["filename_or_obj"])
         if sections is not None:
             found = self._with_instances(found, folder, json.loads(sections), affine)
         return labels, found
