@@ -25,6 +25,7 @@ __all__ = [
     "SIZES",
     "CaseLesions",
     "Lesion",
+    "equivalent_diameter",
     "froc",
     "label_components",
     "lesion_labels",
@@ -199,6 +200,11 @@ def label_components(mask: Any) -> tuple[NDArray[np.int32], int]:
     return labelled, int(count)
 
 
+def equivalent_diameter(volume: float) -> float:
+    """Return the diameter, mm, of the ball of a volume, mm^3."""
+    return 2 * (3 * volume / (4 * math.pi)) ** (1 / 3)
+
+
 def _score(
     reference: NDArray[np.bool_],
     pred: NDArray[np.bool_],
@@ -208,7 +214,7 @@ def _score(
     case: str,
 ) -> Lesion:
     overlap, both = int((reference & pred).sum()), int(reference.sum() + pred.sum())
-    diameter = 2 * (3 * float(reference.sum() * np.prod(spacing)) / (4 * math.pi)) ** (1 / 3)
+    diameter = equivalent_diameter(float(reference.sum() * np.prod(spacing)))
     distance = math.nan
     if found:
         box = tuple(slice(max(int(a.min()) - 1, 0), int(a.max()) + 2) for a in np.nonzero(reference | pred))

@@ -9,7 +9,6 @@ Its own normalisation passes CT through a sigmoid before it resamples and pads w
 
 from __future__ import annotations
 
-import csv
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from monai_unetpp._version import __version__
 from monai_unetpp.bundle.packing import class_names, gather
 from monai_unetpp.dicom_out import Code, Segment, find_segments
-from monai_unetpp.files import PathLike, atomic_directory, save_by_memory
+from monai_unetpp.files import PathLike, atomic_directory, save_by_memory, write_csv
 from monai_unetpp.weights import plain, read_record, sha256
 
 __all__ = ["ScaledNetwork", "SlicerModel", "pack_for_slicer"]
@@ -221,7 +220,4 @@ def _write_labels(path: Path, segments: Sequence[Segment]) -> None:
             code = SLICERS_CODES.get(code.value, code) if code is not None else None
             row |= {f"{sequence}.{of}": getattr(code, name, "") for of, name in fields.items()}
         rows.append(row)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, rows)

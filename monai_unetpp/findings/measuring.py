@@ -7,7 +7,6 @@ components times the size of the volume.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -18,7 +17,7 @@ from scipy import ndimage  # type: ignore[import-untyped]
 
 from monai_unetpp.findings.axial import AxialSlices, Diameters, axial_diameters
 from monai_unetpp.findings.limits import Limits
-from monai_unetpp.lesions import label_components
+from monai_unetpp.lesions import equivalent_diameter, label_components
 
 __all__ = ["Box", "Classes", "Finding", "find", "totals"]
 
@@ -234,7 +233,7 @@ def _measure(
         volume_ml=volume / 1000,
         long_axis_mm=component.diameters.long_mm,
         short_axis_mm=component.diameters.short_mm,
-        equivalent_diameter_mm=2 * (3 * volume / (4 * math.pi)) ** (1 / 3),
+        equivalent_diameter_mm=equivalent_diameter(volume),
         centre_x_mm=float(centre[0]),
         centre_y_mm=float(centre[1]),
         centre_z_mm=float(centre[2]),

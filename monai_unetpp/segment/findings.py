@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 
 from monai_unetpp.findings import AxialSlices, Finding, Limits, find, write_findings
 from monai_unetpp.readers.dicom import folder_of
-from monai_unetpp.readers.dicom.instances import instance_uid
+from monai_unetpp.readers.dicom.headers import read_slices
 from monai_unetpp.segment.dicom import SECTIONS
 from monai_unetpp.segment.pipeline import Pipeline
 from monai_unetpp.segment.provenance import describe
@@ -108,11 +108,12 @@ class FindingResults:
         self, findings: Sequence[Finding], folder: Path, sections: Sequence[Sequence[Any]], affine: Any
     ) -> list[Finding]:
         """Return findings with the UID of the image of their slice; if it is not axial, of their centre."""
-        read = cache(lambda name: instance_uid(folder / name))
         axial = AxialSlices(affine).axis == 2
+        read = cache(lambda name: read_slices(folder / name)[1])
         named = []
         for each in findings:
             assert each.box is not None
             n = each.slice - 1 if axial else (each.box[2].start + each.box[2].stop - 1) // 2
-            named.append(replace(each, instance_uid=read(sections[n][0])))
+            name, frame = sections[n]
+            named.append(replace(each, instance_uid=read(name)[frame].instance))
         return named
