@@ -4,6 +4,7 @@
 nodules        100 cubes of CT around lung nodules (LIDC-IDRI), 3D
 nuclei         430 microscopy images (Data Science Bowl 2018), 2D
 liver_slices   465 axial CT slices (Medical Segmentation Decathlon), 2D, split by scan
+hippocampus    200 crops of MR around the hippocampus (Medical Segmentation Decathlon), 3D, two classes
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from monai.transforms import (
     Compose,
     EnsureChannelFirstd,
     LoadImaged,
+    NormalizeIntensityd,
     RandAdjustContrastd,
+    RandAffined,
     RandCropByPosNegLabeld,
     RandFlipd,
     RandRotate90d,
@@ -47,7 +50,13 @@ from monai_unetpp.files import atomic_write
 HELD_OUT = 0.25
 KEYS = ("image", "label")
 PAPER = (32, 64, 128, 256, 512)
-NODULES, PICTURES = (40, 40, 40), (128, 128)
+NODULES, PICTURES, HIPPOCAMPUS = (40, 40, 40), (128, 128), (40, 56, 40)
+ROTATED: dict[str, Any] = {
+    "rotate_range": [0.26] * 3,
+    "scale_range": [0.15] * 3,
+    "mode": ["bilinear", "nearest"],
+    "padding_mode": "border",
+}
 Cases = Sequence[dict[str, Any]]
 
 
@@ -57,12 +66,15 @@ class Task:
 
     Args:
         read: Function from its folder to cases: image and label as tensors (1, *spatial), and the name of
-            their scan, all cases of which are held out, or none.
+            their scan, all cases of which are held out, or none; and its own.
         window: Size of the training patch and of the sliding window, in voxels.
         crop: Transforms that cut one patch out of a case, at random.
         channels: Widths, unless those of the paper are requested.
         epochs: Number of passes over the cases, one patch each.
         batch_size: Number of patches per step.
+        classes: Number of classes, with the background.
+        steps: Number of steps of a training to convergence, see ``study.py``.
+        mirrored: Whether patches are mirrored and turned by right angles; otherwise rotated a little.
     """
 
     read: Callable[[Path], Cases]
@@ -71,6 +83,9 @@ class Task:
     channels: tuple[int, ...]
     epochs: int
     batch_size: int
+    classes: int = 2
+    steps: int = 0
+    mirrored: bool = True
 
 
 def read_nodules(folder: Path) -> Cases:
@@ -84,7 +99,22 @@ def read_nodules(folder: Path) -> Cases:
         ]
     )
     cases = read_dataset(folder, out_channels=2).cases
-    return [{**load(case), "scan": Path(case["image"]).name} for case in cases]
+    return [_volume(load(case), Path(case["image"])) for case in cases]
+
+
+def read_hippocampus(folder: Path) -> Cases:
+    """Crops of about 35 x 50 x 36 voxels of 1 mm, normalised by case and padded to the window."""
+    load = Compose(
+        [
+            LoadImaged(KEYS),
+            EnsureChannelFirstd(KEYS),
+            NormalizeIntensityd("image"),
+            SpatialPadd(KEYS, HIPPOCAMPUS),
+            ToTensord(KEYS, track_meta=False),
+        ]
+    )
+    cases = read_dataset(folder, out_channels=3).cases
+    return [_volume(load(case), Path(case["image"])) for case in cases]
 
 
 def read_nuclei(folder: Path) -> Cases:
@@ -109,11 +139,19 @@ def read_liver_slices(folder: Path) -> Cases:
     return cases
 
 
+def _volume(loaded: Any, path: Path) -> dict[str, Any]:
+    return {"image": loaded["image"], "label": loaded["label"], "scan": path.name, "case": path.name}
+
+
 def _picture(path: Path, mask: Any, scan: str) -> dict[str, Any]:
     scale = Compose([SpatialPadd(KEYS, PICTURES), ScaleIntensityd("image")])
     grey = np.asarray(Image.open(path).convert("L"), dtype=np.float32)
     case = scale({"image": torch.tensor(grey)[None], "label": torch.tensor(mask).float()[None]})
-    return {**{key: value.as_subclass(Tensor) for key, value in case.items()}, "scan": scan}
+    return {
+        **{key: value.as_subclass(Tensor) for key, value in case.items()},
+        "scan": scan,
+        "case": path.name,
+    }
 
 
 _AROUND_LABELS = (RandCropByPosNegLabeld(KEYS, "label", PICTURES, pos=3, neg=1, num_samples=1),)
@@ -132,6 +170,17 @@ TASKS = {
     ),
     "liver_slices": Task(
         read_liver_slices, PICTURES, _AROUND_LABELS, channels=(8, 16, 32, 64, 128), epochs=12, batch_size=8
+    ),
+    "hippocampus": Task(
+        read_hippocampus,
+        HIPPOCAMPUS,
+        (RandSpatialCropd(KEYS, HIPPOCAMPUS, random_size=False),),
+        channels=(8, 16, 32, 64),
+        epochs=20,
+        batch_size=1,
+        classes=3,
+        steps=3000,
+        mirrored=False,
     ),
 }
 
@@ -156,11 +205,18 @@ def study_arguments(description: str | None) -> argparse.ArgumentParser:
 def windows(task: Task, cases: Cases, seed: int) -> DataLoader:
     """Batches of augmented patches."""
     dims = len(task.window)
+    moved = (
+        [
+            *(RandFlipd(KEYS, prob=0.5, spatial_axis=axis) for axis in range(dims)),
+            RandRotate90d(KEYS, prob=0.5),
+        ]
+        if task.mirrored
+        else [RandAffined(KEYS, prob=0.3, **ROTATED)]
+    )
     transform = Compose(
         [
             *task.crop,
-            *(RandFlipd(KEYS, prob=0.5, spatial_axis=axis) for axis in range(dims)),
-            RandRotate90d(KEYS, prob=0.5),
+            *moved,
             RandScaleIntensityd("image", factors=0.1, prob=0.5),
             RandShiftIntensityd("image", offsets=0.05, prob=0.5),
             RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5)),

@@ -2,6 +2,10 @@
 """A list of heads and one target -> one number.
 
 loss = sum_k w_k (Dice + cross-entropy)(head k, target) / sum_k w_k
+
+and, if shallow heads are to learn from the deepest one as well,
+
+       + distillation * mean_{k < L} T^2 KL(head L at temperature T || head k at temperature T)
 """
 
 from __future__ import annotations
@@ -12,10 +16,13 @@ from typing import Any
 import torch
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
+from torch.nn.functional import kl_div, logsigmoid
 
 from monai_unetpp.regions import check_regions, region_values, to_regions
 
 __all__ = ["DeepSupervisionDiceLoss"]
+
+TEMPERATURE = 2.0  # softens what the deepest head is sure of
 
 
 class DeepSupervisionDiceLoss(nn.Module):
@@ -38,9 +45,12 @@ class DeepSupervisionDiceLoss(nn.Module):
             voxels alone; a case without any other does not count, and a batch without any other scores 0.
         regions: Values of the label map in each of K regions, which may overlap, such as
             ``[[1, 2, 3], [2, 3], [3]]``; the heads have one channel and a sigmoid per region.
+        distillation: Weight of the mean over shallow heads of their divergence from the deepest head, which
+            receives no gradient from it; 0 for none.
 
     Raises:
-        ValueError: If ``weights`` is an unknown word, or holds a negative number or only zeros; or if
+        ValueError: If ``weights`` is an unknown word, or holds a negative number or only zeros; if
+            ``distillation`` is negative; or if
             ``ignore_index`` is not a whole number, or the target is not a label map that could hold it; or if
             an argument does not fit ``regions``, or classes that overlap.
 
@@ -51,7 +61,8 @@ class DeepSupervisionDiceLoss(nn.Module):
         True
 
     Reference:
-        Zhou et al., UNet++ (IEEE TMI 2020, arXiv:1912.05074), deep supervision.
+        Zhou et al., UNet++ (IEEE TMI 2020, arXiv:1912.05074), deep supervision. Hinton et al., Distilling the
+        Knowledge in a Neural Network (2015, arXiv:1503.02531).
     """
 
     def __init__(
@@ -62,9 +73,13 @@ class DeepSupervisionDiceLoss(nn.Module):
         sigmoid: bool = False,
         ignore_index: int | None = None,
         regions: Sequence[Sequence[int]] | None = None,
+        distillation: float = 0.0,
         **dice_ce: Any,
     ) -> None:
         super().__init__()
+        if not distillation >= 0:
+            raise ValueError(f"distillation must be 0 or more, such as 0.5, got {distillation}.")
+        self.distillation, self.temperature = distillation, TEMPERATURE
         if isinstance(weights, str):
             if weights not in ("equal", "halving"):
                 raise ValueError(
@@ -137,7 +152,25 @@ class DeepSupervisionDiceLoss(nn.Module):
         total = weights[0] * self.one_head(every[0], target)
         for n in range(1, len(every)):
             total = total + weights[n] * self.one_head(every[n], target)
+        if self.distillation and len(every) > 1:
+            deepest = every[0].detach()
+            divergences = [self.divergence(deepest, each, target) for each in every[1:]]
+            total = total + self.distillation * torch.stack(divergences).mean()
         return total
+
+    def divergence(self, teacher: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the divergence of a head from a deeper one, mean over the voxels that are annotated."""
+        every = [each.movedim(1, -1) / self.temperature for each in [teacher, logits]]  # (B, *spatial, K)
+        ignored = self.ignore_index
+        if ignored is not None:  # gathered: what is ignored may be infinite or NaN
+            annotated = (target != ignored)[:, 0]
+            every = [each[annotated] for each in every]
+        if self.overlapping or logits.shape[1] == 1:  # each channel is a class against all others
+            every = [torch.stack([logsigmoid(each), logsigmoid(-each)], -1) for each in every]
+        else:
+            every = [torch.log_softmax(each, -1) for each in every]
+        apart = kl_div(every[1], every[0], reduction="none", log_target=True).sum(-1)
+        return self.temperature**2 * (apart.mean() if apart.numel() else apart.sum())
 
     def one_head(self, logits: Tensor, target: Tensor) -> Tensor:
         """Score one head on the voxels that are annotated."""
@@ -201,6 +234,10 @@ class DeepSupervisionDiceLoss(nn.Module):
                 f"ignore_index={ignored} requires a label map (B, 1, *spatial) as target and "
                 f"to_onehot_y=True, got {target_channels} channels and to_onehot_y={self.onehot}."
             )
+
+
+def _soft(every: list[Tensor]) -> list[Tensor]:
+    return [each / self.temperature for each in every]
 
 
 def _regions(

@@ -58,8 +58,9 @@ def test_loss_is_the_weighted_mean_over_heads(heads, target, weights, expected):
 
 
 @pytest.mark.parametrize("weights", ["equal", "halving", [3, 0.5, 2]], ids=["equal", "halving", "explicit"])
-def test_scripted_loss_is_the_loss(heads, target, weights):
-    loss = DeepSupervisionDiceLoss(weights)
+@pytest.mark.parametrize("distillation", [0.0, 0.5])
+def test_scripted_loss_is_the_loss(heads, target, weights, distillation):
+    loss = DeepSupervisionDiceLoss(weights, distillation=distillation)
     scripted = torch.jit.script(loss)
     torch.testing.assert_close(scripted(heads, target), loss(heads, target), **FLOAT64)
     torch.testing.assert_close(scripted(heads[0], target), loss(heads[0], target), **FLOAT64)
@@ -195,3 +196,58 @@ def test_one_class_with_a_softmax_is_refused(form):
     heads = [torch.zeros(1, 1, 4, 4)]
     with pytest.raises(ValueError, match=r"softmax requires two classes or more.*sigmoid=True for one class"):
         DeepSupervisionDiceLoss()(form(heads), torch.zeros(1, 1, 4, 4))
+
+
+def by_numpy(teacher, logits, annotated=None, sigmoid=False):
+    """T^2 KL(teacher || logits) at T = 2, the mean over voxels: an oracle."""
+    teacher, logits = (np.moveaxis(x.detach().double().numpy(), 1, -1) / 2 for x in (teacher, logits))
+    if sigmoid:
+        teacher, logits = (np.stack([x, np.zeros_like(x)], -1) for x in (teacher, logits))
+    p, q = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (teacher, logits))
+    apart = 4 * (p * np.log(p / q)).sum(-1)
+    return apart[annotated].mean() if annotated is not None else apart.mean()
+
+
+def test_distillation_adds_the_mean_divergence_from_the_deepest_head(heads, target):
+    plain, distilled = DeepSupervisionDiceLoss(), DeepSupervisionDiceLoss(distillation=0.5)
+    added = float(distilled(heads, target) - plain(heads, target))
+    expected = 0.5 * np.mean([by_numpy(heads[0], head) for head in heads[1:]])
+    assert added == pytest.approx(expected, rel=1e-4)
+
+
+def test_distillation_of_regions_takes_each_channel_by_itself():
+    heads = [torch.randn(2, 3, 6, 5), torch.randn(2, 3, 6, 5)]
+    target, regions = torch.randint(0, 4, (2, 1, 6, 5)), [[1, 2, 3], [2, 3], [3]]
+    plain, distilled = (DeepSupervisionDiceLoss(regions=regions, distillation=d) for d in (0, 1.0))
+    added = float(distilled(heads, target) - plain(heads, target))
+    assert added == pytest.approx(by_numpy(*heads, sigmoid=True), rel=1e-4)
+
+
+def test_the_deepest_head_learns_nothing_from_its_pupils(heads, target):
+    leaves = [head.clone().requires_grad_() for head in heads]
+    grads = [
+        torch.autograd.grad(DeepSupervisionDiceLoss(distillation=d)(leaves, target), leaves) for d in (0, 1.0)
+    ]
+    assert torch.allclose(grads[0][0], grads[1][0])
+    assert not torch.allclose(grads[0][1], grads[1][1])
+
+
+def test_distillation_leaves_out_what_is_ignored():
+    heads = [torch.randn(2, 3, 6, 5), torch.randn(2, 3, 6, 5)]
+    target = torch.randint(0, 3, (2, 1, 6, 5))
+    target[:, :, :2] = 255
+    for head in heads:
+        head[:, :, 0] = torch.nan  # of voxels that nobody annotated
+    leaves = [head.requires_grad_() for head in heads]
+    plain, distilled = (DeepSupervisionDiceLoss(ignore_index=255, distillation=d) for d in (0, 1.0))
+    added = distilled(leaves, target) - plain(leaves, target)
+    annotated = (target != 255)[:, 0].numpy()
+    assert added.item() == pytest.approx(by_numpy(*heads, annotated), rel=1e-4)
+    added.backward()
+    assert leaves[1].grad[:, :, :2].eq(0).all()
+    assert leaves[1].grad.isfinite().all()
+
+
+def test_negative_distillation_is_refused():
+    with pytest.raises(ValueError, match="distillation must be 0 or more, such as 0.5, got -1"):
+        DeepSupervisionDiceLoss(distillation=-1)

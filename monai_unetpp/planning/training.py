@@ -33,6 +33,7 @@ OPTIMIZERS = {
     "cpu": ("monai_unetpp.Muon", "learns faster than AdamW in equally many steps (measured)"),
     "cuda": ("torch.optim.AdamW", "as the bundles that ship; Muon was not measured on a GPU"),
 }
+LEARNING_RATES = {"monai_unetpp.Muon": 0.01}  # of others that of the bundles that ship
 GROWN_VIEWS = 15  # of each image by all levels, from which shallow levels are trained first
 MIRRORED_VIEWS = 50  # of each case, from which patches are mirrored
 MIN_LARGEST_SHARE = 0.995  # of the foreground in its largest component, from which others are left out
@@ -79,10 +80,11 @@ def choose_schedule(choose: Choices, fingerprint: Fingerprint, machine: Machine)
     held = f"the {len(held_out)} held-out cases take about {validation:.0f} s"
     choose.make("val_interval", lambda: (min(interval, choose["max_epochs"]), held))
     choose.make("optimizer", lambda: OPTIMIZERS[machine.device])
-    choose.make("learning_rate", lambda: (0.003, "polynomial decay, as the bundles that ship"))
+    rate = LEARNING_RATES.get(choose["optimizer"], 0.003)
+    choose.make("learning_rate", lambda: (rate, f"polynomial decay; for {choose['optimizer']}"))
     cached = sum(_bytes(case, choose["pixdim"]) for case in cases)
-    rate = 1.0 if cached <= machine.cache else math.floor(100 * machine.cache / cached) / 100
-    choose.make("cache_rate", lambda: (rate, f"all cases take {cached / 2**30:.2f} GiB in memory"))
+    share = 1.0 if cached <= machine.cache else math.floor(100 * machine.cache / cached) / 100
+    choose.make("cache_rate", lambda: (share, f"all cases take {cached / 2**30:.2f} GiB in memory"))
     choose.make("num_workers", lambda: (machine.workers, "processes that load beside the training"))
 
 

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks that ``study.py`` compares: U-Nets of every depth, UNet++ and its relatives, MONAI's own.
+
+All have the widths of a task. In training each returns its logits, or a list of them at full resolution, the
+deepest head first; in evaluation its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from monai.networks.nets import DynUNet, SegResNetDS
+from torch import Tensor, nn
+
+from monai_unetpp import UNetPlusPlus
+
+Make = Callable[[int, int, Sequence[int]], nn.Module]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network of the family.
+
+    Args:
+        make: Function from the number of axes, of classes, and the widths to a network.
+        loss: Additional arguments of the loss.
+        grown: Shares of the steps after which a level is added.
+    """
+
+    make: Make
+    loss: Mapping[str, Any] = field(default_factory=dict)
+    grown: tuple[float, ...] = ()
+
+
+class Upsampled(nn.Module):
+    """A network whose heads are upsampled to full resolution, so that the same loss scores them."""
+
+    def __init__(self, net: nn.Module, dims: int) -> None:
+        super().__init__()
+        self.net = net
+        self.mode = "bilinear" if dims == 2 else "trilinear"
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Return all heads in training, finest first; the finest in evaluation."""
+        heads = self.net(x)
+        if isinstance(heads, Tensor):  # DynUNet stacks its heads along an axis more
+            heads = list(heads.unbind(1)) if heads.ndim > x.ndim else [heads]
+        if not self.training:
+            return heads[0]
+        return [heads[0], *(nn.functional.interpolate(h, x.shape[2:], mode=self.mode) for h in heads[1:])]
+
+
+def plus(**settings: Any) -> Make:
+    """A UNetPlusPlus."""
+    return lambda dims, classes, widths: UNetPlusPlus(dims, 1, classes, widths, strides=2, **settings)
+
+
+def unet(depth: int | None = None) -> Make:
+    """U-Net of so many levels, the deepest by default."""
+    make = plus(skips="long", deep_supervision=False)
+    return lambda dims, classes, widths: make(dims, classes, widths[: (depth or len(widths) - 1) + 1])
+
+
+def wide_unet(dims: int, classes: int, widths: Sequence[int]) -> nn.Module:
+    """The U-Net that has as many parameters as the UNet++ of these widths."""
+
+    def size(make: Make, by: float) -> int:
+        with torch.device("meta"):
+            net = make(dims, classes, [round(width * by) for width in widths])
+        return sum(parameter.numel() for parameter in net.parameters())
+
+    wanted, low, high = size(plus(), 1.0), 1.0, 2.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if size(unet(), middle) < wanted else (low, middle)
+    return unet()(dims, classes, [round(width * low) for width in widths])
+
+
+def dynunet(dims: int, classes: int, widths: Sequence[int]) -> nn.Module:
+    """MONAI's DynUNet with deep supervision, as nnU-Net has it."""
+    halves = [2] * (len(widths) - 1)
+    net = DynUNet(
+        dims,
+        1,
+        classes,
+        kernel_size=[3] * len(widths),
+        strides=[1, *halves],
+        upsample_kernel_size=halves,
+        filters=widths,
+        deep_supervision=True,
+        deep_supr_num=len(widths) - 2,
+    )
+    return Upsampled(net, dims)
+
+
+def segresnet(dims: int, classes: int, widths: Sequence[int]) -> nn.Module:
+    """MONAI's SegResNetDS with instance norm, which a batch of one requires."""
+    blocks, heads = [1, 2, 2, 4, 4][: len(widths)], len(widths) - 1
+    net = SegResNetDS(dims, widths[0], 1, classes, norm="instance", blocks_down=tuple(blocks), dsdepth=heads)
+    return Upsampled(net, dims)
+
+
+def family(depth: int) -> dict[str, Member]:
+    """Return the networks for a task of so many levels, by name."""
+    last = len(range(1, depth)) or 1
+    growth = tuple(round(n / depth, 2) for n in range(1, last + 1))
+    return {
+        **{f"U-Net L{k}": Member(unet(k)) for k in range(1, depth)},
+        f"U-Net L{depth}": Member(unet()),
+        "wide U-Net": Member(wide_unet),
+        "DynUNet": Member(dynunet, {"weights": "halving"}),
+        "SegResNetDS": Member(segresnet, {"weights": "halving"}),
+        "U-Net^e": Member(plus(skips="long")),
+        "UNet++, one head": Member(plus(deep_supervision=False)),
+        "UNet++": Member(plus()),
+        "UNet++ residual": Member(plus(block="residual")),
+        "U-Net^e, grown": Member(plus(skips="long"), grown=growth),
+        "UNet++, grown": Member(plus(), grown=growth),
+        "UNet++, distilled": Member(plus(), {"distillation": 0.5}),
+    }

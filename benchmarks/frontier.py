@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frontier of a study: Dice against the time of a window, every network and every level a point.
+
+Reads OUT.csv of study.py. Times are measured here once, all networks in turn in one process, and kept in
+OUT_times.csv; OUT.md and OUT.png are written. A point is dominated if another is at least as good in no more
+time. Compared are means over seeds, case by case, with those of the best U-Net of any depth: the difference,
+its 95 % interval by bootstrap over cases, and p of the hypothesis that it is worse by 0.005 or more.
+
+OMP_NUM_THREADS=1 python benchmarks/frontier.py hippocampus --out benchmarks/results/study_hippocampus
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from family import family
+from matplotlib.figure import Figure
+from measure import inference, machine, ratio
+from scipy.stats import bootstrap, wilcoxon
+from study import read
+from tasks import TASKS, Task
+
+from monai_unetpp import UNetPlusPlus, prune
+from monai_unetpp.files import write_csv
+from monai_unetpp.levels.cost import interleaved, multiply_adds
+
+MARGIN = 0.005  # of Dice within which a point is as good as the best U-Net
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Point = tuple[str, str]  # a network, and a head or ""
+
+
+def measure(task: Task, names: Sequence[str], rounds: int) -> list[dict[str, Any]]:
+    """Time a window of every network and level, in turn."""
+    members = family(len(task.channels) - 1)
+    window = torch.rand(1, 1, *task.window)
+    nets: dict[Point, torch.nn.Module] = {}
+    for name in names:
+        net = members[name].make(len(task.window), task.classes, task.channels)
+        if isinstance(net, UNetPlusPlus) and net.deep_supervision:
+            nets |= {(name, f"L{level}"): prune(net, level) for level in net.spec.levels}
+        else:
+            nets[name, ""] = net
+    jobs = {
+        (*point, precision): partial(_cast, kind, net, window)
+        for point, net in nets.items()
+        for precision, kind in PRECISIONS.items()
+    }
+    seconds = interleaved(jobs, rounds)
+    reference = (f"U-Net L{len(task.channels) - 1}", "", "float32")
+    return [
+        {
+            "network": name,
+            "head": head,
+            "parameters": sum(parameter.numel() for parameter in net.parameters()),
+            "multiply-adds": multiply_adds(net, window.shape),
+            **{f"s, {each}": round(statistics.median(seconds[name, head, each]), 5) for each in PRECISIONS},
+            **{
+                f"share, {each}": round(ratio(seconds, (name, head, each), reference), 3)
+                for each in PRECISIONS
+            },
+            "machine": machine(),
+        }
+        for (name, head), net in nets.items()
+    ]
+
+
+def _cast(kind: torch.dtype, net: torch.nn.Module, window: torch.Tensor) -> None:
+    with torch.autocast("cpu", kind, enabled=kind != torch.float32):
+        inference(net, window)
+
+
+def dice_by_case(rows: Sequence[Mapping[str, str]]) -> dict[Point, Any]:
+    """Mean Dice over classes of each point, (seeds, cases)."""
+    classes = [key for key in rows[0] if key.startswith("dice of class")]
+    found: dict[Point, dict[str, list[float]]] = {}
+    for row in rows:
+        values = [float(row[key]) for key in classes]
+        by_seed = found.setdefault((row["network"], row["head"]), {})
+        by_seed.setdefault(row["seed"], []).append(float(np.nanmean(values)))
+    return {point: np.array([by_seed[seed] for seed in sorted(by_seed)]) for point, by_seed in found.items()}
+
+
+def compare(dice: Any, best: Any) -> tuple[float, float, float, float]:
+    """Difference of the means over seeds, its interval, and p of being worse by the margin or more."""
+    difference = dice.mean(0) - best.mean(0)
+    if not difference.any():
+        return 0.0, 0.0, 0.0, 0.0
+    low, high = bootstrap((difference,), np.mean, rng=0, method="percentile").confidence_interval
+    p = wilcoxon(difference + MARGIN, alternative="greater").pvalue
+    return float(difference.mean()), float(low), float(high), float(p)
+
+
+def report(
+    title: str, rows: Sequence[Mapping[str, str]], times: Sequence[Mapping[str, Any]], out: Path
+) -> None:
+    """Write the table and the figure."""
+    dice = dice_by_case(rows)
+    cost = {(row["network"], row["head"]): row for row in times}
+    points = [point for point in cost if point in dice]
+    u_nets = [point for point in points if point[0].startswith("U-Net L")]
+    best = max(u_nets, key=lambda point: dice[point].mean())
+    took = {point: float(cost[point]["share, float32"]) for point in points}
+    lines = [
+        "| | Dice, mean ± over seeds | less the best U-Net | worse by 0.005: p | parameters | time "
+        "| bfloat16 | dominated by |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for point in points:
+        mean, spread = dice[point].mean(), dice[point].mean(1).std(ddof=1) if len(dice[point]) > 1 else 0.0
+        gain, low, high, p = compare(dice[point], dice[best])
+        better = [each for each in points if _dominates(each, point, dice, took)]
+        by = _label(max(better, key=lambda each: dice[each].mean())) if better else ""
+        row = cost[point]
+        cells = [
+            _label(point),
+            f"{mean:.4f} ± {spread:.4f}",
+            "the best" if point == best else f"{gain:+.4f} ({low:+.4f} to {high:+.4f})",
+            "" if point == best else f"{p:.2g}",
+            f"{int(row['parameters']):,}",
+            f"{took[point] / took[best]:.2f}",
+            f"{float(row['share, bfloat16']) / took[best]:.2f}",
+            by,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    seeds, cases = dice[best].shape
+    machines = ", ".join(sorted({row["machine"] for row in times}))
+    share = f"Time of a window as a share of {_label(best)}'s, in float32"
+    lines += ["", f"{seeds} seeds, {cases} held-out cases. {share}; {machines}."]
+    out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    _draw(title, points, dice, {point: took[point] / took[best] for point in points}, out.with_suffix(".png"))
+
+
+def _dominates(one: Point, other: Point, dice: Mapping[Point, Any], took: Mapping[Point, float]) -> bool:
+    better, faster = dice[one].mean() - dice[other].mean(), took[other] - took[one]
+    return bool(min(better, faster) >= 0 and max(better, faster) > 0)
+
+
+def _label(point: Point) -> str:
+    return ": ".join(each for each in point if each)
+
+
+def _draw(title: str, points: Sequence[Point], dice: Any, took: Mapping[Point, float], path: Path) -> None:
+    figure = Figure(figsize=(7.6, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    series: dict[str, list[Point]] = {}
+    for point in points:
+        series.setdefault("U-Net" if point[0].startswith("U-Net L") else point[0], []).append(point)
+    for n, (name, of_series) in enumerate(series.items()):
+        of_series = sorted(of_series, key=lambda point: took[point])
+        means, at = [dice[point].mean() for point in of_series], [took[point] for point in of_series]
+        ends = np.abs(np.array([[dice[p].mean(1).min(), dice[p].mean(1).max()] for p in of_series]).T - means)
+        style: dict[str, Any] = {"color": f"C{n % 10}", "marker": "os^Dv"[n // 10 + n % 3], "markersize": 5}
+        axes.errorbar(at, means, yerr=ends, label=name, linewidth=1.2, elinewidth=0.6, **style)
+        for point, x, y in zip(of_series, at, means, strict=True):
+            level = point[1] or (point[0][-2:] if point[0].startswith("U-Net L") else "")
+            axes.annotate(level, (x, y), xytext=(4, -9), textcoords="offset points", fontsize=7)
+    axes.set_xscale("log")
+    axes.set_xlabel("time of a window, share of the best U-Net's, float32")
+    axes.set_ylabel("Dice of held-out cases; bars: seeds")
+    axes.set_title(title, loc="left", fontsize="medium")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, ncols=2)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Measure what has no time yet, and write table and figure."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", choices=TASKS)
+    parser.add_argument("--out", type=Path, required=True, help="that of study.py")
+    parser.add_argument("--rounds", type=int, default=15)
+    args = parser.parse_args()
+    rows = read(args.out.with_suffix(".csv"))
+    path = args.out.with_name(f"{args.out.name}_times.csv")
+    names = list(dict.fromkeys(row["network"] for row in rows))
+    times: list[Any] = read(path)
+    if {row["network"] for row in times} != set(names):  # all of them, or none: they are ratios
+        times = measure(TASKS[args.data], names, args.rounds)
+        write_csv(path, times)
+    report(args.data.replace("_", " "), rows, times, args.out)
+    sys.stdout.write(args.out.with_suffix(".md").read_text())
+
+
+if __name__ == "__main__":
+    main()
