@@ -236,10 +236,6 @@ class DeepSupervisionDiceLoss(nn.Module):
             )
 
 
-def _soft(every: list[Tensor]) -> list[Tensor]:
-    return [each / self.temperature for each in every]
-
-
 def _regions(
     regions: Sequence[Sequence[int]] | None, onehot: bool, ignored: int | None, dice_ce: Mapping[str, Any]
 ) -> list[list[int]] | None:

@@ -90,7 +90,7 @@ def plan_bundle(
     machine = Machine(
         kind,
         limit / sharers if memory is None else limit,
-        speed_of_machine(network, where) / sharers,
+        speed_of_machine(network, where, sharers),
         HOURS[kind] if hours is None else hours,
         0.25 * (available_memory() or 2**34) / processes,
         0 if kind == "cpu" else max(1, 8 // processes),
