@@ -41,7 +41,8 @@ class Recipe:
         augmented: Whether patches are rotated, scaled and changed in contrast, as the bundle has it.
         network: Further arguments of the network.
         levels: Number of levels; default that of the bundle.
-        muon: Whether kernels move by Muon instead of AdamW, with the same learning rate.
+        muon: Whether kernels move by Muon instead of AdamW.
+        rate: Learning rate of the first step.
     """
 
     grown: tuple[float, ...] = ()
@@ -50,6 +51,7 @@ class Recipe:
     network: tuple[tuple[str, Any], ...] = ()
     levels: int | None = None
     muon: bool = False
+    rate: float = 0.003
 
 
 U_NET = (("skips", "long"), ("deep_supervision", False))
@@ -67,6 +69,8 @@ RECIPES = {
     "grown, not augmented": Recipe(grown=(0.33, 0.67), augmented=False),
     "grown, not augmented, Muon": Recipe(grown=(0.33, 0.67), augmented=False, muon=True),
     "grown, Muon": Recipe(grown=(0.33, 0.67), muon=True),
+    "grown, Muon, 0.01": Recipe(grown=(0.33, 0.67), muon=True, rate=0.01),
+    "two levels, grown, Muon": Recipe(grown=(0.4,), levels=2, muon=True),
 }
 
 
@@ -74,7 +78,7 @@ def train(net: UNetPlusPlus, recipe: Recipe, loader: Any, seconds: float) -> int
     """Train for the CPU time; returns the number of steps."""
     loss = DeepSupervisionDiceLoss(include_background=False, batch=True)
     kind: Any = Muon if recipe.muon else torch.optim.AdamW
-    optimizer = kind(net.parameters(), lr=0.003, weight_decay=1e-5)
+    optimizer = kind(net.parameters(), lr=recipe.rate, weight_decay=1e-5)
     draw, begun, steps = np.random.default_rng(0), time.process_time(), 0
     net.train()
     while True:
@@ -86,7 +90,7 @@ def train(net: UNetPlusPlus, recipe: Recipe, loader: Any, seconds: float) -> int
                 net.training_level = net.depth - sum(share < each for each in recipe.grown)
             if recipe.drawn:
                 net.training_level = 1 + int(draw.choice(len(recipe.drawn), p=recipe.drawn))
-            optimizer.param_groups[0]["lr"] = 0.003 * (1 - share) ** 0.9
+            optimizer.param_groups[0]["lr"] = recipe.rate * (1 - share) ** 0.9
             optimizer.zero_grad()
             loss(net(batch["image"].as_tensor()), batch["label"].as_tensor()).backward()
             optimizer.step()
@@ -149,6 +153,7 @@ def main() -> None:
             row = {
                 "recipe": name,
                 "patch": " ".join(map(str, config["roi_size"])),
+                "learning rate": recipe.rate,
                 "CPU minutes": args.minutes,
                 "steps": steps,
                 "fold": args.fold,
