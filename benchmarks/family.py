@@ -111,8 +111,6 @@ def family(depth: int) -> dict[str, Member]:
         **{f"U-Net L{k}": Member(unet(k)) for k in range(1, depth)},
         f"U-Net L{depth}": Member(unet()),
         "wide U-Net": Member(wide_unet),
-        "DynUNet": Member(dynunet, {"weights": "halving"}),
-        "SegResNetDS": Member(segresnet, {"weights": "halving"}),
         "U-Net^e": Member(plus(skips="long")),
         "UNet++, one head": Member(plus(deep_supervision=False)),
         "UNet++": Member(plus()),
@@ -120,4 +118,6 @@ def family(depth: int) -> dict[str, Member]:
         "U-Net^e, grown": Member(plus(skips="long"), grown=growth),
         "UNet++, grown": Member(plus(), grown=growth),
         "UNet++, distilled": Member(plus(), {"distillation": 0.5}),
+        "DynUNet": Member(dynunet, {"weights": "halving"}),
+        "SegResNetDS": Member(segresnet, {"weights": "halving"}),
     }

@@ -179,7 +179,7 @@ TASKS = {
         epochs=20,
         batch_size=1,
         classes=3,
-        steps=3000,
+        steps=2000,
         mirrored=False,
     ),
 }
