@@ -8,9 +8,15 @@ import torch
 from dicom import dicom_bytes, hounsfield_of, slice_tags
 from monai.data import MetaTensor
 from monai.transforms import LoadImaged
+from scipy import ndimage
 
 from bundles import AFFINES, affine, ball
-from monai_unetpp.transforms import DeepestHeadd, LoadImageAndLabeld, RandShiftLabeledIntensityd
+from monai_unetpp.transforms import (
+    DeepestHeadd,
+    LoadImageAndLabeld,
+    LocalContrastd,
+    RandShiftLabeledIntensityd,
+)
 from monai_unetpp.transforms.hounsfield import why_no_hounsfield
 
 LOAD = LoadImageAndLabeld(out_channels=3)
@@ -220,6 +226,35 @@ def test_a_shift_of_what_is_labelled_comes_as_often_as_asked_and_from_its_range(
     assert 0.42 < (moved != 0).float().mean() < 0.58
     assert -0.2 <= moved.min() < -0.18
     assert 0.08 < moved.max() <= 0.1
+
+
+# LocalContrastd
+
+
+def test_contrast_is_the_volume_less_scipys_gaussian_mean():
+    volume = torch.rand(1, 30, 28, 26, generator=torch.Generator().manual_seed(0))
+    found = LocalContrastd("image", sigma=1.5, ceiling=0.7)({"image": volume})["image"]
+    clipped = volume[0].clamp(max=0.7).numpy()
+    wanted = clipped - ndimage.gaussian_filter(clipped, 1.5, mode="constant", truncate=4)
+    inside = (slice(7, -7),) * 3
+    np.testing.assert_allclose(
+        found[0].numpy()[inside], wanted[inside], atol=5e-3
+    )  # MONAI integrates its kernel
+    assert volume.max() > 0.7  # the input is not changed
+
+
+def test_contrast_is_high_in_a_vessel_and_low_in_a_wall_and_in_its_bone():
+    volume = torch.full((1, 60, 60, 40), 0.1)
+    volume[:, 20:23, 20:23], volume[:, 35:], volume[:, 46:50] = 0.7, 0.7, 1.0
+    contrast = LocalContrastd("image", sigma=4.0, ceiling=0.6)({"image": volume})["image"][0, :, 14:46, 12:28]
+    assert contrast[21, 7].min() > 0.4
+    assert contrast[40:50].abs().max() < 0.15
+    assert contrast[35].max() < contrast[21, 7].min()
+
+
+def test_sigma_is_greater_than_0():
+    with pytest.raises(ValueError, match=r"sigma must be greater than 0, such as 4\.0, got 0"):
+        LocalContrastd("image", sigma=0)
 
 
 # Whether it is HU

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import MappingProxyType
 from typing import Any
 
 import nibabel as nib
@@ -102,12 +103,13 @@ def write_index(
     *,
     name: str,
     description: str,
-    labels: Mapping[str, str],
-    scans: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | Mapping[str, int],
+    scans: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Write ``dataset.json`` for cases that have been written, and return its path.
 
-    ``scans`` maps the name of a case to the scan that it was cut out of.
+    ``labels`` maps values to names, or names to values, as nnU-Net does, with its label ``ignore``. ``scans``
+    maps the name of a case that was cut out of a scan to that scan.
     """
     index = Path(directory) / "dataset.json"
     dataset = {
@@ -118,7 +120,7 @@ def write_index(
         "labels": dict(labels),
         "numTraining": len(names),
         "numTest": 0,
-        "training": [{**_entry(case), **({"scan": scans[case]} if scans else {})} for case in names],
+        "training": [{**_entry(case), **({"scan": scans[case]} if case in scans else {})} for case in names],
         "test": [],
     }
     with atomic_write(index) as part:

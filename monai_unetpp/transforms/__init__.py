@@ -6,6 +6,7 @@ from monai_unetpp.transforms.annotated import (
     RandCropByLabelClassesAnnotatedd,
     RandCropByPosNegAnnotatedd,
 )
+from monai_unetpp.transforms.contrast import LocalContrastd
 from monai_unetpp.transforms.heads import DeepestHeadd
 from monai_unetpp.transforms.intensity import RandShiftLabeledIntensityd
 from monai_unetpp.transforms.loading import LoadImageAndLabeld
@@ -17,6 +18,7 @@ __all__ = [
     "DeepestHeadd",
     "FocusOnLungsd",
     "LoadImageAndLabeld",
+    "LocalContrastd",
     "RandCropByLabelClassesAnnotatedd",
     "RandCropByPosNegAnnotatedd",
     "RandShiftLabeledIntensityd",

