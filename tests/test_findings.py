@@ -358,7 +358,7 @@ def test_table_of_all_scans_is_that_of_their_files(tmp_path, caplog):
     assert rows(table) == rows(tmp_path / "a_findings.csv") + rows(tmp_path / "ward/b_findings.csv")
     assert len(rows(table)) == len(first) + len(second)
     assert rows(tmp_path / "none_findings.csv") == []
-    assert table.read_text().startswith("scan,finding,class,mean_probability,")
+    assert table.read_text().startswith("scan,finding,class,confidence,mean_probability,")
     (tmp_path / "ward" / "b_findings.json").unlink()
     (tmp_path / "none_findings.json").write_text("{")
     with atomic_write(tmp_path / "c_findings.json") as part:

@@ -19,7 +19,7 @@ from monai_unetpp.bundle import Chosen, config_files, configure
 from monai_unetpp.data import list_volumes
 from monai_unetpp.files import PathLike
 from monai_unetpp.inferers import AveragedNetwork, EarlyExitInferer, VolumeInferer
-from monai_unetpp.levels import read_calibration
+from monai_unetpp.levels import calibrated_level, read_calibration
 from monai_unetpp.network import UNetPlusPlus, kernels
 from monai_unetpp.segment.provenance import provenance
 from monai_unetpp.transforms import LoadImageAndLabeld
@@ -57,6 +57,7 @@ class Pipeline:
         codes: ``segment_codes`` of its ``metadata.json``, see :mod:`monai_unetpp.dicom_out.segments`.
         modality: Modality of the DICOM series that it segments, ``None`` for any: that of its loader, or else
             of its ``metadata.json``.
+        weights: Path of the weights; of several the first.
     """
 
     preprocessing: Any
@@ -77,6 +78,7 @@ class Pipeline:
     classes: int = 2
     codes: Any = None
     modality: str | None = None
+    weights: Path | None = None
 
     def list_scans(self, source: PathLike, series: Sequence[str], quiet: bool) -> list[dict[str, str]]:
         """List the scans to segment; arguments as of :func:`~monai_unetpp.data.list_volumes`."""
@@ -130,7 +132,7 @@ def load_pipeline(
     get("imports")
     every = _ensemble(chosen, ensemble)
     if get("level") == "auto":
-        levels = [_calibrated_level(path) for path in every]
+        levels = [calibrated_level(path) for path in every]
         parser["level"] = None if None in levels else max(level for level in levels if level)
     if "early_exit" in overlays:
         read_calibration(weights)  # raises a clear error, which the parser would wrap
@@ -176,6 +178,7 @@ def load_pipeline(
         classes=max(2, int(get("out_channels"))),
         codes=_metadata(root).get("segment_codes"),
         modality=_modality(get("preprocessing"), root),
+        weights=weights,
     )
 
 
@@ -285,13 +288,3 @@ def _value_names(regions: Mapping[str, Sequence[int]]) -> list[str]:
         for value in range(1, 1 + max(max(values) for values in regions.values()))
     ]
     return ["background", *(f"value {n} ({each})" if each else "" for n, each in enumerate(names, 1))]
-
-
-def _calibrated_level(weights: PathLike) -> int | None:
-    try:
-        level = read_calibration(weights).level
-    except FileNotFoundError:
-        logger.info(f"{weights} was not calibrated: the deepest level is used.")
-        return None
-    logger.info(f"{weights} was calibrated: L{level} is deep enough.")
-    return level
