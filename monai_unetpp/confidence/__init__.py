@@ -13,7 +13,7 @@ from monai_unetpp.confidence.calibration import (
     read_confidence,
     write_confidence,
 )
-from monai_unetpp.confidence.candidates import CaseFindings, find_candidates
+from monai_unetpp.confidence.candidates import CaseFindings, find_candidates, match_lesions
 from monai_unetpp.confidence.fitting import fit_confidence, held_out_confidence
 from monai_unetpp.confidence.scores import froc_by_size, reliability, score_by_size, score_reliability
 
@@ -25,6 +25,7 @@ __all__ = [
     "fit_confidence",
     "froc_by_size",
     "held_out_confidence",
+    "match_lesions",
     "read_confidence",
     "reliability",
     "score_by_size",

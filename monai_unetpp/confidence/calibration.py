@@ -116,8 +116,8 @@ def write_confidence(
     unknown = [label for label in calibrated if record.labels and label not in record.labels]
     if unknown:
         raise ValueError(
-            f"labels must be those of the weights, {', '.join(record.labels)}, got {unknown[0]}: score a data "
-            "set whose classes have these names."
+            f"labels must be those of the weights, {', '.join(record.labels)}, got {unknown[0]}: score a "
+            "data set whose classes have these names."
         )
     names = next(iter(calibrated.values())).tables
     for name in names:

@@ -18,7 +18,7 @@ from monai_unetpp.findings import Finding, find
 from monai_unetpp.lesions import Lesion, label_components, score_lesions
 from monai_unetpp.network import kernels
 
-__all__ = ["CaseFindings", "find_candidates", "match"]
+__all__ = ["CaseFindings", "find_candidates", "match_lesions"]
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,12 @@ def _matched(
     case = str(item["image"].meta.get("filename_or_obj", ""))
     for name, values in classes.items():
         of_class = [each for each in findings if each.label == name]
-        yield match(case, name, of_class, np.isin(mask, values), np.isin(label, values), affine, unknown)
+        yield match_lesions(
+            case, name, of_class, np.isin(mask, values), np.isin(label, values), affine, unknown
+        )
 
 
-def match(
+def match_lesions(
     case: str,
     label: str,
     findings: Sequence[Finding],

@@ -47,8 +47,9 @@ def fit_confidence(cases: Sequence[CaseFindings], features: Sequence[str]) -> Co
     true = np.array([bool(touched) for case in cases for touched in case.touched])
     if true.all() or not true.any():
         raise ValueError(
-            f"a confidence requires true and false findings in the held-out cases, got {int(true.sum())} true "
-            f"and {int((~true).sum())} false ones: hold out more cases, or leave the weights uncalibrated."
+            "a confidence requires true and false findings in the held-out cases, got "
+            f"{int(true.sum())} true and {int((~true).sum())} false ones: hold out more cases, or leave the "
+            "weights uncalibrated."
         )
     targets = np.where(true, (true.sum() + 1) / (true.sum() + 2), 1 / ((~true).sum() + 2))
     mean, spread = values.mean(axis=0), values.std(axis=0)
