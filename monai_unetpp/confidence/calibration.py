@@ -77,7 +77,8 @@ def calibrate_confidence(
         Name of the class -> its confidence.
 
     Raises:
-        ValueError: if an argument is out of its range, or a class has true or false findings only.
+        ValueError: if an argument is out of its range, there are no cases, or a class has true findings
+            only, or false ones.
 
     Reference:
         Saerens et al., Adjusting the outputs of a classifier to new a priori probabilities (Neural
@@ -87,6 +88,8 @@ def calibrate_confidence(
         raise ValueError(f"sensitivity must be a share, above 0 and at most 1, got {sensitivity}.")
     if not 0 < enrichment < math.inf:
         raise ValueError(f"enrichment must be a positive number, 1 for whole scans, got {enrichment}.")
+    if not candidates:
+        raise ValueError("candidates must be those of held-out cases, got none: hold some out.")
     found = {}
     for label in dict.fromkeys(case.label for case in candidates):
         cases = [case for case in candidates if case.label == label]

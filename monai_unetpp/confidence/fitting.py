@@ -44,7 +44,7 @@ def fit_confidence(cases: Sequence[CaseFindings], features: Sequence[str]) -> Co
             f"{unknown[0] if unknown and not isinstance(features, str) else features!r}."
         )
     values = np.array([_scaled(each, features) for case in cases for each in case.findings])
-    true = np.array([bool(touched) for case in cases for touched in case.touched])
+    true = np.array([bool(touched) for case in cases for touched in case.touched], dtype=bool)
     if true.all() or not true.any():
         raise ValueError(
             "a confidence requires true and false findings in the held-out cases, got "

@@ -51,7 +51,8 @@ class Confidence:
         operating_point: Smallest confidence that is kept by default.
 
     Raises:
-        ValueError: if a feature is unknown, or the operating point is no probability.
+        ValueError: if a feature is unknown, a coefficient is no number, or the operating point is no
+            probability.
 
     Example:
         >>> confidence = Confidence(-3.4, {"mean_probability": 2.1, "elongation": 0.0}, 0.57)
@@ -68,6 +69,9 @@ class Confidence:
         unknown = sorted({*self.coefficients} - {*FEATURES})
         if unknown:
             raise ValueError(f"features must be among {', '.join(FEATURES)}, got {unknown[0]!r}.")
+        numbers = (self.intercept, *self.coefficients.values())
+        if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
+            raise ValueError(f"intercept and coefficients must be numbers, got {numbers}.")
         if not 0 <= self.operating_point <= 1:
             raise ValueError(
                 f"operating_point must be a probability, 0 to 1, such as 0.5, got {self.operating_point!r}."
