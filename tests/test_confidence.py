@@ -368,5 +368,7 @@ def test_damaged_confidence_is_an_error_that_says_what_to_do(weights, tmp_path, 
     nodule = content["confidence"]["classes"]["nodule"]
     nodule |= change
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"model\.json is damaged: .*; to calibrate, run findings\.json"):
+    with pytest.raises(
+        ValueError, match=r"model\.json is damaged: .*, or calibrate again: run findings\.json"
+    ):
         read_confidence(weights)

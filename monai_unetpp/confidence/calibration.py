@@ -14,12 +14,10 @@ from monai_unetpp.confidence.candidates import CaseFindings
 from monai_unetpp.confidence.fitting import fit_confidence, held_out_confidence
 from monai_unetpp.confidence.scores import froc_by_size, reliability, score_by_size, score_reliability
 from monai_unetpp.files import PathLike, write_csv
-from monai_unetpp.findings import Confidence
+from monai_unetpp.findings import Confidence, parse_confidence
 from monai_unetpp.weights import Record, read_record, record_path, sha256, write_record
 
 __all__ = ["CalibratedConfidence", "calibrate_confidence", "read_confidence", "write_confidence"]
-
-HOW = "to calibrate, run findings.json merged over train.json."
 
 logger = logging.getLogger(__name__)
 
@@ -145,13 +143,7 @@ def read_confidence(weights: PathLike) -> tuple[int, dict[str, Confidence]] | No
     record = read_record(weights)
     if record is None or record.confidence is None:
         return None
-    try:
-        of_classes = record.confidence["classes"]
-        names = ("intercept", "coefficients", "operating_point")
-        found = {label: Confidence(*(of[name] for name in names)) for label, of in of_classes.items()}
-        return int(record.confidence["level"]), found
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{record_path(weights)} is damaged: confidence has {error!r}; {HOW}") from error
+    return parse_confidence(record.confidence, record_path(weights))
 
 
 def _calibrate(

@@ -9,7 +9,7 @@
 """
 
 from monai_unetpp.findings.axial import AxialSlices, axial_diameters
-from monai_unetpp.findings.confidence import FEATURES, Confidence
+from monai_unetpp.findings.confidence import FEATURES, Confidence, parse_confidence
 from monai_unetpp.findings.limits import Limits, parse_limits
 from monai_unetpp.findings.measuring import Finding, find, totals
 from monai_unetpp.findings.tables import TABLE, gather, read_findings, write_findings
@@ -24,6 +24,7 @@ __all__ = [
     "axial_diameters",
     "find",
     "gather",
+    "parse_confidence",
     "parse_limits",
     "read_findings",
     "totals",

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["FEATURES", "Confidence", "Feature"]
+__all__ = ["FEATURES", "Confidence", "Feature", "parse_confidence"]
 
 CERTAIN = 0.999  # probabilities have three digits; the logit of 1 is infinite
 
@@ -84,3 +85,23 @@ class Confidence:
             for name, coefficient in self.coefficients.items()
         )
         return 1 / (1 + math.exp(-odds)) if odds > 0 else math.exp(odds) / (1 + math.exp(odds))
+
+
+def parse_confidence(content: Mapping[str, Any], source: object) -> tuple[int, dict[str, Confidence]]:
+    """Return the level that a confidence was calibrated for, and the confidence of each class.
+
+    Args:
+        content: ``confidence`` of a record of weights, see :class:`~monai_unetpp.weights.Record`.
+        source: Path of the record, for the message.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    names = ("intercept", "coefficients", "operating_point")
+    try:
+        of_classes = content["classes"].items()
+        found = {label: Confidence(*(of[name] for name in names)) for label, of in of_classes}
+        return int(content["level"]), found
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        how = "restore it, or calibrate again: run findings.json merged over train.json."
+        raise ValueError(f"{source} is damaged: confidence has {error!r}; {how}") from error

@@ -15,14 +15,21 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from monai_unetpp.confidence import read_confidence
-from monai_unetpp.findings import AxialSlices, Confidence, Finding, Limits, find, write_findings
+from monai_unetpp.findings import (
+    AxialSlices,
+    Confidence,
+    Finding,
+    Limits,
+    find,
+    parse_confidence,
+    write_findings,
+)
 from monai_unetpp.readers.dicom import folder_of
 from monai_unetpp.readers.dicom.headers import read_slices
 from monai_unetpp.segment.dicom import SECTIONS
 from monai_unetpp.segment.pipeline import Pipeline
 from monai_unetpp.segment.provenance import describe
-from monai_unetpp.weights import plain
+from monai_unetpp.weights import plain, read_record, record_path
 
 __all__ = ["FINDING_KINDS", "FindingResults"]
 
@@ -150,12 +157,13 @@ class FindingResults:
 
 def _calibrated(pipeline: Pipeline) -> tuple[dict[str, Confidence], str]:
     """Return the confidence of findings that holds for what a pipeline computes, or why there is none."""
-    found = None if pipeline.weights is None else read_confidence(pipeline.weights)
-    if found is None:
+    record = read_record(pipeline.weights)
+    if record is None or record.confidence is None:
         return {}, f"{pipeline.weights} has no calibrated confidence, see monai-unetpp findings"
-    level = pipeline.made_by["level"]
+    level, found = parse_confidence(record.confidence, record_path(pipeline.weights))
+    here = pipeline.made_by["level"]
     if "ensemble" in pipeline.made_by:
         return {}, "the confidence was calibrated for one network without mirroring"
-    if level not in (f"L{found[0]}", "exported"):  # what was exported is of one level
-        return {}, f"the confidence was calibrated for L{found[0]}, and this is {level}"
-    return found[1], ""
+    if here not in (f"L{level}", "exported"):  # what was exported is of one level
+        return {}, f"the confidence was calibrated for L{level}, and this is {here}"
+    return found, ""

@@ -46,6 +46,7 @@ class Pipeline:
         autocast: Function that returns a ``torch.autocast`` context.
         pixdim: Spacing that scans are resampled to, mm.
         made_by: What makes the masks: weights, level, precision, settings; see ``<name>_seg.json``.
+        weights: Path of the weights; of several the first.
         window: Intensities drawn black and white in sheets, HU; ``None`` for those that suit the scan.
         names: Names of the values of a mask, with the background's; empty if they are unknown.
         regions: Name of a region -> values of a mask in it; empty if classes do not overlap.
@@ -57,7 +58,6 @@ class Pipeline:
         codes: ``segment_codes`` of its ``metadata.json``, see :mod:`monai_unetpp.dicom_out.segments`.
         modality: Modality of the DICOM series that it segments, ``None`` for any: that of its loader, or else
             of its ``metadata.json``.
-        weights: Path of the weights; of several the first.
     """
 
     preprocessing: Any
@@ -68,6 +68,7 @@ class Pipeline:
     autocast: Any
     pixdim: tuple[float, ...]
     made_by: dict[str, Any]
+    weights: Path
     window: Sequence[float] | None = None
     names: tuple[str, ...] = ()
     regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -78,7 +79,6 @@ class Pipeline:
     classes: int = 2
     codes: Any = None
     modality: str | None = None
-    weights: Path | None = None
 
     def list_scans(self, source: PathLike, series: Sequence[str], quiet: bool) -> list[dict[str, str]]:
         """List the scans to segment; arguments as of :func:`~monai_unetpp.data.list_volumes`."""
@@ -168,6 +168,7 @@ def load_pipeline(
         autocast=kernels.in_precision(precision, device),
         pixdim=tuple(get("pixdim")),
         made_by=made_by,
+        weights=weights,
         window=get("sheet_window", default=None),
         names=tuple(names),
         regions=regions,
@@ -178,7 +179,6 @@ def load_pipeline(
         classes=max(2, int(get("out_channels"))),
         codes=_metadata(root).get("segment_codes"),
         modality=_modality(get("preprocessing"), root),
-        weights=weights,
     )
 
 
