@@ -312,6 +312,12 @@ def levels(parser: argparse.ArgumentParser) -> Run:
     return _workflow(parser, "levels")
 
 
+@command
+def findings(parser: argparse.ArgumentParser) -> Run:
+    """Calibrate the confidence of a trained bundle's findings, by its findings.json; --KEY VALUE sets any."""
+    return _workflow(parser, "findings")
+
+
 def _workflow(parser: argparse.ArgumentParser, name: str) -> Run:
     parser.usage = "%(prog)s BUNDLE [--dataset_dir FOLDER] [--overlay NAME] [--KEY VALUE ...]"
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
@@ -353,7 +359,9 @@ def segment(parser: argparse.ArgumentParser) -> Run:
     smaller = "drop smaller components from mask and tables, such as"
     parser.add_argument("--min-volume", metavar="VOLUME", help=f"{smaller} 30mm3 or 0.03ml")
     parser.add_argument("--min-diameter", metavar="LENGTH", help=f"{smaller} 4mm, by their long axis")
-    less = "drop components of a smaller mean probability likewise, such as 0.7"
+    less = (
+        "drop less confident components likewise, such as 0.7; default with --findings: the calibrated point"
+    )
     parser.add_argument("--min-confidence", metavar="PROBABILITY", help=less)
     page = "write report.html and report.json: what became of each scan, why, settings, findings, sheets"
     parser.add_argument("--report", action="store_true", help=page)
@@ -386,7 +394,7 @@ def _segment(args: argparse.Namespace) -> object:
     settings |= {key: getattr(args, key) for key in (*FLAGS, "override_record", "precision", "series")}
     settings |= {"formats": args.format, "seg_type": args.seg_type, "empty_frames": args.empty_frames}
     level = int(args.level) if args.level.isdecimal() else args.level
-    with _shown("monai_unetpp.bundle.chosen"):
+    with _shown("monai_unetpp.bundle.chosen"), _shown("monai_unetpp.segment.findings"):
         return segment_distributed(
             args.input, args.output, args.bundle, level, args.overlay, progress=True, **settings
         )

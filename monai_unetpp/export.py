@@ -106,18 +106,20 @@ def export_level(
             reread = _READ[suffix](pruned, part)
             for x in (example, smaller):
                 _check(suffix, reread(x), network(x))
-    _write_record(paths, source, precision)
+    _write_record(paths, source, level, precision)
     sizes = ", ".join(f"{path.name} ({path.stat().st_size / 1024:.0f} KiB)" for path in paths.values())
     logger.info(f"Wrote L{level} to {directory}, each gives the full network's head: {sizes}.")
     return paths
 
 
-def _write_record(paths: Mapping[str, Path], source: PathLike | None, precision: str | None) -> None:
+def _write_record(
+    paths: Mapping[str, Path], source: PathLike | None, level: int, precision: str | None
+) -> None:
     """Write the record of the weights that were exported, with the checksum of each form."""
     record = read_record(source) if source is not None else None
     if record is not None:
         files = {path.name: sha256(path) for path in paths.values()}
-        record = replace(without_levels(record), files=files, precision=precision)
+        record = replace(without_levels(record, level), files=files, precision=precision)
         write_record(next(iter(paths.values())), record)
 
 

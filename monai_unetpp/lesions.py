@@ -30,6 +30,7 @@ __all__ = [
     "label_components",
     "lesion_labels",
     "score_lesions",
+    "size_of",
     "summarise_lesions",
 ]
 
@@ -205,6 +206,11 @@ def equivalent_diameter(volume: float) -> float:
     return 2 * (3 * volume / (4 * math.pi)) ** (1 / 3)
 
 
+def size_of(diameter: float) -> str:
+    """Return the class of a diameter, mm, a key of :data:`SIZES`."""
+    return next(name for name, (low, high) in SIZES.items() if low <= diameter < high)
+
+
 def _score(
     reference: NDArray[np.bool_],
     pred: NDArray[np.bool_],
@@ -226,7 +232,7 @@ def _score(
         case=case,
         number=number,
         diameter=diameter,
-        size=next(name for name, (low, high) in SIZES.items() if low <= diameter < high),
+        size=size_of(diameter),
         found=found,
         dice=2 * overlap / both,
         iou=overlap / (both - overlap),

@@ -129,14 +129,22 @@ def test_inference_preprocesses_as_training_does(bundle):
     assert here == there
 
 
-@pytest.mark.parametrize("name", ["evaluate", "levels", "inference"])
+@pytest.mark.parametrize("name", ["evaluate", "levels", "findings", "inference"])
 def test_labels_are_not_resampled_where_they_are_scored(bundle, name):
     assert config(bundle, name)["resampled"] == ["image"]
 
 
 @pytest.mark.parametrize("key", ["ckpt_path", "eval_cases", "validate#dataset#data", "cache_rate"])
-def test_levels_are_scored_on_what_evaluation_scores(bundle, key):
-    assert config(bundle, "levels")[key] == config(bundle, "evaluate")[key]
+@pytest.mark.parametrize("name", ["levels", "findings"])
+def test_levels_and_findings_are_scored_on_what_evaluation_scores(bundle, key, name):
+    assert config(bundle, name)[key] == config(bundle, "evaluate")[key]
+
+
+def test_findings_are_calibrated_with_the_windows_that_segment_uses(bundle):
+    used, calibrated = config(bundle, "inference")["windows"], config(bundle, "train")["validate"]["inferer"]
+    calibrated |= {"overlap": config(bundle, "findings")["validate#inferer#overlap"]}
+    names = ("_target_", "roi_size", "overlap", "mode", "sigmoid")
+    assert [used[name] for name in names] == [calibrated[name] for name in names]
 
 
 @pytest.mark.parametrize("name", ["evaluate", "levels", "multi_gpu_train", "RECIPE"])
@@ -223,7 +231,7 @@ def leaves(tree, at=""):
 @pytest.mark.parametrize(
     "name",
     [
-        *("evaluate.json", "levels.json", "early_exit.json", "multi_gpu_train.json"),
+        *("evaluate.json", "levels.json", "early_exit.json", "findings.json", "multi_gpu_train.json"),
         *("logging.conf", "LICENSE"),
     ],
 )

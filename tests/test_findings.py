@@ -17,6 +17,7 @@ from bundles import affine
 from monai_unetpp.files import atomic_write
 from monai_unetpp.findings import (
     AxialSlices,
+    Confidence,
     Limits,
     axial_diameters,
     find,
@@ -69,6 +70,8 @@ def test_ellipsoid_has_its_volume_centre_and_axes_in_every_grid(grid):
     [found] = measured(inside.astype(np.uint8), matrix)
     assert found.volume_ml == pytest.approx(4 / 3 * math.pi * radii.prod() / 1000, rel=0.01)
     assert found.equivalent_diameter_mm == pytest.approx(2 * radii.prod() ** (1 / 3), rel=0.005)
+    apart = np.sqrt((radii**2).mean()) / radii.prod() ** (1 / 3)  # of a ball 1
+    assert found.elongation == pytest.approx(apart, rel=0.005)
     lps = (found.centre_x_mm, found.centre_y_mm, found.centre_z_mm)
     np.testing.assert_allclose(lps, centre * [-1, -1, 1], atol=0.05)
     # the longest ellipse that a plane of voxels cuts out; axial, it is that of the two radii
@@ -261,6 +264,43 @@ def test_what_is_below_a_limit_is_dropped_from_mask_and_table():
         assert ((mask == labels) | (mask == 0)).all()
 
 
+def two_shapes():
+    """A bar, of a higher probability, and a cube, class 1; a voxel of class 2."""
+    labels, p = np.zeros((20, 12, 6), np.uint8), np.full((1, 20, 12, 6), 0.8, np.float16)
+    labels[1:17, 1:3, 1:3], labels[8:12, 6:10, 1:5], labels[1, 10, 5] = 1, 1, 2
+    p[0, :, :4] = 0.9
+    return labels, p
+
+
+def test_findings_are_ranked_by_confidence_where_there_is_one():
+    labels, p = two_shapes()
+    classes = {"nodule": (1,), "lymph node": (2,)}
+    model = {"nodule": Confidence(-1.0, {"mean_probability": 1.0, "elongation": -4.0}, 0.3)}
+    args = (labels.copy(), np.eye(4), classes, np.zeros(labels.shape), p)
+    assert [round(f.mean_probability, 1) for f in find(*args)] == [0.9, 0.8, 0.8]
+    found = find(*args, confidence=model)
+    assert [round(1000 * f.volume_ml) for f in found] == [1, 64, 64]
+    node, cube, bar = found
+    assert node.confidence is None
+    assert node.row()["confidence"] is None
+    for each in (cube, bar):
+        assert each.confidence == each.rank == model["nodule"](vars(each))
+    assert bar.mean_probability > cube.mean_probability
+    assert bar.elongation > 1.5 > 1.1 > cube.elongation
+    assert all(labels[each.voxel] == each.values[0] for each in found)
+
+
+def test_limit_of_a_confidence_holds_for_its_class():
+    labels, p = two_shapes()
+    classes = {"nodule": (1,), "lymph node": (2,)}
+    model = {"nodule": Confidence(-1.0, {"elongation": -4.0}, 0.2)}  # 0.26 of a cube, less of a bar
+    limits = Limits(min_confidence={"nodule": 0.2})
+    assert limits.given() == {"min_confidence": {"nodule": 0.2}}
+    found = find(labels, np.eye(4), classes, np.zeros(labels.shape), p, limits, model)
+    assert [f.label for f in found] == ["lymph node", "nodule"]
+    assert np.count_nonzero(labels) == 65
+
+
 @pytest.mark.parametrize(
     ("text", "mm3"),
     [("30mm3", 30), ("0.03 ml", 30), ("0.03mL", 30), ("30 mm³", 30), (".03cc", 30), ("1.5cm^3", 1500)],
@@ -358,7 +398,7 @@ def test_table_of_all_scans_is_that_of_their_files(tmp_path, caplog):
     assert rows(table) == rows(tmp_path / "a_findings.csv") + rows(tmp_path / "ward/b_findings.csv")
     assert len(rows(table)) == len(first) + len(second)
     assert rows(tmp_path / "none_findings.csv") == []
-    assert table.read_text().startswith("scan,finding,class,mean_probability,")
+    assert table.read_text().startswith("scan,finding,class,confidence,mean_probability,")
     (tmp_path / "ward" / "b_findings.json").unlink()
     (tmp_path / "none_findings.json").write_text("{")
     with atomic_write(tmp_path / "c_findings.json") as part:

@@ -3,7 +3,10 @@
 
 import csv
 import json
+import math
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -13,11 +16,13 @@ import torch
 from dicom import write_series
 from scipy import ndimage
 
-from bundles import BUNDLES, DEEP, TINY
+from bundles import BUNDLES, DEEP, TINY, run
 from monai_unetpp import UNetPlusPlus
 from monai_unetpp.__main__ import main
+from monai_unetpp.confidence import read_confidence
 from monai_unetpp.readers import volume_loader
 from monai_unetpp.segment import segment
+from monai_unetpp.weights import Record, read_record, sha256, write_record
 
 LIVER = BUNDLES / "liver"
 SETTINGS = {**TINY, "channels": DEEP}
@@ -183,6 +188,142 @@ def test_masks_of_other_limits_are_not_taken(scan, out, weights):
         [outcome] = segment_here(scan, out, weights, **limits)
         assert outcome.state == "failed"
         assert message in outcome.reason
+
+
+# Calibrated confidence
+
+
+@pytest.fixture(scope="module")
+def calibrated(weights, tmp_path_factory):
+    """The same weights, whose record has a confidence of tumours at the deepest level."""
+    path = tmp_path_factory.mktemp("calibrated") / "model.pt"
+    shutil.copy(weights, path)
+    of = {"intercept": 0.5, "coefficients": {"elongation": -3.0}, "operating_point": 0.45}
+    record = Record(sha256(path), labels=["background", "liver", "tumour"])
+    write_record(path, replace(record, confidence={"level": 2, "classes": {"tumour": of}}))
+    return str(path)
+
+
+def confidence_of(row):
+    return 1 / (1 + math.exp(-0.5 + 3 * math.log(float(row["elongation"]))))
+
+
+def test_findings_below_the_operating_point_are_dropped_by_default(scan, out, calibrated, tmp_path):
+    [outcome] = segment_here(scan, out, calibrated, report=True)
+    assert outcome.reason == ""
+    [every] = segment_here(scan, tmp_path / "every", calibrated, min_confidence=0)
+    found, more = rows(out / "findings.csv"), rows(tmp_path / "every" / "findings.csv")
+    for row in more:
+        wanted = confidence_of(row) if row["class"] == "tumour" else None
+        assert row["confidence"] == "" if wanted is None else abs(float(row["confidence"]) - wanted) < 2e-3
+    kept = [row for row in more if row["confidence"] == "" or float(row["confidence"]) >= 0.45]
+    assert 0 < len(kept) < len(more)
+    names = ("class", "confidence", "volume_ml")  # their numbers are others
+    assert [[row[name] for name in names] for row in found] == [[row[name] for name in names] for row in kept]
+    ranks = [float(row["confidence"] or row["mean_probability"]) for row in more]
+    assert ranks == sorted(ranks, reverse=True)
+    masks = [voxels(folder / "PSR_seg.nii.gz") for folder in (out, tmp_path / "every")]
+    assert ((masks[0] == masks[1]) | (masks[0] == 0)).all()
+    assert sum(map(len, components(masks[0]).values())) == len(kept)
+    side = json.loads((out / "PSR_seg.json").read_text())
+    assert side["min_confidence"] == {"tumour": 0.45}
+    assert side["confidence"] == {"tumour": {"intercept": 0.5, "coefficients": {"elongation": -3.0}}}
+    assert json.loads((out / "PSR_findings.json").read_text())["limits"] == {
+        "min_confidence": {"tumour": 0.45}
+    }
+    assert ">confidence</th>" in (out / "report.html").read_text()
+    plain = tmp_path / "plain"
+    segment_here(scan, plain, calibrated, findings=False)  # the mask of the network itself
+    np.testing.assert_array_equal(voxels(plain / "PSR_seg.nii.gz"), masks[1])
+    assert len(every.findings) == len(more)
+
+
+def test_mask_of_another_operating_point_is_not_taken(scan, out, calibrated, tmp_path):
+    segment_here(scan, out, calibrated)
+    assert [o.state for o in segment_here(scan, out, calibrated)] == ["skipped"]
+    for given, message in (
+        ({"min_confidence": 0}, "min_confidence {'tumour': 0.45}, now none"),
+        ({"min_confidence": 0.3}, "min_confidence {'tumour': 0.45}, now 0.3"),
+        ({"findings": False}, "now none"),
+    ):
+        [outcome] = segment_here(scan, out, calibrated, **given)
+        assert outcome.state == "failed"
+        assert message in outcome.reason
+    other = tmp_path / "model.pt"
+    shutil.copy(calibrated, other)
+    content = json.loads(read_text(calibrated))
+    content["confidence"]["classes"]["tumour"]["operating_point"] = 0.5
+    other.with_suffix(".json").write_text(json.dumps(content))
+    [outcome] = segment_here(scan, out, str(other))
+    assert "min_confidence {'tumour': 0.45}, now {'tumour': 0.5}" in outcome.reason
+
+
+def read_text(weights):
+    return Path(weights).with_suffix(".json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"level": 1}, "the confidence was calibrated for L2, and this is L1"),
+        ({"ensemble": True}, "the confidence was calibrated for one network without mirroring"),
+        ({"min_confidence": 0.2, "level": 1}, "the confidence was calibrated for L2, and this is L1"),
+    ],
+    ids=["level", "ensemble", "limit"],
+)
+def test_confidence_holds_for_what_it_was_calibrated_for(
+    scan, out, calibrated, tmp_path, caplog, settings, why
+):
+    if settings.get("ensemble"):
+        torch.save(UNetPlusPlus(3, 1, 3, channels=DEEP, strides=2).state_dict(), tmp_path / "other.pt")
+        settings = {"ensemble": [str(tmp_path / "other.pt")]}
+    with caplog.at_level("INFO", logger="monai_unetpp.segment.findings"):
+        [outcome] = segment_here(scan, out, calibrated, **settings)
+    assert outcome.reason == ""
+    assert f"Findings are ranked by mean probability: {why}." in caplog.text
+    assert {row["confidence"] for row in rows(out / "findings.csv")} == {""}
+    assert "confidence" not in json.loads((out / "PSR_seg.json").read_text())
+
+
+def test_command_says_what_findings_are_ranked_by(scan, out, calibrated, weights, tmp_path, capsys):
+    def said(path, folder, *more):
+        places = ["-i", scan, "-o", folder, "--bundle", LIVER, "--checkpoint", path, "--findings", *more]
+        main(["segment", *map(str, places), *SETS])
+        return capsys.readouterr().err
+
+    assert (
+        "Findings are ranked by calibrated confidence. Those below the operating point, 0.45 (tumour), are "
+        "dropped: --min-confidence 0 keeps them."
+    ) in said(calibrated, out)
+    text = said(weights, tmp_path / "other")
+    assert "ranked by mean probability: " in text
+    assert "has no calibrated confidence, see monai-unetpp findings" in text
+    assert "ranked by" not in said(calibrated, tmp_path / "all", "--min-confidence", "0")
+
+
+def test_bundle_calibrates_the_confidence_that_segment_takes(balls, weights, tmp_path):
+    root, path = tmp_path / "liver", tmp_path / "model.pt"
+    shutil.copy(weights, path)
+    cases = {"eval_cases": "$@dataset.cases", "ckpt_path": str(path), "lesion_labels": ["pip"]}
+    run("liver", "train findings", root, dataset_dir=str(balls), channels=DEEP, **cases)
+    level, confidence = read_confidence(path)
+    assert (level, list(confidence)) == (2, ["pip"])
+    of = read_record(path).confidence["classes"]["pip"]
+    assert of["cases"] == 4
+    assert min(of["true"], of["false"]) > 0
+    candidates = rows(root / "findings" / "candidates.csv")
+    assert len(candidates) == of["true"] + of["false"]
+    assert len({row["case"] for row in candidates}) > 1
+    # the findings of a scan are the candidates: the same numbers from both ways to segment
+    record = replace(read_record(path), labels=["background", "ball", "pip"])
+    write_record(path, record)
+    segment_here(balls / "imagesTr", tmp_path / "out", str(path), min_confidence=0)
+    found = [row for row in rows(tmp_path / "out" / "findings.csv") if row["class"] == "pip"]
+    measures = [
+        sorted((round(float(r["mean_probability"]), 3), round(float(r["elongation"]), 2)) for r in table)
+        for table in (found, candidates)
+    ]
+    assert measures[0] == measures[1]
 
 
 def test_table_follows_what_is_done_again_and_what_is_not(balls, out, weights):

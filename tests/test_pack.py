@@ -365,8 +365,8 @@ def readme_commands(root):
         }.items():
             line = line.replace(placeholder, name)
         words = shlex.split(line.replace("SCANS", "own/imagesTr").replace("/L2/", "/L3/"))
-        # other data, minutes of export, a large network
-        if words[:2] == ["python", "-m"] and not re.search("--images|onnx|msd", line):
+        # other data, minutes of export, a large network, lesions that are found and others that are not
+        if words[:2] == ["python", "-m"] and not re.search(r"--images|onnx|msd|findings\.json", line):
             yield words[2:]
 
 

@@ -107,7 +107,7 @@ class UnetplusplusAlgo(BundleAlgo):
             "held_out": "@held_out",
         }
         _write(bundle / "train.json", config)
-        for name in ("evaluate", "levels"):  # an option of the split that was replaced
+        for name in ("evaluate", "levels", "findings"):  # an option of the split that was replaced
             path = bundle / f"{name}.json"
             _write(path, {key: value for key, value in _read(path).items() if key != "split#write"})
         plan = _read(bundle / "plan" / "plan.json")

@@ -279,7 +279,7 @@ def _write_models(part: Path, network: UNetPlusPlus, record: Record | None) -> N
     with atomic_write(weights) as file:
         save_by_memory(file, partial(torch.save, network.state_dict()))
     if record is not None:
-        record = record if network.deep_supervision else without_levels(record)
+        record = record if network.deep_supervision else without_levels(record, network.depth)
         write_record(weights, replace(record, network=plain(network.spec.arguments()), files={}))
     if find_spec("safetensors"):
         from safetensors.torch import save

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training, evaluation and levels of a bundle: the same configurations that ``monai.bundle run`` runs.
+"""Workflows of a bundle, such as its training: the same configurations that ``monai.bundle run`` runs.
 
 Errors are the user's mistake in one line.
 """
@@ -70,7 +70,8 @@ def run_workflow(
     """Run a workflow of a bundle to its end.
 
     Args:
-        name: Name of the workflow: ``"train"``, or ``"evaluate"`` or ``"levels"``, which are merged over it.
+        name: Name of the workflow: ``"train"``, or ``"evaluate"``, ``"levels"`` or ``"findings"``, which are
+            merged over it.
         bundle: Folder of the bundle.
         overlays: Names of further JSON files of the bundle, merged over train.json.
         settings: Key of the configuration -> value. ``bundle_root`` is the folder by default; ``tracking``

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 __all__ = ["Limits", "parse_limits"]
 
@@ -23,25 +25,32 @@ class Limits:
     Args:
         min_volume_mm3: Smallest volume, mm^3.
         min_diameter_mm: Smallest long axis, mm.
-        min_confidence: Smallest mean probability, in [0, 1].
+        min_confidence: Smallest confidence, or mean probability of a class whose confidence was not
+            calibrated, in [0, 1]; by name of a class, or one number for all.
     """
 
     min_volume_mm3: float = 0.0
     min_diameter_mm: float = 0.0
-    min_confidence: float = 0.0
+    min_confidence: float | Mapping[str, float] = 0.0
 
-    def given(self) -> dict[str, float]:
+    def given(self) -> dict[str, Any]:
         """Return those that drop something."""
-        return {name: value for name, value in asdict(self).items() if value > 0}
+        return {name: value for name, value in asdict(self).items() if value}
 
     def keep(
-        self, volume_mm3: float = math.inf, diameter_mm: float = math.inf, confidence: float = math.inf
+        self,
+        volume_mm3: float = math.inf,
+        diameter_mm: float = math.inf,
+        confidence: float = math.inf,
+        label: str = "",
     ) -> bool:
-        """Whether what is known of a finding is above all limits."""
+        """Whether what is known of a finding, of the class ``label``, is above all limits."""
+        least = self.min_confidence
+        least = least.get(label, 0.0) if isinstance(least, Mapping) else least
         return (
             volume_mm3 >= ROUNDING * self.min_volume_mm3
             and diameter_mm >= ROUNDING * self.min_diameter_mm
-            and confidence >= ROUNDING * self.min_confidence
+            and confidence >= ROUNDING * least
         )
 
 

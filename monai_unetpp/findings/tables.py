@@ -23,8 +23,9 @@ __all__ = ["ENDS", "TABLE", "gather", "read_findings", "write_findings"]
 TABLE = "findings.csv"
 ENDS = ("_findings.csv", "_findings.json")
 COLUMNS = [
-    *("scan", "finding", "class", "mean_probability", "peak_probability", "volume_ml", "long_axis_mm"),
-    *("short_axis_mm", "equivalent_diameter_mm", "centre_x_mm", "centre_y_mm", "centre_z_mm", "slice"),
+    *("scan", "finding", "class", "confidence", "mean_probability", "peak_probability", "volume_ml"),
+    *("long_axis_mm", "short_axis_mm", "equivalent_diameter_mm", "elongation"),
+    *("centre_x_mm", "centre_y_mm", "centre_z_mm", "slice"),
     *("instance_uid", "mean_intensity", "sd_intensity", "touches_border", "class_volume_ml"),
 ]
 

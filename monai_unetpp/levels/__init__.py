@@ -9,7 +9,13 @@
 - reading: the table again, so that folds can be compared
 """
 
-from monai_unetpp.levels.calibration import ExitScore, calibrate_exit, read_calibration, write_calibration
+from monai_unetpp.levels.calibration import (
+    ExitScore,
+    calibrate_exit,
+    calibrated_level,
+    read_calibration,
+    write_calibration,
+)
 from monai_unetpp.levels.reading import pool_levels, read_levels
 from monai_unetpp.levels.report import check_report, draw_levels, write_levels
 from monai_unetpp.levels.score import LevelScore, score_levels
@@ -19,6 +25,7 @@ __all__ = [
     "ExitScore",
     "LevelScore",
     "calibrate_exit",
+    "calibrated_level",
     "check_report",
     "draw_levels",
     "pool_levels",

@@ -28,6 +28,7 @@ __all__ = [
     "Calibration",
     "ExitScore",
     "calibrate_exit",
+    "calibrated_level",
     "read_calibration",
     "write_calibration",
 ]
@@ -174,6 +175,17 @@ def read_calibration(weights: PathLike) -> Calibration:
         reason = str(error) if type(error) is ValueError else f"{path} is damaged: {error!r}"
         raise ValueError(f"{reason.rstrip('.')}; {how}") from error
     return Calibration(record.weights, record.level, found, record.precision)
+
+
+def calibrated_level(weights: PathLike) -> int | None:
+    """Return the level that was selected for a file of weights; None, which is said, if none was."""
+    try:
+        level = read_calibration(weights).level
+    except FileNotFoundError:
+        logger.info(f"{weights} was not calibrated: the deepest level is used.")
+        return None
+    logger.info(f"{weights} was calibrated: L{level} is deep enough.")
+    return level
 
 
 def case_dice(item: Mapping[str, Any]) -> Tensor:

@@ -21,7 +21,9 @@ __all__ = ["OVERLAYS", "TEMPLATE", "planned_configs", "write_bundle"]
 Json = dict[str, Any]
 
 TEMPLATE = "liver"
-OVERLAYS = ("evaluate", "levels", "early_exit", "multi_gpu_train", "multi_gpu_evaluate")  # taken as they are
+OVERLAYS = (  # taken as they are
+    *("evaluate", "levels", "early_exit", "findings", "multi_gpu_train", "multi_gpu_evaluate"),
+)
 SHARED = (
     "in_channels",
     "out_channels",

@@ -31,7 +31,8 @@ STATES = {  # of a scan -> for people, and for a number of them; the first ones 
     "skipped": ("done before", "done before"),
 }
 UNFINISHED = ("failed", "missing", "locked")
-COLUMNS = {  # of a finding -> heading, digits; probabilities stand first, as they are the order
+COLUMNS = {  # of a finding -> heading, digits; first what they are in the order of
+    "confidence": ("confidence", 3),  # if it was calibrated
     "mean_probability": ("mean p", 3),
     "peak_probability": ("peak p", 3),
     "volume_ml": ("volume, ml", 3),
@@ -206,12 +207,13 @@ def _findings(entry: Entry) -> list[Html]:
     if not found:
         return [element("p", "Nothing was found.")]
     instances = any(each["instance_uid"] for each in found)
-    heading = ["", "class", *(title for title, _ in COLUMNS.values()), "centre (LPS), mm", ""]
+    columns = {key: of for key, of in COLUMNS.items() if any(each.get(key) is not None for each in found)}
+    heading = ["", "class", *(title for title, _ in columns.values()), "centre (LPS), mm", ""]
     rows = [
         [
             str(each["finding"]),
             each["class"],
-            *(f"{each[key]:.{digits}f}" for key, (_, digits) in COLUMNS.items()),
+            *(_number(each.get(key), digits) for key, (_, digits) in columns.items()),
             ", ".join(f"{each[key]:.0f}" for key in CENTRE),
             f"at the border{SPACE}of the scan" if each["touches_border"] else "",
         ]
@@ -262,6 +264,10 @@ def _duration(seconds: float) -> str:
     """Return seconds as one reads them, also where they are minutes."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}{SPACE}min{SPACE}{rest}{SPACE}s" if minutes else time_text(seconds)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return NOTHING if value is None else f"{value:.{digits}f}"
 
 
 def _count(number: int, what: str) -> str:

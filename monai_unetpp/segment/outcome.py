@@ -26,7 +26,7 @@ class Outcome:
         warnings: What looked odd about the scan when it was loaded, such as voxels that are not HU.
         mask: Path of the mask, if this run wrote it.
         volumes: Name and volume, ml, of each class of the mask, or of each region.
-        findings: Findings, if they were measured, the most probable first.
+        findings: Findings, if they were measured, the most confident first.
     """
 
     image: str

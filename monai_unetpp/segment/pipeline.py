@@ -19,7 +19,7 @@ from monai_unetpp.bundle import Chosen, config_files, configure
 from monai_unetpp.data import list_volumes
 from monai_unetpp.files import PathLike
 from monai_unetpp.inferers import AveragedNetwork, EarlyExitInferer, VolumeInferer
-from monai_unetpp.levels import read_calibration
+from monai_unetpp.levels import calibrated_level, read_calibration
 from monai_unetpp.network import UNetPlusPlus, kernels
 from monai_unetpp.segment.provenance import provenance
 from monai_unetpp.transforms import LoadImageAndLabeld
@@ -46,6 +46,7 @@ class Pipeline:
         autocast: Function that returns a ``torch.autocast`` context.
         pixdim: Spacing that scans are resampled to, mm.
         made_by: What makes the masks: weights, level, precision, settings; see ``<name>_seg.json``.
+        weights: Path of the weights; of several the first.
         window: Intensities drawn black and white in sheets, HU; ``None`` for those that suit the scan.
         names: Names of the values of a mask, with the background's; empty if they are unknown.
         regions: Name of a region -> values of a mask in it; empty if classes do not overlap.
@@ -67,6 +68,7 @@ class Pipeline:
     autocast: Any
     pixdim: tuple[float, ...]
     made_by: dict[str, Any]
+    weights: Path
     window: Sequence[float] | None = None
     names: tuple[str, ...] = ()
     regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -130,7 +132,7 @@ def load_pipeline(
     get("imports")
     every = _ensemble(chosen, ensemble)
     if get("level") == "auto":
-        levels = [_calibrated_level(path) for path in every]
+        levels = [calibrated_level(path) for path in every]
         parser["level"] = None if None in levels else max(level for level in levels if level)
     if "early_exit" in overlays:
         read_calibration(weights)  # raises a clear error, which the parser would wrap
@@ -166,6 +168,7 @@ def load_pipeline(
         autocast=kernels.in_precision(precision, device),
         pixdim=tuple(get("pixdim")),
         made_by=made_by,
+        weights=weights,
         window=get("sheet_window", default=None),
         names=tuple(names),
         regions=regions,
@@ -285,13 +288,3 @@ def _value_names(regions: Mapping[str, Sequence[int]]) -> list[str]:
         for value in range(1, 1 + max(max(values) for values in regions.values()))
     ]
     return ["background", *(f"value {n} ({each})" if each else "" for n, each in enumerate(names, 1))]
-
-
-def _calibrated_level(weights: PathLike) -> int | None:
-    try:
-        level = read_calibration(weights).level
-    except FileNotFoundError:
-        logger.info(f"{weights} was not calibrated: the deepest level is used.")
-        return None
-    logger.info(f"{weights} was calibrated: L{level} is deep enough.")
-    return level

@@ -26,7 +26,7 @@ from monai_unetpp.inferers import EarlyExitInferer
 from monai_unetpp.pictures import check_sheets
 from monai_unetpp.readers.memory import check_volume
 from monai_unetpp.segment.dicom import DICOM_FORMATS, DicomResults, check_formats
-from monai_unetpp.segment.findings import FINDING_KINDS, FindingResults, check_findings
+from monai_unetpp.segment.findings import FINDING_KINDS, FindingResults
 from monai_unetpp.segment.outcome import Outcome
 from monai_unetpp.segment.pipeline import load_pipeline
 from monai_unetpp.segment.report import write_run_report
@@ -89,7 +89,9 @@ def segment(
         min_volume: Volume with its unit, such as ``"30mm3"``: smaller components are dropped from the mask
             and from the tables.
         min_diameter: Long axis, such as ``"4mm"``, likewise.
-        min_confidence: Mean probability, in [0, 1], likewise.
+        min_confidence: Confidence, in [0, 1], likewise; see :attr:`~monai_unetpp.findings.Finding.rank`. By
+            default that of the operating point if ``findings`` are asked for and it was calibrated; 0 drops
+            nothing.
         report: Whether to write ``report.json`` and ``report.html``, what became of each scan in
             ``output_dir``.
         **settings: Keys of the configuration with other values, see :func:`load_pipeline`.
@@ -119,9 +121,10 @@ def segment(
         )
     pipeline = load_pipeline(bundle, input_dir, output_dir, overlays, override_record, **settings)
     pipeline.inferer.progress = progress
-    measured = findings or bool(limits.given())
-    if measured:
-        pipeline = check_findings(pipeline, limits)
+    measured = None
+    if findings or limits.given():
+        measured = FindingResults.of(pipeline, limits, findings and min_confidence is None)
+        pipeline = measured.pipeline
     rank, number = share
     cases = every = pipeline.list_scans(input_dir, series, quiet=rank > 0)
     if number > 1:
@@ -134,7 +137,7 @@ def segment(
         _make_locks(Path(output_dir)),
         stale_parts(output_dir),
         DicomResults.of(pipeline, seg_type, empty_frames) if asked else None,
-        FindingResults(pipeline, limits) if measured else None,
+        measured,
     )
     run = _Run(results, probability, overwrite)
     outcomes: list[Outcome] = []

@@ -112,7 +112,7 @@ def prune_weights(
         save_by_memory(part, partial(torch.save, kept))
     record = read_record(path)
     if record is not None:
-        write_record(out, without_levels(record))
+        write_record(out, without_levels(record, level))
     return sum(w.numel() for w in kept.values()), sum(w.numel() for w in weights.values())
 
 

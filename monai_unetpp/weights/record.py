@@ -72,6 +72,8 @@ class Record:
         level: Level that is deep enough, see :func:`~monai_unetpp.select_level`.
         precision: Precision that is good enough, see :func:`~monai_unetpp.levels.select_precision`.
         exit: Score of early exit at the calibrated threshold.
+        confidence: Confidence of findings by class, and the level that it was calibrated for; see
+            :mod:`monai_unetpp.confidence`.
         files: Other forms of the same weights, such as ``model.onnx``: SHA-256 by name.
     """
 
@@ -95,6 +97,7 @@ class Record:
     level: int | None = None
     precision: str | None = None
     exit: Json | None = None
+    confidence: Json | None = None
     files: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -175,9 +178,7 @@ def read_record(weights: PathLike) -> Record | None:
         ) from error
     if of_training:
         checksum = "" if weights.is_dir() else sha256(weights)
-        return dataclasses.replace(
-            record, weights=checksum, epoch=None, scores={}, level=None, precision=None, exit=None
-        )
+        return dataclasses.replace(without_levels(record), weights=checksum, epoch=None, scores={})
     if sha256(weights) not in (record.weights, *record.files.values()):
         raise ValueError(
             f"{path} is the record of other weights than those in {weights}: put back the record that was "
@@ -186,9 +187,15 @@ def read_record(weights: PathLike) -> Record | None:
     return record
 
 
-def without_levels(record: Record) -> Record:
-    """Return a record for weights of one level: without the calibration, which is of all levels."""
-    return dataclasses.replace(record, level=None, precision=None, exit=None, files={})
+def without_levels(record: Record, level: int | None = None) -> Record:
+    """Return a record for weights of one level: without the calibration, which is of all levels.
+
+    Args:
+        record: Record of all levels.
+        level: Level that is kept: a confidence that was calibrated for it stays right.
+    """
+    confidence = record.confidence if record.confidence and record.confidence.get("level") == level else None
+    return dataclasses.replace(record, level=None, precision=None, exit=None, confidence=confidence, files={})
 
 
 def plain(value: Any) -> Any:
