@@ -249,5 +249,5 @@ def test_distillation_leaves_out_what_is_ignored():
 
 
 def test_negative_distillation_is_refused():
-    with pytest.raises(ValueError, match="distillation must be 0 or more, such as 0.5, got -1"):
+    with pytest.raises(ValueError, match=r"distillation must be 0 or more, such as 0\.5, got -1"):
         DeepSupervisionDiceLoss(distillation=-1)
