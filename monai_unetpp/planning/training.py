@@ -34,7 +34,7 @@ OPTIMIZERS = {
     "cuda": ("torch.optim.AdamW", "as the bundles that ship; Muon was not measured on a GPU"),
 }
 RATE, GROWN_RATE = 0.003, 0.01  # that of the bundles that ship; of Muon for levels that begin late
-GROWN_VIEWS = 10  # of each image by all levels, from which shallow levels are trained first
+GROWN_VIEWS = 15  # of each image by all levels, from which shallow levels are trained first
 MIRRORED_VIEWS = 50  # of each case, from which patches are mirrored
 MIN_LARGEST_SHARE = 0.995  # of the foreground in its largest component, from which others are left out
 SIDES = (  # words in names of classes that mirroring along each axis makes wrong
