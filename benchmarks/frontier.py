@@ -134,7 +134,7 @@ def report(
     machines = ", ".join(sorted({row["machine"] for row in times}))
     share = f"Time of a window as a share of {_label(best)}'s, in float32"
     lines += ["", f"{seeds} seeds, {cases} held-out cases. {share}; {machines}."]
-    out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     _draw(title, points, dice, {point: took[point] / took[best] for point in points}, out.with_suffix(".png"))
 
 
@@ -188,7 +188,7 @@ def main() -> None:
         times = measure(TASKS[args.data], names, args.rounds)
         write_csv(path, times)
     report(args.data.replace("_", " "), rows, times, args.out)
-    sys.stdout.write(args.out.with_suffix(".md").read_text())
+    sys.stdout.write(args.out.with_suffix(".md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

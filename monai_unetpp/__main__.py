@@ -128,7 +128,8 @@ def slices(parser: argparse.ArgumentParser) -> Run:
         options = {key: getattr(args, key) for key in ("rows", "pixel", "label", "mask_kind", "overwrite")}
         name = args.name or NAME
         index = write_slices(args.images, args.masks, args.out, name=name, progress=True, **options)
-        return f"{len(json.loads(index.read_text())['training'])} scans, listed in {index.resolve()}"
+        scans = json.loads(index.read_text(encoding="utf-8"))["training"]
+        return f"{len(scans)} scans, listed in {index.resolve()}"
 
     return run
 

@@ -26,7 +26,7 @@ WRITTEN = sorted(
 )
 TUTORIALS = sorted(ROOT.glob("tutorials/[0-9]*.py"))
 EVERY_PAGE = pytest.mark.parametrize("page", WRITTEN, ids=lambda path: path.relative_to(ROOT).as_posix())
-WORKFLOW = (ROOT / ".github/workflows/ci.yml").read_text()
+WORKFLOW = (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
 WIDTH, ROW = 120, 200  # a row of a table cannot be broken
 
 
@@ -54,7 +54,9 @@ def commands(start, pages=WRITTEN):
 
 def test_every_public_name_is_in_the_api_reference():
     shown = []
-    for dotted in re.findall(r"^::: (\S+)", "".join(p.read_text() for p in PAGES), flags=re.MULTILINE):
+    for dotted in re.findall(
+        r"^::: (\S+)", "".join(p.read_text(encoding="utf-8") for p in PAGES), flags=re.MULTILINE
+    ):
         room, name = dotted.rsplit(".", 1)
         if importlib.util.find_spec(dotted) is None:
             shown.append(getattr(importlib.import_module(room), name))
@@ -66,7 +68,7 @@ def test_every_public_name_is_in_the_api_reference():
 
 
 def test_every_page_in_the_navigation_exists():
-    nav = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1].split("\n\n")[0]
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:\n")[1].split("\n\n")[0]
     named = re.findall(r"(\S+\.md)", nav)
     assert len(named) > 20
     sources = {"overview.md": "README.md"}  # the site has an index of its own
@@ -76,14 +78,14 @@ def test_every_page_in_the_navigation_exists():
 
 @EVERY_PAGE
 def test_files_that_a_page_links_to_exist(page):
-    for link in re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", page.read_text()):
+    for link in re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / link).exists(), f"{page} names {link}"
 
 
 @EVERY_PAGE
 def test_files_of_the_repository_that_a_page_names_exist(page):
     folders = "|".join(("docs", "tests", "tutorials", "benchmarks", "monai_unetpp", r"\.ci", r"\.github"))
-    for name in re.findall(rf"`((?:{folders})/[\w./-]+)`", page.read_text()):
+    for name in re.findall(rf"`((?:{folders})/[\w./-]+)`", page.read_text(encoding="utf-8")):
         assert (ROOT / name).exists(), f"{page} names {name}"
 
 
@@ -112,11 +114,11 @@ def test_data_set_of_the_page_on_training_is_one(tmp_path):
         for path in case.values():
             (tmp_path / path).parent.mkdir(exist_ok=True)
             (tmp_path / path).touch()
-    (tmp_path / "dataset.json").write_text(json.dumps(index))
+    (tmp_path / "dataset.json").write_text(json.dumps(index), encoding="utf-8")
     read = importlib.import_module("monai_unetpp.data").read_dataset
     data = read(tmp_path, out_channels=2)
     assert (len(data.cases), data.labels) == (2, ["background", "kidney"])
-    (tmp_path / "dataset.json").write_text(json.dumps(index | regions))
+    (tmp_path / "dataset.json").write_text(json.dumps(index | regions), encoding="utf-8")
     values, order = [[1, 2, 3], [2, 3], [3]], regions["regions_class_order"]
     data = read(tmp_path, out_channels=3, regions=values, regions_class_order=order)
     assert data.labels == ["background", "whole_tumor", "tumor_core", "enhancing"]
@@ -178,7 +180,7 @@ def test_configurations_have_the_keys_that_pages_override():
         files = re.findall(r"[\w/]+\.json", words[words.index("--config_file") + 1])
         files = [name.replace("kidney/", "bundles/liver/") for name in files]  # copied on that page
         if files:  # and no variable of the shell
-            keys = set().union(*(json.loads((ROOT / name).read_text()) for name in files))
+            keys = set().union(*(json.loads((ROOT / name).read_text(encoding="utf-8")) for name in files))
             given = {word[2:].split("#")[0] for word in words if word.startswith("--")}
             given -= {"config_file", "tracking"}  # arguments of MONAI's own
             assert given <= keys | {"dataset_dir"}, f"{files} have no {given - keys}"
@@ -187,33 +189,37 @@ def test_configurations_have_the_keys_that_pages_override():
 
 
 def test_tests_that_the_page_for_contributors_runs_exist():
-    named = re.findall(r"(tests/\w+\.py)(?:::(\w+))?", (ROOT / "CONTRIBUTING.md").read_text())
+    named = re.findall(r"(tests/\w+\.py)(?:::(\w+))?", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
     assert any(test for _, test in named)
     for path, test in named:
-        assert f"def {test}" in (ROOT / path).read_text(), f"{path}::{test}"
+        assert f"def {test}" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{test}"
 
 
 # Beside the site
 
 
 def test_citation_has_the_version_of_the_package():
-    text = (ROOT / "CITATION.cff").read_text()
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert re.findall(r"^version: (\S+)$", text, flags=re.MULTILINE) == [monai_unetpp.__version__]
 
 
 def test_figure_is_what_its_script_draws():
     for figure in sorted((DOCS / "figures").glob("*.svg")):
         script = figure.with_suffix(".py")
-        assert figure.read_text() == runpy.run_path(str(script))["draw"]()
+        assert figure.read_text(encoding="utf-8") == runpy.run_path(str(script))["draw"]()
 
 
 def test_workflow_takes_the_command_that_ci_takes():
     pattern = r"grep -m 1 -E '(.*?)' README\.md"
-    assert re.findall(pattern, WORKFLOW) == re.findall(pattern, (ROOT / ".ci/run").read_text())
+    assert re.findall(pattern, WORKFLOW) == re.findall(
+        pattern, (ROOT / ".ci/run").read_text(encoding="utf-8")
+    )
 
 
 def test_workflow_tries_the_lowest_versions_that_are_supported():
-    project = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[0]
+    project = (
+        (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[project.optional-dependencies]")[0]
+    )
     for name in ("torch", "monai"):
         (tried,) = re.findall(rf'{name}: "([\d.]+)"', WORKFLOW)
         (lowest,) = re.findall(rf'"{name}>=([\d.]+)"', project)
@@ -222,7 +228,7 @@ def test_workflow_tries_the_lowest_versions_that_are_supported():
 
 def test_spelling_is_checked_wherever_style_is():
     for name in (".ci/run", ".github/workflows/ci.yml", ".pre-commit-config.yaml"):
-        text = (ROOT / name).read_text()
+        text = (ROOT / name).read_text(encoding="utf-8")
         assert "codespell" in text, name
         assert "ruff check" in text, name
 
@@ -231,7 +237,7 @@ def test_workflows_use_scripts_that_exist_and_can_run():
     workflows = sorted((ROOT / ".github/workflows").glob("*.yml"))
     assert [path.name for path in workflows] == ["ci.yml", "publish.yml"]
     for path in workflows:
-        for script in re.findall(r"run: (\.ci/\w+)", path.read_text()):
+        for script in re.findall(r"run: (\.ci/\w+)", path.read_text(encoding="utf-8")):
             assert os.access(ROOT / script, os.X_OK), script
 
 

@@ -2,6 +2,7 @@
 """Packed bundles: the model zoo's own acceptance steps, and what MONAI Label and MONAI Deploy read."""
 
 import json
+import locale
 import logging
 import re
 import shlex
@@ -292,6 +293,17 @@ def test_readme_says_which_overlay_is_in_the_configs(slices, pruned):
 def test_model_card_is_that_of_the_weights(packed, pruned):
     assert "Not for clinical use" in (packed / "docs" / "model_card.md").read_text()
     assert "were not stated by whoever packed them" in (pruned / "docs" / "model_card.md").read_text()
+
+
+def test_documents_are_packed_where_the_locale_has_no_other_letters(packed, tmp_path):
+    before = locale.setlocale(locale.LC_CTYPE)
+    try:
+        locale.setlocale(locale.LC_CTYPE, "C")  # the README has a plus-minus sign
+        again = pack_bundle(BUNDLES / "lung_nodule", SHIPPED, tmp_path / packed.name)
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
+    for name in ("docs/README.md", "configs/metadata.json"):
+        assert (again / name).read_bytes() == (packed / name).read_bytes()
 
 
 def test_bundle_that_is_not_there_or_does_not_fit_is_an_error_and_leaves_nothing(weights, tmp_path):

@@ -122,14 +122,16 @@ def test_source_distribution_has_every_file_of_the_repository(tmp_path):
 
 def test_every_folder_of_modules_is_in_the_wheel():
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
-    listed = tomllib.loads((HOUSE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    listed = tomllib.loads((HOUSE.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+        "setuptools"
+    ]["packages"]
     folders = {path.parent.relative_to(HOUSE.parent) for path in HOUSE.rglob("__init__.py")}
     assert {*listed} == {".".join(folder.parts) for folder in folders} | {"monai_unetpp.bundles"}
 
 
 def test_every_file_of_the_bundles_is_in_the_wheel():
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
-    setup = tomllib.loads((HOUSE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+    setup = tomllib.loads((HOUSE.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     assert {*setup["package-data"]["monai_unetpp.bundles"]} == {f"*/{pattern}" for pattern in PARTS}
 
 

@@ -41,10 +41,14 @@ def write_docs(
     docs = part / "docs"
     docs.mkdir()
     shutil.copy(source / "data_license.txt", docs)
-    readme = _relocated((source / "README.md").read_text(), source.name)
-    (docs / "README.md").write_text(_without_commands(_without_overlays(readme, overlays), without))
-    text = _relocated(card.read_text(), source.name) if card else _card_without_scores(metadata)
-    (docs / CARD).write_text(text)
+    readme = _relocated((source / "README.md").read_text(encoding="utf-8"), source.name)
+    (docs / "README.md").write_text(
+        _without_commands(_without_overlays(readme, overlays), without), encoding="utf-8"
+    )
+    text = (
+        _relocated(card.read_text(encoding="utf-8"), source.name) if card else _card_without_scores(metadata)
+    )
+    (docs / CARD).write_text(text, encoding="utf-8")
 
 
 def _card_without_scores(metadata: Mapping[str, Any]) -> str:

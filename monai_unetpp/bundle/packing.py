@@ -137,14 +137,14 @@ def _read_configs(source: Path, overlays: Sequence[str]) -> dict[str, Json]:
     """Return all JSONs of a bundle by name, overlays merged, with the paths of the model zoo."""
     config_files(source, *SELF_CONTAINED, "metadata", *overlays)
     configs = {
-        path.stem: json.loads(path.read_text())
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(source.glob("*.json"))
         if path.stem not in overlays
     }
     for name in SELF_CONTAINED:
         config: Json = ConfigParser.load_config_files(config_files(source, name, *overlays))
         if overlays:
-            config["_desc_"] = json.loads((source / f"{name}.json").read_text())["_desc_"]
+            config["_desc_"] = json.loads((source / f"{name}.json").read_text(encoding="utf-8"))["_desc_"]
         configs[name] = config | {"bundle_root": "."}
     configs["train"]["ckpt_dir"] = "$@bundle_root + '/models' + @fold_dir"
     configs["train"]["previous_training"] = "keep"  # the packed weights, in the folder that a host trains in
@@ -297,4 +297,4 @@ def _write_models(part: Path, network: UNetPlusPlus, record: Record | None) -> N
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=4) + "\n")
+    path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")

@@ -81,7 +81,9 @@ def write_bundle(
         for name in (*(f"{name}.json" for name in OVERLAYS), "logging.conf", "LICENSE"):
             shutil.copyfile(source / name, part / name)
         data = Path(fingerprint.data).name
-        (part / "data_license.txt").write_text(f"The licence of the data set {data} is not stated here.\n")
+        (part / "data_license.txt").write_text(
+            f"The licence of the data set {data} is not stated here.\n", encoding="utf-8"
+        )
         (part / "README.md").write_text(_readme(fingerprint, plan, out), encoding="utf-8")
         (part / "plan").mkdir()
         _write(part / "plan" / "fingerprint.json", fingerprint.to_json(), None)

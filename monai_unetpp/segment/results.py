@@ -192,7 +192,7 @@ def read_ranking(path: Path) -> dict[str, float]:
     if not path.exists():
         return {}
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             return {row["scan"]: float(row["uncertainty"]) for row in csv.DictReader(file)}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} was changed: restore it or move it away: {error!r}.") from error

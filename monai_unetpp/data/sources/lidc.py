@@ -186,7 +186,7 @@ def _box(mask: NDArray[np.bool_], scan: Scan, cube: float) -> tuple[slice, ...]:
 def _read_rows(path: Path) -> list[Nodule]:
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return [
             Nodule(
                 scan=row["scan"],

@@ -101,7 +101,7 @@ def ball_labels(annotations: str | os.PathLike[str]) -> Labeller:
     if not path.is_file():
         raise FileNotFoundError(f"no annotations at {path.absolute()}.")
     by_scan: dict[str, list[tuple[float, ...]]] = {}
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         for n, row in enumerate(csv.DictReader(file), start=2):
             try:
                 values = tuple(float(row[key]) for key in ("coordX", "coordY", "coordZ", "diameter_mm"))
