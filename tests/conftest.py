@@ -3,6 +3,7 @@
 
 import ctypes
 import gc
+import locale
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,14 @@ def _memory_is_given_back() -> Iterator[None]:
     gc.collect()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _locale_as_before() -> Iterator[None]:
+    """Libraries that write images may leave the locale of C behind, in which text is ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture(scope="module")
