@@ -53,7 +53,7 @@ def train(
         The CPU time of the steps, s, and rows of the curve: share of the steps, mean Dice.
     """
     learn, held_out = data
-    loss = DeepSupervisionDiceLoss(include_background=False, batch=True, **member.loss)
+    loss = DeepSupervisionDiceLoss(include_background=False, batch=True, **task.loss, **member.loss)
     optimizer = Muon(net.parameters(), lr=0.01, weight_decay=1e-5)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, task.steps, power=0.9)
     parts = {"net": net, "optimizer": optimizer, "schedule": schedule}
@@ -145,7 +145,8 @@ def main() -> None:
     members = family(len(task.channels) - 1)
     table, curves = args.out.with_suffix(".csv"), args.out.with_name(f"{args.out.name}_curves.csv")
     args.work.mkdir(parents=True, exist_ok=True)
-    data: Any = split_cases(task.read(args.dir), HELD_OUT, seed=0)
+    learn, held_out = split_cases(task.read(args.dir), HELD_OUT, seed=0)
+    data = learn, [case for case in held_out if case.get("scored", True)]
     for seed, name in itertools.product(args.seeds, args.networks or members):
         slug = name.replace("+", "p").replace("^", "").replace(",", "").replace(" ", "_").lower()
         path = args.work / f"{args.data}_{slug}_{seed}.pt"

@@ -4,6 +4,7 @@
 nodules        100 cubes of CT around lung nodules (LIDC-IDRI), 3D
 nuclei         430 microscopy images (Data Science Bowl 2018), 2D
 liver_slices   465 axial CT slices (Medical Segmentation Decathlon), 2D, split by scan
+lung_nodules   the cubes, and 626 tight boxes around nodules of other patients (nodule_boxes.py), 3D
 hippocampus    200 crops of MR around the hippocampus (Medical Segmentation Decathlon), 3D, two classes
 """
 
@@ -13,8 +14,8 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +37,26 @@ from monai.transforms import (
     RandSpatialCropd,
     ScaleIntensityd,
     ScaleIntensityRanged,
+    Spacingd,
     SpatialPadd,
     ToTensord,
 )
 from monai.utils import set_determinism
+from nodule_boxes import IGNORE, PREFIX
 from PIL import Image
 from torch import Tensor, nn
 
 from monai_unetpp import DeepSupervisionDiceLoss
 from monai_unetpp.data import read_dataset
+from monai_unetpp.data.splits import scan_names
 from monai_unetpp.files import atomic_write
+from monai_unetpp.transforms import RandCropByPosNegAnnotatedd
 
 HELD_OUT = 0.25
 KEYS = ("image", "label")
 PAPER = (32, 64, 128, 256, 512)
 NODULES, PICTURES, HIPPOCAMPUS = (40, 40, 40), (128, 128), (40, 56, 40)
+SMALL, SHIFTED = (32, 32, 32), (48, 48, 48)
 ROTATED: dict[str, Any] = {
     "rotate_range": [0.26] * 3,
     "scale_range": [0.15] * 3,
@@ -66,7 +72,8 @@ class Task:
 
     Args:
         read: Function from its folder to cases: image and label as tensors (1, *spatial), and the name of
-            their scan, all cases of which are held out, or none; and its own.
+            their scan, all cases of which are held out, or none; and its own. ``repeats`` of a case is the
+            number of its patches per epoch, one by default; one with ``scored`` false is only trained on.
         window: Size of the training patch and of the sliding window, in voxels.
         crop: Transforms that cut one patch out of a case, at random.
         channels: Widths, unless those of the paper are requested.
@@ -75,6 +82,7 @@ class Task:
         classes: Number of classes, with the background.
         steps: Number of steps of a training to convergence, see ``study.py``.
         mirrored: Whether patches are mirrored and turned by right angles; otherwise rotated a little.
+        loss: Additional arguments of the loss.
     """
 
     read: Callable[[Path], Cases]
@@ -86,6 +94,7 @@ class Task:
     classes: int = 2
     steps: int = 0
     mirrored: bool = True
+    loss: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_nodules(folder: Path) -> Cases:
@@ -100,6 +109,29 @@ def read_nodules(folder: Path) -> Cases:
     )
     cases = read_dataset(folder, out_channels=2).cases
     return [_volume(load(case), Path(case["image"])) for case in cases]
+
+
+def read_lung_nodules(folder: Path) -> Cases:
+    """Cubes, of which alone the scores are, and boxes, padded by what nobody annotated; voxels of 1 mm."""
+    load = Compose(
+        [
+            LoadImaged(KEYS),
+            EnsureChannelFirstd(KEYS),
+            Spacingd(KEYS, (1, 1, 1), mode=("bilinear", "nearest")),
+            ScaleIntensityRanged("image", a_min=-1000, a_max=400, b_min=0, b_max=1, clip=True),
+            SpatialPadd("image", SHIFTED, mode="edge"),
+            SpatialPadd("label", SHIFTED, value=IGNORE),
+            ToTensord(KEYS, track_meta=False),
+        ]
+    )
+    found, cases = read_dataset(folder, out_channels=2).cases, []
+    for case, scan in zip(found, scan_names(found), strict=True):
+        path = Path(case["image"])
+        is_box = path.name.startswith(PREFIX)
+        # about half of all patches are of cubes
+        more = {"scan": scan, "scored": not is_box, "repeats": 1 if is_box else 6}
+        cases.append(_volume(load(case), path) | more)
+    return cases
 
 
 def read_hippocampus(folder: Path) -> Cases:
@@ -154,6 +186,13 @@ def _picture(path: Path, mask: Any, scan: str) -> dict[str, Any]:
     }
 
 
+# shifted within a larger patch: a nodule lies in the middle of its cube, which a network would learn
+_AROUND_NODULES = (
+    RandCropByPosNegAnnotatedd(
+        KEYS, "label", SHIFTED, 3, 1, 1, image_key="image", image_threshold=0.36, ignore_label=IGNORE
+    ),
+    RandSpatialCropd(KEYS, SMALL, random_size=False),
+)
 _AROUND_LABELS = (RandCropByPosNegLabeld(KEYS, "label", PICTURES, pos=3, neg=1, num_samples=1),)
 TASKS = {
     "nodules": Task(
@@ -166,10 +205,32 @@ TASKS = {
         batch_size=2,
     ),
     "nuclei": Task(
-        read_nuclei, PICTURES, _AROUND_LABELS, channels=(8, 16, 32, 64, 128), epochs=12, batch_size=8
+        read_nuclei,
+        PICTURES,
+        _AROUND_LABELS,
+        channels=(8, 16, 32, 64, 128),
+        epochs=12,
+        batch_size=4,
+        steps=1500,
     ),
     "liver_slices": Task(
-        read_liver_slices, PICTURES, _AROUND_LABELS, channels=(8, 16, 32, 64, 128), epochs=12, batch_size=8
+        read_liver_slices,
+        PICTURES,
+        _AROUND_LABELS,
+        channels=(8, 16, 32, 64, 128),
+        epochs=12,
+        batch_size=4,
+        steps=1500,
+    ),
+    "lung_nodules": Task(
+        read_lung_nodules,
+        SMALL,
+        _AROUND_NODULES,
+        channels=(8, 16, 32, 64),
+        epochs=4,
+        batch_size=2,
+        steps=2000,
+        loss={"ignore_index": IGNORE},
     ),
     "hippocampus": Task(
         read_hippocampus,
@@ -222,6 +283,7 @@ def windows(task: Task, cases: Cases, seed: int) -> DataLoader:
             RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5)),
         ]
     ).set_random_state(seed)
+    cases = [case for case in cases for _ in range(case.get("repeats", 1))]
     return DataLoader(Dataset(cases, transform), batch_size=task.batch_size, shuffle=True, drop_last=True)
 
 
