@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dicom import write_series
+from monai.data import list_data_collate
 
 from bundles import AFFINES, write_balls
 from monai_unetpp.data import list_volumes, read_dataset, scan_names, split_cases
@@ -54,6 +55,15 @@ def test_cubes_of_one_scan_stay_together():
         assert not {case["scan"] for case in train} & {case["scan"] for case in held_out}
         assert sorted(case["image"] for case in train + held_out) == [case["image"] for case in cases]
     assert split_cases(cases, 0.25, 1) == split_cases(cases, 0.25, 1) != split_cases(cases, 0.25, 2)
+
+
+def test_cases_of_which_some_name_their_scan_make_up_a_batch_and_are_split_by_the_same_names(balls):
+    training = json.loads((balls / "dataset.json").read_text())["training"]
+    alone = scan_names(read_dataset(balls, 3).cases)
+    rewrite(balls, training=[case | {"scan": "one"} if n < 2 else case for n, case in enumerate(training)])
+    cases = read_dataset(balls, 3).cases
+    assert scan_names(cases) == [case["scan"] for case in cases] == ["one", "one", *alone[2:]]
+    assert list_data_collate(cases)["scan"] == ["one", "one", *alone[2:]]
 
 
 def scans(names, folder="/data/ct"):

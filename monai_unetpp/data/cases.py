@@ -16,6 +16,7 @@ from pathlib import Path
 from monai_unetpp.data.index import index_labels, read_index
 from monai_unetpp.data.layouts import WANTED, Layout, find_layout
 from monai_unetpp.data.listing import VOLUMES
+from monai_unetpp.data.splits import scan_names
 from monai_unetpp.files import PathLike, result_path
 from monai_unetpp.readers import PICTURE_SUFFIXES, is_dicom, other_channels
 from monai_unetpp.readers.dicom import Tree, find_scans, goes_back_up, say_aside
@@ -102,6 +103,8 @@ def read_dataset(
     cases = [case for case in layout.cases if left_out.isdisjoint((case["image"], case["label"]))]
     if not cases:
         raise ValueError(f"{root} has no training cases.")
+    if any("scan" in case for case in cases):  # in all of them, or they do not make up a batch
+        cases = [{**case, "scan": name} for case, name in zip(cases, scan_names(cases), strict=True)]
     check_writable(regions, regions_class_order)
     _check_regions(root, layout, regions, regions_class_order, labels is not None)
     if labels is not None:
