@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The frontier of a study: Dice against the time of a window, every network and every level a point.
 
-Reads OUT.csv of study.py. Times are measured here once, all networks in turn in one process, and kept in
-OUT_times.csv; OUT.md and OUT.png are written. A point is dominated if another is at least as good in no more
-time. Compared are means over seeds, case by case, with those of the best U-Net of any depth: the difference,
-its 95 % interval by bootstrap over cases, and p of the hypothesis that it is worse by 0.005 or more.
+Reads OUT.csv and OUT_curves.csv of study.py. Times are measured here once, all networks in turn in one
+process, and kept in OUT_times.csv; OUT.md and OUT.png are written. A point is dominated if another is at
+least as good in no more time. Compared are means over seeds, case by case, with those of the best U-Net of
+any depth: the difference, its 95 % interval by bootstrap over cases, and p of the hypothesis that it is worse
+by 0.005 or more.
 
 OMP_NUM_THREADS=1 python benchmarks/frontier.py hippocampus --out benchmarks/results/study_hippocampus
 """
@@ -54,7 +55,7 @@ def measure(task: Task, names: Sequence[str], rounds: int) -> list[dict[str, Any
         for precision, kind in PRECISIONS.items()
     }
     seconds = interleaved(jobs, rounds)
-    reference = (f"U-Net L{len(task.channels) - 1}", "", "float32")
+    reference = next(iter(jobs))
     return [
         {
             "network": name,
@@ -98,20 +99,26 @@ def compare(dice: Any, best: Any) -> tuple[float, float, float, float]:
     return float(difference.mean()), float(low), float(high), float(p)
 
 
-def report(
-    title: str, rows: Sequence[Mapping[str, str]], times: Sequence[Mapping[str, Any]], out: Path
-) -> None:
+def training_time(curves: Sequence[Mapping[str, str]]) -> dict[str, float]:
+    """CPU time of the steps of each network, s, the median over seeds."""
+    found: dict[str, dict[str, float]] = {}
+    for row in curves:
+        found.setdefault(row["network"], {})[row["seed"]] = float(row["CPU s"])
+    return {name: statistics.median(by_seed.values()) for name, by_seed in found.items()}
+
+
+def report(title: str, out: Path, times: Sequence[Mapping[str, Any]]) -> None:
     """Write the table and the figure."""
-    dice = dice_by_case(rows)
+    dice, trained = dice_by_case(read(out.with_suffix(".csv"))), training_time(read(_beside(out, "curves")))
     cost = {(row["network"], row["head"]): row for row in times}
     points = [point for point in cost if point in dice]
     u_nets = [point for point in points if point[0].startswith("U-Net L")]
     best = max(u_nets, key=lambda point: dice[point].mean())
     took = {point: float(cost[point]["share, float32"]) for point in points}
     lines = [
-        "| | Dice, mean ± over seeds | less the best U-Net | worse by 0.005: p | parameters | time "
-        "| bfloat16 | dominated by |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| | Dice, mean ± over seeds | less the best U-Net | worse by 0.005: p | parameters | training "
+        "| window | in bfloat16 | dominated by |",
+        f"|{' --- |' * 9}",
     ]
     for point in points:
         mean, spread = dice[point].mean(), dice[point].mean(1).std(ddof=1) if len(dice[point]) > 1 else 0.0
@@ -125,6 +132,7 @@ def report(
             "the best" if point == best else f"{gain:+.4f} ({low:+.4f} to {high:+.4f})",
             "" if point == best else f"{p:.2g}",
             f"{int(row['parameters']):,}",
+            f"{trained[point[0]] / trained[best[0]]:.2f}",
             f"{took[point] / took[best]:.2f}",
             f"{float(row['share, bfloat16']) / took[best]:.2f}",
             by,
@@ -132,10 +140,17 @@ def report(
         lines.append(f"| {' | '.join(cells)} |")
     seeds, cases = dice[best].shape
     machines = ", ".join(sorted({row["machine"] for row in times}))
-    share = f"Time of a window as a share of {_label(best)}'s, in float32"
-    lines += ["", f"{seeds} seeds, {cases} held-out cases. {share}; {machines}."]
+    lines += [
+        "",
+        f"{seeds} seeds, {cases} held-out cases. Times of the training and of a window as shares of those of "
+        f"{_label(best)} ({trained[best[0]]:.0f} CPU s; float32); {machines}.",
+    ]
     out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     _draw(title, points, dice, {point: took[point] / took[best] for point in points}, out.with_suffix(".png"))
+
+
+def _beside(out: Path, kind: str) -> Path:
+    return out.with_name(f"{out.name}_{kind}.csv")
 
 
 def _dominates(one: Point, other: Point, dice: Mapping[Point, Any], took: Mapping[Point, float]) -> bool:
@@ -181,13 +196,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
     rows = read(args.out.with_suffix(".csv"))
-    path = args.out.with_name(f"{args.out.name}_times.csv")
+    path = _beside(args.out, "times")
     names = list(dict.fromkeys(row["network"] for row in rows))
     times: list[Any] = read(path)
     if {row["network"] for row in times} != set(names):  # all of them, or none: they are ratios
         times = measure(TASKS[args.data], names, args.rounds)
         write_csv(path, times)
-    report(args.data.replace("_", " "), rows, times, args.out)
+    report(args.data.replace("_", " "), args.out, times)
     sys.stdout.write(args.out.with_suffix(".md").read_text(encoding="utf-8"))
 
 
