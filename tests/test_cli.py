@@ -12,7 +12,9 @@ import pytest
 
 import monai_unetpp
 from monai_unetpp import __version__
-from monai_unetpp.__main__ import COMMANDS, SHARED, main
+from monai_unetpp.__main__ import main
+from monai_unetpp.commands import COMMANDS
+from monai_unetpp.commands.shared import SHARED
 from monai_unetpp.data.phantoms import write_liver_phantoms
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import monai_unetpp
-from monai_unetpp.__main__ import COMMANDS
+from monai_unetpp.commands import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
