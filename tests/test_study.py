@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The study: an interrupted training ends as if it had not been, and its tables say what their rows say."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.transforms import RandSpatialCropd
+from scipy.stats import ttest_1samp
+
+SCRIPTS = Path(__file__).parents[1] / "benchmarks"
+NAMES = ["U-Net L1", "U-Net L2", "wide U-Net", "UNet++", "UNet++, grown", "DynUNet", "SegResNetDS"]
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The scripts of the study, by name."""
+    names = ("family", "frontier", "measure", "nodule_boxes", "study", "tasks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        yield {name: __import__(name) for name in names}
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def task(scripts):
+    """A task of three epochs of two steps."""
+    crop = RandSpatialCropd(("image", "label"), (16, 16), random_size=False)
+    changes = {"window": (16, 16), "crop": (crop,), "channels": (2, 3, 4), "batch_size": 2, "steps": 6}
+    return replace(scripts["tasks"].TASKS["nuclei"], **changes)
+
+
+def cases(count):
+    rng = np.random.default_rng(0)
+    made = []
+    for n in range(count):
+        label = np.zeros((1, 20, 24), np.float32)
+        label[:, 4:12, 3 + n : 11 + n] = 1
+        image = torch.tensor(label + rng.normal(0, 0.3, label.shape).astype(np.float32))
+        made.append({"image": image, "label": torch.tensor(label), "scan": str(n), "case": f"{n}.png"})
+    return made
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_interrupted_training_ends_as_one_that_was_not(name, scripts, task, tmp_path, monkeypatch):
+    study, member, data = scripts["study"], scripts["family"].family(2)[name], (cases(4), cases(2))
+    windows, ends = study.windows, []
+
+    def stopped(task, cases, seed):
+        if seed == 2:  # the third epoch
+            raise KeyboardInterrupt
+        return windows(task, cases, seed)
+
+    for interrupted in (False, True):
+        begun = tmp_path / f"{interrupted}.part"
+        torch.manual_seed(5)
+        net = member.make(2, 2, task.channels)
+        if interrupted:
+            monkeypatch.setattr(study, "windows", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                study.train(net, task, member, data, 0, begun)
+            monkeypatch.undo()
+            net = member.make(2, 2, task.channels)  # with other weights
+        notes = study.train(net, task, member, data, 0, begun)
+        ends.append((net.state_dict(), notes["curve"], notes["step"]))
+    (weights, *notes), (resumed, *after) = ends
+    assert notes == after
+    assert notes[1] == 6
+    assert all(torch.equal(weights[key], resumed[key]) for key in weights)
+
+
+def test_rows_of_two_processes_are_all_kept_and_a_repeated_training_replaces_its_own(scripts, tmp_path):
+    study, table = scripts["study"], tmp_path / "table.csv"
+    for name, seed, dice in (("a", 0, 1.0), ("b", 0, 2.0), ("a", 1, 3.0), ("a", 0, 4.0)):
+        study.append(table, list(study.rows_of(name, seed, cases(2), {"L1": [[dice], [dice]]})))
+    found = [
+        (row["network"], row["seed"], row["case"], float(row["dice of class 1"])) for row in study.read(table)
+    ]
+    kept = (("b", "0", 2.0), ("a", "1", 3.0), ("a", "0", 4.0))
+    assert found == [(name, seed, f"{n}.png", f"{dice:.4f}") for name, seed, dice in kept for n in range(2)]
+
+
+@pytest.mark.parametrize(("gain", "worse"), [(0.0, False), (-0.002, False), (-0.005, True), (-0.01, True)])
+def test_only_what_is_within_the_margin_is_shown_not_to_be_worse(gain, worse, scripts):
+    rng = np.random.default_rng(1)
+    best = rng.uniform(0.7, 0.9, (3, 60))
+    dice = best + gain + rng.normal(0, 0.004, best.shape)
+    mean, low, high, p = scripts["frontier"].compare(dice, best)
+    difference = (dice - best).mean(0)
+    assert low < mean < high
+    assert mean == pytest.approx(difference.mean())
+    reference = ttest_1samp(difference, 0).confidence_interval()
+    assert [low, high] == pytest.approx(reference, abs=2e-4)
+    assert (p > 0.05) == worse
+
+
+def test_dominated_is_what_is_neither_better_nor_faster(scripts):
+    dice = {
+        (name, ""): np.full((1, 3), value) for name, value in zip("abcd", (0.8, 0.9, 0.9, 0.95), strict=True)
+    }
+    took = {(name, ""): value for name, value in zip("abcd", (1.0, 1.0, 2.0, 3.0), strict=True)}
+    found = {
+        (one, other)
+        for one in "abcd"
+        for other in "abcd"
+        if scripts["frontier"]._dominates((one, ""), (other, ""), dice, took)
+    }
+    assert found == {("b", "a"), ("b", "c")}
