@@ -75,13 +75,13 @@ def test_interrupted_training_ends_as_one_that_was_not(name, scripts, task, tmp_
 
 def test_rows_of_two_processes_are_all_kept_and_a_repeated_training_replaces_its_own(scripts, tmp_path):
     study, table = scripts["study"], tmp_path / "table.csv"
-    for name, seed, dice in (("a", 0, 1.0), ("b", 0, 2.0), ("a", 1, 3.0), ("a", 0, 4.0)):
+    for name, seed, dice in (("a", 0, 1), ("b", 0, 2), ("a", 1, 3), ("a", 0, 4)):
         study.append(table, list(study.rows_of(name, seed, cases(2), {"L1": [[dice], [dice]]})))
-    found = [
-        (row["network"], row["seed"], row["case"], float(row["dice of class 1"])) for row in study.read(table)
+    found = [tuple(row.values()) for row in study.read(table)]
+    kept = (("b", "0", 2), ("a", "1", 3), ("a", "0", 4))
+    assert found == [
+        (name, "L1", seed, f"{n}.png", f"{dice}.0000") for name, seed, dice in kept for n in range(2)
     ]
-    kept = (("b", "0", 2.0), ("a", "1", 3.0), ("a", "0", 4.0))
-    assert found == [(name, seed, f"{n}.png", f"{dice:.4f}") for name, seed, dice in kept for n in range(2)]
 
 
 @pytest.mark.parametrize(("gain", "worse"), [(0.0, False), (-0.002, False), (-0.005, True), (-0.01, True)])
