@@ -72,7 +72,7 @@ def export_level(
         directory: Folder for this level alone, created if it does not exist. Beside the full network's
             ``model.pt`` MONAI Label would offer the pruned weights for the full network.
         example: Window of a real case after preprocessing, (B, C, *spatial); see :func:`example_window`.
-        formats: Formats to write, some of ``"pt"``, ``"ts"``, ``"pt2"``, ``"onnx"``.
+        formats: Formats to write, some of ``"pt"``, ``"ts"``, ``"pt2"``, ``"onnx"``; of none nothing is.
         overwrite: Whether existing files may be replaced.
         source: Path of the weights of ``network``; their record, if they have one, is written as
             ``model.json``.
@@ -91,6 +91,8 @@ def export_level(
     check_formats(formats)
     network = unwrap_unetplusplus(network)
     network.check_level(level)
+    if not formats:
+        return {}
     paths = {suffix: Path(directory) / f"model.{suffix}" for suffix in formats}
     if not overwrite:
         refuse_existing(*paths.values())

@@ -9,6 +9,7 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.inferers import SlidingWindowInferer
 
+from bundles import BUNDLES
 from monai_unetpp import export, extras, load_network, prune
 from monai_unetpp.export import FORMATS, OnnxNetwork, check_formats, example_window, export_level
 
@@ -96,6 +97,12 @@ try:
 except Exception as error:
     print(type(error).__name__)
 """
+
+
+def test_of_no_formats_nothing_is_written(net, window, tmp_path):
+    source = BUNDLES / "liver/weights/slices.pt"  # weights with a record
+    assert export_level(net, 1, tmp_path / "L1", window, formats=[], source=source) == {}
+    assert not (tmp_path / "L1").exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of a file, which Windows cannot")
