@@ -132,6 +132,11 @@ def test_lines_are_short(page):
     assert long == [], f"{page.relative_to(ROOT)}: lines {long} have more than {WIDTH} characters"
 
 
+@EVERY_PAGE
+def test_no_page_has_the_marks_of_a_merge(page):
+    assert not re.search(r"^[<>]{7} ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
 DIALECT = (  # and the words of the field
     ("held[- ]back", "held-out, held out"),
     (r"l(?:ies|ie|ay|ying) over", "is merged over, overrides"),
