@@ -71,6 +71,19 @@ def test_overlays_of_a_training_are_recorded(balls, tmp_path):
     assert (record.overlays, record.network["spatial_dims"]) == (["slices"], 2)
 
 
+@pytest.mark.parametrize("is_synthetic", [True, False])
+def test_weights_of_synthetic_scans_say_so_when_they_segment(is_synthetic, balls, tmp_path, caplog):
+    values = {"channels": [4, 6], "max_epochs": 1, "dataset_dir": str(balls)}
+    values |= {"phantom_dir": str(balls)} if is_synthetic else {}  # where synthetic ones would be written
+    run("liver", "train", tmp_path, **values)
+    weights = tmp_path / "models" / "model.pt"
+    caplog.clear()
+    load_pipeline(LIVER, "scans", tmp_path / "out", ckpt_path=weights, **CPU)
+    said = f"{weights} was trained on synthetic scans alone: its masks of patients mean nothing."
+    warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warned == ([said] if is_synthetic else [])
+
+
 # What follows it
 
 

@@ -86,6 +86,8 @@ def configure(
         explicit = {key for name in overlays for key in _keys(root, name)} | set(settings)
         apply_record(parser, record, explicit, weights, override_record)
     logger.info(f"Weights: {weights}, because {reason}.")
+    if record is not None and record.synthetic:
+        logger.warning(f"{weights} was trained on synthetic scans alone: its masks of patients mean nothing.")
     return Chosen(parser, weights, record, (*more, *overlays), reason)
 
 

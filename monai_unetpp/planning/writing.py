@@ -112,6 +112,7 @@ def planned_configs(plan: Plan, fingerprint: Fingerprint, out: Path) -> dict[str
     )
     for key in SYNTHETIC:
         del train[key]
+    del train["record"]["synthetic"]
     train |= {key: settings[key] for key in OF_TRAINING}
     train["dataset_dir"] = str(Path(fingerprint.data).absolute())
     train["arguments"] = "$'' if @folds is None else '--folds ' + str(@folds) + ' --fold ' + str(@fold)"

@@ -62,6 +62,7 @@ class Record:
         labels: Names of the classes in the order of their values, or of the regions; the background first.
         overlays: Names of the JSONs that were merged over train.json and belong over inference.json as well.
         data: Name of the data set.
+        synthetic: Whether all of it is synthetic: such weights are not for patients.
         seed: Seed of the training and of the split.
         folds: Number of folds of the cross-validation, if the training was part of one.
         fold: Number of the fold whose scans were held out, from 0 on.
@@ -87,6 +88,7 @@ class Record:
     labels: list[str] = field(default_factory=list)
     overlays: list[str] = field(default_factory=list)
     data: str | None = None
+    synthetic: bool | None = None
     seed: int | None = None
     folds: int | None = None
     fold: int | None = None
