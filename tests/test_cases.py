@@ -66,6 +66,21 @@ def test_cases_of_which_some_name_their_scan_make_up_a_batch_and_are_split_by_th
     assert list_data_collate(cases)["scan"] == ["one", "one", *alone[2:]]
 
 
+@pytest.mark.parametrize("numbers", [(0, 0, 1, 1), ("0", "0", "1", "1")])
+def test_scans_may_be_numbers(balls, numbers):
+    """Of scan 0, too, no case is held out while another is trained on."""
+    training = json.loads((balls / "dataset.json").read_text())["training"]
+    rewrite(balls, training=[{**case, "scan": n} for case, n in zip(training, numbers, strict=True)])
+    assert scan_names(read_dataset(balls, 3).cases) == ["0", "0", "1", "1"]
+
+
+@pytest.mark.parametrize("scan", [r"^(?P<scan>\d*)", r"(?P<scan>\d)?"])
+def test_an_expression_whose_group_is_empty_finds_no_scan(balls, scan):
+    """All such cases would be of one scan, whoever they are of."""
+    with pytest.raises(ValueError, match=r"does not fit .*\.nii\.gz, in which its group scan is empty\."):
+        read_dataset(balls, 3, scan=scan)
+
+
 def scans(names, folder="/data/ct"):
     return [{"image": f"{folder}/imagesTr/{name}.nii.gz", "label": name} for name in names]
 

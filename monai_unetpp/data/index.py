@@ -141,7 +141,12 @@ def decathlon_cases(index: Path) -> Cases:
     lacking = [case for case in cases if not all(isinstance(case.get(k), str) for k in ("image", "label"))]
     if lacking:
         raise ValueError(f"{index} must name an image and a label for every training case, got {lacking[0]}.")
-    return [(case.get("scan", ""), [Path(case["image"])], Path(case["label"])) for case in cases]
+    return [(_scan_of(case), [Path(case["image"])], Path(case["label"])) for case in cases]
+
+
+def _scan_of(case: Mapping[str, Any]) -> str:
+    """Return the name of the scan that a case is of, which may be a number such as 0; "" without one."""
+    return "" if case.get("scan") is None else str(case["scan"])
 
 
 def nnunet_cases(root: Path, content: Mapping[str, Any], channels: int) -> Cases:
