@@ -42,6 +42,15 @@ def test_classes_are_in_the_order_of_their_values(balls):
     assert read_dataset(balls, 3).labels == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("names", [["a", "b", "b"], ["a", "a", "b"]])
+@pytest.mark.parametrize("given", [True, False])
+def test_classes_of_one_name_are_refused(balls, names, given):
+    """Tables of scores would lack one of them, and means as well."""
+    rewrite(balls, labels={str(n): name for n, name in enumerate("abc" if given else names)})
+    with pytest.raises(ValueError, match=rf"must have different names, got '{names[1]}' more than once"):
+        read_dataset(balls, 3, labels=names if given else None)
+
+
 def test_ten_classes_and_more_are_ordered_as_numbers(balls):
     names = [f"class-{value}" for value in range(12)]
     rewrite(balls, labels={str(value): name for value, name in sorted(enumerate(names), key=str)})
