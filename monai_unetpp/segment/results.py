@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -150,7 +151,7 @@ class Results:
         self._rank(image, found.case_uncertainty, bool(earlier))
         for kind, path in self.paths(image, *FINDING_KINDS, *BESIDE).items():
             if kind in (*FINDING_KINDS, *earlier) and kind not in self.kinds:  # of an earlier mask
-                path.unlink(missing_ok=True)
+                _remove(path)
         write_provenance(paths["seg"], made_by, image)
         if self.dicom is not None:
             self.dicom.write(paths, labels, scan[SERIES])
@@ -204,6 +205,15 @@ class Results:
         ]
         about = {"names": pipeline.names, "note": pipeline.note, "marks": marks, "volume": volume}
         draw_volume(path, image, labels, pipeline.window, **about)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, if there is one; none has a name that the file system does not take."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
 
 
 def read_ranking(path: Path) -> dict[str, float]:
