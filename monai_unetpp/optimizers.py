@@ -102,7 +102,9 @@ def _orthogonal(matrix: Tensor) -> Tensor:
     if matrix.shape[0] > matrix.shape[1]:
         return _orthogonal(matrix.T).T
     a, b, c = POLYNOMIAL
-    matrix = matrix / matrix.norm().clamp(min=torch.finfo(torch.float32).tiny)
+    smallest = torch.finfo(torch.float32).tiny
+    matrix = matrix / matrix.abs().amax().clamp(min=smallest)  # or squares would be 0, or infinite
+    matrix = matrix / matrix.norm().clamp(min=smallest)
     gram, product = matrix @ matrix.T, torch.eye(len(matrix), device=matrix.device)
     for _ in range(ITERATIONS):
         factor = b * gram + c * (gram @ gram)

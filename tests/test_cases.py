@@ -42,6 +42,15 @@ def test_classes_are_in_the_order_of_their_values(balls):
     assert read_dataset(balls, 3).labels == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("names", [["a", "b", "b"], ["a", "a", "b"]])
+@pytest.mark.parametrize("given", [True, False])
+def test_classes_of_one_name_are_refused(balls, names, given):
+    """Tables of scores would lack one of them, and means as well."""
+    rewrite(balls, labels={str(n): name for n, name in enumerate("abc" if given else names)})
+    with pytest.raises(ValueError, match=rf"must have different names, got '{names[1]}' more than once"):
+        read_dataset(balls, 3, labels=names if given else None)
+
+
 def test_ten_classes_and_more_are_ordered_as_numbers(balls):
     names = [f"class-{value}" for value in range(12)]
     rewrite(balls, labels={str(value): name for value, name in sorted(enumerate(names), key=str)})
@@ -64,6 +73,21 @@ def test_cases_of_which_some_name_their_scan_make_up_a_batch_and_are_split_by_th
     cases = read_dataset(balls, 3).cases
     assert scan_names(cases) == [case["scan"] for case in cases] == ["one", "one", *alone[2:]]
     assert list_data_collate(cases)["scan"] == ["one", "one", *alone[2:]]
+
+
+@pytest.mark.parametrize("numbers", [(0, 0, 1, 1), ("0", "0", "1", "1")])
+def test_scans_may_be_numbers(balls, numbers):
+    """Of scan 0, too, no case is held out while another is trained on."""
+    training = json.loads((balls / "dataset.json").read_text())["training"]
+    rewrite(balls, training=[{**case, "scan": n} for case, n in zip(training, numbers, strict=True)])
+    assert scan_names(read_dataset(balls, 3).cases) == ["0", "0", "1", "1"]
+
+
+@pytest.mark.parametrize("scan", [r"^(?P<scan>\d*)", r"(?P<scan>\d)?"])
+def test_an_expression_whose_group_is_empty_finds_no_scan(balls, scan):
+    """All such cases would be of one scan, whoever they are of."""
+    with pytest.raises(ValueError, match=r"does not fit .*\.nii\.gz, in which its group scan is empty\."):
+        read_dataset(balls, 3, scan=scan)
 
 
 def scans(names, folder="/data/ct"):

@@ -14,8 +14,15 @@ from monai.metrics import compute_dice
 from bundles import BUNDLES, TINY, run
 from monai_unetpp import UNetPlusPlus
 from monai_unetpp.inferers import EarlyExitInferer
-from monai_unetpp.levels import ExitScore, calibrate_exit, read_calibration, write_calibration
+from monai_unetpp.levels import (
+    ExitScore,
+    calibrate_exit,
+    calibrated_level,
+    read_calibration,
+    write_calibration,
+)
 from monai_unetpp.segment import load_pipeline, segment
+from monai_unetpp.weights import Record, write_record
 
 WINDOW = {"roi_size": (16, 16, 16), "sw_batch_size": 4, "overlap": 0.25, "mode": "gaussian"}
 FOUND = ExitScore(threshold=0.2, dice=0.8, full_dice=0.81, exits=(3, 2), tolerance=0.01)
@@ -123,6 +130,17 @@ def test_what_was_found_is_read_again(tmp_path):
     assert write_calibration(weights, 2, FOUND) == tmp_path / "model.json"
     found = read_calibration(weights)
     assert (found.level, found.exit) == (2, FOUND)
+
+
+def test_a_level_holds_without_early_exit(tmp_path):
+    """Folds that choose another precision together than one of them alone leave it without early exit."""
+    weights = tmp_path / "model.pt"
+    weights.write_bytes(b"weights")
+    assert calibrated_level(weights) is None
+    write_record(weights, Record("", level=2, precision="bfloat16"))
+    assert calibrated_level(weights) == 2
+    with pytest.raises(FileNotFoundError, match=r"model\.pt was not calibrated"):
+        read_calibration(weights)
 
 
 def test_what_was_found_for_other_weights_is_refused(tmp_path):

@@ -15,6 +15,8 @@ from torch.nn.functional import conv2d, conv3d
 from bundles import BUNDLES, TINY_TRAINING, Payload, run, workflow
 from monai_unetpp import UNetPlusPlus, from_basic_unet_plus_plus, load_network, prune
 from monai_unetpp.bundle.workflows import next_arguments
+from monai_unetpp.data import split_cases
+from monai_unetpp.handlers import SplitRecord
 from monai_unetpp.weights import read_record, sha256, start_from
 
 FIRST = "encoder.0.convs.conv_0.conv.weight"
@@ -341,6 +343,20 @@ def test_training_starts_from_the_weights_and_records_it(trained, balls, tmp_pat
     checkpoint = torch.load(tmp_path / "tuned/models/checkpoint_epoch=2.pt", weights_only=True)
     assert checkpoint["best"]["initial_weights"] == wanted
     assert read_record(tmp_path / "tuned" / "models" / "model.pt").initial_weights == wanted
+
+
+def test_weights_that_were_trained_on_what_is_held_out_are_a_warning(source, save, tmp_path, caplog):
+    """As those of another fold are, whose scores would be too good."""
+    cases = [{"image": f"imagesTr/{n}.nii.gz", "label": f"labelsTr/{n}.nii.gz"} for n in range(6)]
+    first = SplitRecord(split_cases(cases, 0.2, 0, folds=3, fold=0), folds=3, fold=0)
+    torch.save({"split": first.state_dict()}, tmp_path / "checkpoint_epoch=1.pt")
+    start = save(source)
+    for fold in (0, 1):
+        caplog.clear()
+        split = split_cases(cases, 0.2, 0, folds=3, fold=fold)
+        SplitRecord(split, folds=3, fold=fold, initial_weights=str(start))
+        assert ("were trained on and would be held out now" in caplog.text) == (fold == 1)
+    assert "Train with --folds 3 --fold 0, the seed and the data set of that training" in caplog.text
 
 
 @pytest.mark.slow

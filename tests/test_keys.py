@@ -60,6 +60,16 @@ def test_command_says_so_in_one_line(balls, tmp_path, deep, capsys):
     ), said
 
 
+@pytest.mark.parametrize("key", ["precision", "mirror", "series", "overwrite", "level", "output_dir"])
+def test_command_sets_nothing_that_options_set(capsys, key):
+    """Such a value would be replaced by that of the option, or its default."""
+    with pytest.raises(SystemExit) as end:
+        main(["segment", "-i", "scans", "-o", "masks", "--bundle", str(LIVER), "--set", key, "1"])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: --set must have keys of inference.json that no option sets, got {key}: ")
+
+
 def test_training_refuses_a_key_before_anything_is_written(balls, tmp_path):
     with raises_within(ValueError, r"has no key 'max_epoch': did you mean max_epochs"):
         run("liver", "train", tmp_path / "root", dataset_dir=str(balls), max_epoch=1)

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lesions one by one, against drawings whose scores are known."""
 
+import csv
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 
+from monai_unetpp.handlers import LesionSaver
 from monai_unetpp.lesions import CaseLesions, Lesion, froc, score_lesions, summarise_lesions
 
 SPACING = (1.0, 2.0, 0.5)
@@ -93,6 +97,31 @@ def test_summary_counts_and_means_by_size():
     assert large["dice"] == 0.9
     assert everything["dice"] == pytest.approx(1.7 / 3, abs=1e-4)
     assert everything["false positives per case"] == 1.5
+
+
+def test_tables_of_several_classes_are_those_of_each(tmp_path):
+    label, pred = (
+        torch.stack([torch.zeros(40, 30, 20), boxes(*one), boxes(*two)])
+        for one, two in (
+            ([(2, 2, 2, 4), (20, 10, 5, 4)], [(30, 20, 12, 6)]),
+            ([(2, 2, 3, 4)], [(30, 20, 12, 5), (5, 25, 1, 3)]),
+        )
+    )
+    items = {"label": MetaTensor(label), "pred": pred, "image": MetaTensor(label), "probability": 0.8 * pred}
+    engine = SimpleNamespace(state=SimpleNamespace(output=[items]))
+    tables = {}
+    for name, labels, channels in (("a", "a", 1), ("b", ["b"], [2]), ("both", ["a", "b"], [1, 2])):
+        saver = LesionSaver(str(tmp_path / name), labels, channel=channels)
+        saver(engine)
+        saver.write()
+        for file in (tmp_path / name).iterdir():
+            tables[name, file.name] = list(csv.DictReader(file.read_text().splitlines()))
+    for file in ("lesions.csv", "lesions_summary.csv", "froc.csv"):
+        wanted = [{"class": name, **row} for name in ("a", "b") for row in tables[name, file]]
+        assert tables["both", file] == wanted
+    assert [row["found"] for row in tables["both", "lesions.csv"]] == ["True", "False", "True"]
+    with pytest.raises(ValueError, match=r"channel must have a value for each of \['a', 'b'\], got \[-1\]"):
+        LesionSaver(str(tmp_path), ["a", "b"])
 
 
 def test_froc_is_what_counting_gives():

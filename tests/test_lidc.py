@@ -275,8 +275,12 @@ def test_cubes_and_whole_scans_are_not_mixed(tmp_path):
     scans, label = find_scans(tmp_path / "luna"), ball_labels(csv_file)
     write_lidc(scans, label, tmp_path / "out", cube=12, progress=False)
     (tmp_path / "out" / "dataset.json").unlink()  # as if it had been stopped
-    with pytest.raises(ValueError, match="was begun with another cube"):
-        write_lidc(scans, label, tmp_path / "out", progress=False)
+    for cube in (0, 24):
+        with pytest.raises(ValueError, match=rf"was begun with another cube, 12\.0, got {cube}\.0"):
+            write_lidc(scans, label, tmp_path / "out", cube=cube, progress=False)
+    other = ball_labels(write_annotations(tmp_path / "a.csv", (UIDS[1], (20, 15, 9), 9.0)))
+    with pytest.raises(ValueError, match=r"was begun with another rule, 'balls of a\.csv, \w+', got 'balls"):
+        write_lidc(scans, other, tmp_path / "out", cube=12, progress=False)
     write_lidc(scans, label, tmp_path / "out", overwrite=True, progress=False)
     index = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert [case["scan"] for case in index["training"]] == list(UIDS)

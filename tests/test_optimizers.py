@@ -46,6 +46,13 @@ def test_a_step_is_nearly_orthogonal_and_keeps_the_singular_vectors():
     assert across.abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e-19, 1e19, 1e30])
+def test_a_step_does_not_depend_on_the_size_of_the_gradient(scale):
+    """The momentum of a kernel whose gradient has become 0 reaches such numbers within 1000 steps."""
+    start, given = torch.zeros(4, 3, 3, 3), gradients(4, 3, 3, 3, steps=1)
+    assert torch.allclose(moved(Muon, start, [scale * given[0]]), moved(Muon, start, given), rtol=1e-4)
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_kernels_move_as_their_matrices_in_any_layout(dims):
     shape = (6, 4, *(3,) * dims)

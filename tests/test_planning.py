@@ -448,6 +448,22 @@ def test_masks_of_3d_slicer_are_named_by_their_segments(tmp_path):
     }
 
 
+def test_names_that_would_not_be_taken_are_refused(balls, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"classes must be those of dataset\.json, or left out, ball, pip, got"
+    ):
+        take_fingerprint(Source(balls, classes=["liver", "tumour"]))
+    with pytest.raises(ValueError, match="classes must be one name, liver, got liver, tumour"):
+        take_fingerprint(Source(balls, classes=["liver", "tumour"], foreground=True))
+    assert take_fingerprint(Source(balls, classes=["ball", "pip"])).labels == ["background", "ball", "pip"]
+    (data := tmp_path / "d").mkdir()
+    for name in ("imagesTr", "labelsTr"):
+        shutil.copytree(balls / name, data / name)
+    with pytest.raises(ValueError, match="must have different names, got 'pip' more than once"):
+        take_fingerprint(Source(data, classes=["pip", "pip"]))
+    assert take_fingerprint(Source(data, classes=["b", "a"])).labels == ["background", "b", "a"]
+
+
 def test_frames_are_no_channels(tmp_path):
     """Files that are numbered, each with a mask of its own name, are cases; segment lists them all."""
     data = write_pictures(tmp_path / "d", 4)

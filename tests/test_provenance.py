@@ -103,3 +103,39 @@ def test_mask_that_was_edited_by_hand_is_kept(scan, out, deep):
     mask = nib.load(out / "RAS_seg.nii.gz")
     nib.save(nib.Nifti1Image(mask.dataobj[:], mask.affine), out / "RAS_seg.nii.gz")
     assert "the header '', now" in segment_one(scan, out, deep).reason
+
+
+# What is written beside a mask
+
+
+def test_probability_of_another_class_is_named_and_not_taken(scan, out, deep):
+    segment_one(scan, out, deep, probability=1)
+    before = (out / "RAS_probability.nii.gz").read_bytes()
+    outcome = segment_one(scan, out, deep, probability=2)
+    assert outcome.state == "failed"
+    assert re.search(r"RAS_probability\.nii\.gz exists .* p=1', now '.* p=2'", outcome.reason)
+    assert (out / "RAS_probability.nii.gz").read_bytes() == before
+    assert segment_one(scan, out, deep, probability=1).state == "skipped"
+    assert segment_one(scan, out, deep, probability=2, overwrite=True).state == "done"
+    assert (out / "RAS_probability.nii.gz").read_bytes() != before
+
+
+def test_what_was_made_with_an_earlier_mask_does_not_lie_beside_another(scan, out, deep, tmp_path):
+    maps = {"probability": 1, "uncertainty": True, "sheets": True}
+    segment_one(scan, out, deep, **maps)
+    there = ["RAS_probability.nii.gz", "RAS_sheet.png", "RAS_uncertainty.nii.gz"]
+    assert [(out / name).exists() for name in there] == [True] * 3
+    other = other_weights(tmp_path)
+    assert segment_one(scan, out, other, overwrite=True).state == "done"
+    assert [(out / name).exists() for name in there] == [False] * 3
+    assert (out / "uncertainty.csv").read_text() == "scan,uncertainty\n"
+    assert segment_one(scan, out, other, **maps).state == "done"
+
+
+def test_what_was_made_with_the_same_mask_stays(scan, out, deep):
+    segment_one(scan, out, deep, probability=1)
+    before = (out / "RAS_probability.nii.gz").read_bytes()
+    assert segment_one(scan, out, deep, sheets=True).state == "done"
+    assert segment_one(scan, out, deep, overwrite=True).state == "done"
+    assert (out / "RAS_probability.nii.gz").read_bytes() == before
+    assert (out / "RAS_sheet.png").exists()

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from monai_unetpp.commands.shared import Run, share
 
@@ -68,10 +70,9 @@ def segment(parser: argparse.ArgumentParser) -> Run:
 
 
 def _segment(args: argparse.Namespace) -> object:
-    from monai_unetpp.bundle import parse_value
     from monai_unetpp.segment import segment_distributed
 
-    settings = {key: parse_value(value) for key, value in args.set}
+    settings = _settings(args.set)
     if args.checkpoint is not None:
         settings["ckpt_path"], *settings["ensemble"] = args.checkpoint
     if args.device is not None:
@@ -83,6 +84,21 @@ def _segment(args: argparse.Namespace) -> object:
         return segment_distributed(
             args.input, args.output, args.bundle, level, args.overlay, progress=True, **settings
         )
+
+
+def _settings(pairs: list[list[str]]) -> dict[str, Any]:
+    """Return the keys of inference.json with their values; what options set is none of them."""
+    from monai_unetpp.bundle import parse_value
+    from monai_unetpp.segment import load_pipeline, segment, segment_distributed
+
+    functions = (segment_distributed, segment, load_pipeline)
+    arguments = {name for each in functions for name in inspect.signature(each).parameters} - {"settings"}
+    if wrong := [key for key, _ in pairs if key in arguments]:
+        raise ValueError(
+            f"--set must have keys of inference.json that no option sets, got {wrong[0]}: see the options in "
+            "monai-unetpp segment --help."
+        )
+    return {key: parse_value(value) for key, value in pairs}
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from monai_unetpp.data.index import index_labels, read_index
+from monai_unetpp.data.index import check_names, index_labels, read_index
 from monai_unetpp.data.layouts import WANTED, Layout, find_layout
 from monai_unetpp.data.listing import VOLUMES
 from monai_unetpp.data.splits import scan_names
@@ -114,6 +114,7 @@ def read_dataset(
     else:
         names = _names(root, layout.labels)
     place = root / "dataset.json" if layout.labels else root
+    check_names(names, place)
     channels = len(names) - (regions is not None)  # the background is no region
     if channels != out_channels or (regions is not None and len(regions) != channels):
         what = "labels" if regions is None else f"regions {regions}"

@@ -18,6 +18,7 @@ from monai_unetpp.regions import check_writable
 
 __all__ = [
     "check_inside",
+    "check_names",
     "decathlon_cases",
     "index_ignored",
     "index_labels",
@@ -69,6 +70,23 @@ def index_labels(index: Path, content: Mapping[str, Any]) -> dict[int, str]:
             f"{index} is not a data set of the Decathlon or of nnU-Net: its labels are {labels}."
         ) from error
     return dict(sorted(found.items()))
+
+
+def check_names(names: Sequence[str], source: object) -> None:
+    """Check that no two classes share a name, by which scores are told apart.
+
+    Args:
+        names: Names of the classes, or of the regions, the background first.
+        source: Where they are from, for the message.
+
+    Raises:
+        ValueError: if two do.
+    """
+    if twice := [name for n, name in enumerate(names) if name in names[:n]]:
+        raise ValueError(
+            f"classes of {source} must have different names, got {twice[0]!r} more than once in "
+            f"{', '.join(names)}: scores are told apart by them."
+        )
 
 
 def index_ignored(index: Path, content: Mapping[str, Any]) -> int | None:
@@ -141,7 +159,12 @@ def decathlon_cases(index: Path) -> Cases:
     lacking = [case for case in cases if not all(isinstance(case.get(k), str) for k in ("image", "label"))]
     if lacking:
         raise ValueError(f"{index} must name an image and a label for every training case, got {lacking[0]}.")
-    return [(case.get("scan", ""), [Path(case["image"])], Path(case["label"])) for case in cases]
+    return [(_scan_of(case), [Path(case["image"])], Path(case["label"])) for case in cases]
+
+
+def _scan_of(case: Mapping[str, Any]) -> str:
+    """Return the name of the scan that a case is of, which may be a number such as 0; "" without one."""
+    return "" if case.get("scan") is None else str(case["scan"])
 
 
 def nnunet_cases(root: Path, content: Mapping[str, Any], channels: int) -> Cases:

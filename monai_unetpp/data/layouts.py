@@ -205,8 +205,9 @@ def _expression(scan: str) -> re.Pattern[str]:
 
 def _scan(case: Mapping[str, str], pattern: re.Pattern[str]) -> str:
     found = pattern.search(stem_of(case["image"]))
-    if found is None:
+    if found is None or not found["scan"]:  # an empty group would make one scan of all such cases
         raise ValueError(
-            f"scan must fit the name of every case, {pattern.pattern!r} does not fit {case['image']}."
+            f"scan must fit the name of every case, {pattern.pattern!r} does not fit {case['image']}"
+            f"{', in which its group scan is empty' if found else ''}."
         )
     return found["scan"]

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
+
 from monai_unetpp.data import scan_names
 from monai_unetpp.files import PathLike
 from monai_unetpp.handlers.loading import latest_checkpoint
@@ -32,11 +34,25 @@ class SplitRecord:
         split: Training cases and held-out cases, as :func:`~monai_unetpp.data.split_cases` returns them.
         folds: Number of folds of the cross-validation, if there is one.
         fold: Number of the fold that is held out.
+        initial_weights: Path of the weights that the training starts from, if there are any: that they were
+            trained on a scan that is held out now is a warning.
     """
 
-    def __init__(self, split: tuple[Cases, Cases], folds: int | None = None, fold: int = 0) -> None:
+    def __init__(
+        self,
+        split: tuple[Cases, Cases],
+        folds: int | None = None,
+        fold: int = 0,
+        initial_weights: PathLike | None = None,
+    ) -> None:
         self.train, self.held_out = _sides(split)
         self.fold = {} if folds is None else {"folds": folds, "fold": fold}
+        record = _split_of(Path(initial_weights)) if initial_weights else None
+        if record is not None and (moved := _moved(record, self.held_out)) and idist.get_rank() == 0:
+            logger.warning(
+                f"{initial_weights}: {moved} Train with {_of_that_training(record)}, unless these are other "
+                "scans with the same names."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the names of both sides, and the fold if there is one, for ``load_state_dict``."""
@@ -77,19 +93,24 @@ def held_out_cases(split: tuple[Cases, Cases], ckpt_path: PathLike) -> Cases:
     Raises:
         ValueError: if a scan that was trained on is held out now.
     """
-    path = Path(ckpt_path)
+    record = _split_of(Path(ckpt_path))
+    if record is not None and (moved := _moved(record, _sides(split)[1])):
+        raise ValueError(
+            f"{ckpt_path}: {moved} Score with {_of_that_training(record)}. If "
+            "these are other scans with the same names: --eval_cases '$@dataset.cases'."
+        )
+    return split[1]
+
+
+def _split_of(path: Path) -> Mapping[str, Any] | None:
+    """Return the split of the training that weights are of, or None if it is not known."""
     record = read_tensors(path).get(SPLIT) if path.suffix == ".pt" and path.is_file() else None
     if record is None and path.is_file():
         try:
             record = latest_checkpoint(path.parent)[1].get(SPLIT)
         except (FileNotFoundError, ValueError):
-            record = None  # weights without their training
-    if record is not None and (moved := _moved(record, _sides(split)[1])):
-        raise ValueError(
-            f"{path}: {moved} Score with {_of_that_training(record)}. If "
-            "these are other scans with the same names: --eval_cases '$@dataset.cases'."
-        )
-    return split[1]
+            return None  # weights without their training
+    return record
 
 
 def _sides(split: tuple[Cases, Cases]) -> tuple[list[str], list[str]]:

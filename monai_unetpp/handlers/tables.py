@@ -66,27 +66,33 @@ class LesionSaver:
 
     ``lesions.csv`` has one row per lesion of the reference, ``lesions_summary.csv`` one per size class, and
     ``froc.csv`` the sensitivity at false positives per case, if there are probabilities; it is meaningful
-    only for whole scans.
+    only for whole scans. With several classes each row begins with the name of its own.
 
     Args:
         save_dir: Folder to write to, made if it does not exist.
-        label: Name of the class of the lesions.
+        label: Name of the class of the lesions, or of several.
         probability_key: Key of the probabilities (C, *spatial) on the grid of the label.
-        channel: Value of the class of the lesions, by default the last one.
+        channel: Value of the class of the lesions, by default the last one; of several classes one each.
+
+    Raises:
+        ValueError: if ``label`` and ``channel`` are not equally many.
     """
 
     def __init__(
         self,
         save_dir: str,
-        label: str = "lesion",
+        label: str | Sequence[str] = "lesion",
         probability_key: str = "probability",
-        channel: int = -1,
+        channel: int | Sequence[int] = -1,
     ) -> None:
         self.save_dir = Path(save_dir)
-        self.label = label
+        names = [label] if isinstance(label, str) else list(label)
+        channels = [channel] if isinstance(channel, int) else list(channel)
+        if len(names) != len(channels):
+            raise ValueError(f"channel must have a value for each of {names}, got {channels}.")
+        self.channels = dict(zip(names, channels, strict=True))
         self.probability_key = probability_key
-        self.channel = channel
-        self.cases: list[CaseLesions] = []
+        self.cases: list[dict[str, CaseLesions]] = []  # of each case, by class
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator whose ``pred`` and ``label`` are one-hot on one grid."""
@@ -98,32 +104,41 @@ class LesionSaver:
         """Score the cases of an iteration."""
         for item in engine.state.output:  # type: ignore[union-attr]
             name = str(item["image"].meta.get("filename_or_obj", ""))
-            probability = item.get(self.probability_key)
+            probability, spacing = item.get(self.probability_key), item["label"].pixdim.tolist()
             self.cases.append(
-                score_lesions(
-                    item["pred"][self.channel],
-                    item["label"][self.channel],
-                    item["label"].pixdim.tolist(),
-                    name,
-                    None if probability is None else probability[self.channel],
-                )
+                {
+                    label: score_lesions(
+                        item["pred"][channel],
+                        item["label"][channel],
+                        spacing,
+                        name,
+                        None if probability is None else probability[channel],
+                    )
+                    for label, channel in self.channels.items()
+                }
             )
 
     def write(self) -> None:
-        """Write the tables of all processes' cases, in the first process, and log one line."""
-        cases = gather_cases(self.cases)
+        """Write the tables of all processes' cases, in the first process, and log one line for each class."""
+        every = gather_cases(self.cases)
         if idist.get_rank() != 0:
             return
-        lesions = [lesion for case in cases for lesion in case.lesions]
-        self._write("lesions.csv", [lesion.row() for lesion in lesions])
-        self._write("lesions_summary.csv", summarise_lesions(cases))
-        self._write("froc.csv", froc(cases))
-        found = sum(lesion.found for lesion in lesions)
-        false = sum(case.false_positives for case in cases) / max(len(cases), 1)
-        logger.info(
-            f"{self.label}: {found} of {len(lesions)} found, {false:.2f} false positives per case; "
-            f"by size in {self.save_dir / 'lesions_summary.csv'}."
-        )
+        tables: dict[str, list[dict[str, Any]]] = {"lesions": [], "lesions_summary": [], "froc": []}
+        for label in self.channels:
+            cases = [case[label] for case in every]
+            lesions = [lesion for case in cases for lesion in case.lesions]
+            of_class = {"class": label} if len(self.channels) > 1 else {}
+            rows = [lesion.row() for lesion in lesions], summarise_lesions(cases), froc(cases)
+            for table, found in zip(tables.values(), rows, strict=True):
+                table += [{**of_class, **row} for row in found]
+            hits = sum(lesion.found for lesion in lesions)
+            false = sum(case.false_positives for case in cases) / max(len(cases), 1)
+            logger.info(
+                f"{label}: {hits} of {len(lesions)} found, {false:.2f} false positives per case; "
+                f"by size in {self.save_dir / 'lesions_summary.csv'}."
+            )
+        for name, table in tables.items():
+            self._write(f"{name}.csv", table)
 
     def _write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         (self.save_dir / name).unlink(missing_ok=True)  # a previous run may have had rows

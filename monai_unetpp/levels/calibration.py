@@ -179,13 +179,12 @@ def read_calibration(weights: PathLike) -> Calibration:
 
 def calibrated_level(weights: PathLike) -> int | None:
     """Return the level that was selected for a file of weights; None, which is said, if none was."""
-    try:
-        level = read_calibration(weights).level
-    except FileNotFoundError:
+    record = read_record(weights)
+    if record is None or record.level is None:
         logger.info(f"{weights} was not calibrated: the deepest level is used.")
         return None
-    logger.info(f"{weights} was calibrated: L{level} is deep enough.")
-    return level
+    logger.info(f"{weights} was calibrated: L{record.level} is deep enough.")
+    return record.level
 
 
 def case_dice(item: Mapping[str, Any]) -> Tensor:

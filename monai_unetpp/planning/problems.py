@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from monai_unetpp.data.index import check_names
 from monai_unetpp.data.layouts import Layout
 from monai_unetpp.planning.measuring import CaseFacts
 from monai_unetpp.planning.source import Source
@@ -44,6 +45,13 @@ def find_problems(
         first = "".join(f", first {path}: {why}" for path, why in list(problems.items())[:1])
         raise ValueError(f"{root} has no case that can be used: {len(problems)} problems{first}.")
     labels, values = _classes(root, layout, read, source.foreground, source.classes)
+    check_names(labels, root)
+    if source.classes is not None and [*source.classes] != labels[1:]:
+        of_index = layout.labels and not source.foreground
+        raise ValueError(
+            f"classes must be {'those of dataset.json, or left out' if of_index else 'one name'}, "
+            f"{', '.join(labels[1:])}, got {', '.join(source.classes)}."
+        )
     for check in (_twice, _channels, _kinds, _spacings):
         problems |= check(read)
     known = {str(value) for value in (values if isinstance(values, list) else range(len(labels)))}

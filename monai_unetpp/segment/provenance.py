@@ -17,7 +17,15 @@ from monai_unetpp.bundle.settings import PATHS
 from monai_unetpp.files import atomic_write
 from monai_unetpp.weights import plain, sha256
 
-__all__ = ["check_provenance", "describe", "describe_mask", "provenance", "side_file", "write_provenance"]
+__all__ = [
+    "check_provenance",
+    "describe",
+    "describe_mask",
+    "is_made_by",
+    "provenance",
+    "side_file",
+    "write_provenance",
+]
 
 SHOWN = ("pixdim", "roi_size", "hu_range", "largest_component")  # keys that are written by name
 # keys that do not change a mask, or are recorded by name
@@ -75,6 +83,15 @@ def describe_mask(mask: Path) -> str:
     """Return what the header of a NIfTI mask says of what made it."""
     header: Any = nib.load(mask).header
     return str(header["descrip"].item().decode("latin-1"))
+
+
+def is_made_by(side: Path, made_by: Mapping[str, Any]) -> bool:
+    """Whether the JSON beside a mask is there, and says that it was made by this."""
+    try:
+        found = json.loads(side.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {**found, "image": None} == {**made_by, "image": None}
 
 
 def check_provenance(

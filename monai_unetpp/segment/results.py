@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,13 @@ from monai_unetpp.readers import volume_loader
 from monai_unetpp.segment.dicom import DicomResults, split_at_saving
 from monai_unetpp.segment.findings import FINDING_KINDS, FindingResults
 from monai_unetpp.segment.pipeline import Pipeline
-from monai_unetpp.segment.provenance import check_provenance, describe, side_file, write_provenance
+from monai_unetpp.segment.provenance import (
+    check_provenance,
+    describe,
+    is_made_by,
+    side_file,
+    write_provenance,
+)
 from monai_unetpp.transforms import LoadImageAndLabeld
 from monai_unetpp.transforms.saving import DESCRIPTION, RESULT_PATH, write_nifti
 
@@ -34,6 +41,7 @@ ENDS = {  # kind -> end of the name of the file, without and with the suffix
     **{"sheet": ("sheet", ".png"), "dicom-seg": ("seg", ".dcm"), "dicom-rtstruct": ("rtstruct", ".dcm")},
     **{"findings_csv": ("findings", ".csv"), "findings_json": ("findings", ".json")},
 }
+BESIDE = ("probability", "uncertainty", "sheet")  # kinds that show the mask, or what it was made of
 SERIES = "dicom_series"  # key of a loaded scan
 RANKING = "uncertainty.csv"
 
@@ -51,6 +59,7 @@ class Results:
         stale: Stale parts in ``output_dir``, see :func:`~monai_unetpp.files.stale_parts`.
         dicom: The DICOM results, if any is asked for.
         findings: Findings, if they are asked for or some are dropped.
+        probability: Class, or number of the region, whose probability is asked for.
     """
 
     pipeline: Pipeline
@@ -61,6 +70,7 @@ class Results:
     stale: Mapping[Path, Sequence[Path]] = field(default_factory=dict)
     dicom: DicomResults | None = None
     findings: FindingResults | None = None
+    probability: int | None = None
 
     def paths(self, image: str, *more: str) -> dict[str, Path]:
         """Return the paths of a scan's results by kind; that of its mask names lock and side file."""
@@ -85,6 +95,9 @@ class Results:
             check_provenance(paths["seg"], self.pipeline.made_by)
         if self.dicom is not None:
             self.dicom.check_existing(paths, side_file(paths["seg"]))
+        if "probability" in self.kinds and paths["probability"].exists():
+            side, wanted = side_file(paths["seg"]), self._describe("probability")
+            check_provenance(paths["probability"], self.pipeline.made_by, side, wanted=wanted)
         found = all(paths[kind].exists() for kind in self.kinds)
         if found and "findings_json" in self.kinds:
             read_findings(paths["findings_json"])
@@ -129,18 +142,16 @@ class Results:
         for kind in ("probability", "uncertainty"):
             values: MetaTensor | None = getattr(found, kind)
             if values is not None:
-                write_nifti(paths[kind], values[0, 0], values.affine, "float32")
+                write_nifti(paths[kind], values[0, 0], values.affine, "float32", self._describe(kind))
         if self.findings is not None and "findings_csv" in self.kinds:
             self.findings.write(paths, image, labels, findings)
         if "sheet" in self.kinds:
             self._draw(paths["sheet"], image, labels, findings, volume)
-        if found.case_uncertainty is not None:
-            with FileLock(self.locks / f"{RANKING}.lock"):
-                self.clear(self.output_dir / RANKING)
-                add_to_ranking(self.output_dir / RANKING, image, found.case_uncertainty)
-        for kind, path in self.paths(image, *FINDING_KINDS).items():
-            if kind in FINDING_KINDS and kind not in self.kinds:  # of an earlier mask
-                path.unlink(missing_ok=True)
+        earlier = () if is_made_by(side_file(paths["seg"]), made_by) else BESIDE
+        self._rank(image, found.case_uncertainty, bool(earlier))
+        for kind, path in self.paths(image, *FINDING_KINDS, *BESIDE).items():
+            if kind in (*FINDING_KINDS, *earlier) and kind not in self.kinds:  # of an earlier mask
+                _remove(path)
         write_provenance(paths["seg"], made_by, image)
         if self.dicom is not None:
             self.dicom.write(paths, labels, scan[SERIES])
@@ -160,6 +171,19 @@ class Results:
             with FileLock(self.locks / f"{TABLE}.lock"):
                 self.clear(table)
                 gather(self.output_dir)
+
+    def _describe(self, kind: str) -> str:
+        """Return the text for the header of a map; of a probability it says of which class."""
+        text = describe(self.pipeline.made_by)
+        return f"{text} p={self.probability}" if kind == "probability" else text
+
+    def _rank(self, image: str, uncertainty: float | None, anew: bool) -> None:
+        """Put a scan into the table of expected errors; without one, a mask made anew takes it out."""
+        table = self.output_dir / RANKING
+        if uncertainty is not None or (anew and table.exists()):
+            with FileLock(self.locks / f"{RANKING}.lock"):
+                self.clear(table)
+                add_to_ranking(table, image, uncertainty)
 
     def _read_again(self, image: str) -> MetaTensor:
         """Return a scan as it is in its file, by what the preprocessing reads it with."""
@@ -183,6 +207,15 @@ class Results:
         draw_volume(path, image, labels, pipeline.window, **about)
 
 
+def _remove(path: Path) -> None:
+    """Remove a file, if there is one; none has a name that the file system does not take."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+
+
 def read_ranking(path: Path) -> dict[str, float]:
     """Return the table of expected errors, scan -> value; empty if it does not exist.
 
@@ -198,11 +231,15 @@ def read_ranking(path: Path) -> dict[str, float]:
         raise ValueError(f"{path} was changed: restore it or move it away: {error!r}.") from error
 
 
-def add_to_ranking(path: Path, image: str, uncertainty: float) -> None:
-    """Add a scan to the table, or replace its row; the most uncertain scan comes first."""
-    table = {**read_ranking(path), image: round(uncertainty, 4)}
+def add_to_ranking(path: Path, image: str, uncertainty: float | None) -> None:
+    """Add a scan to the table, or replace its row, or remove it; the most uncertain scan comes first."""
+    table = read_ranking(path)
+    table.pop(image, None)
+    if uncertainty is not None:
+        table[image] = round(uncertainty, 4)
     ranked = sorted(table.items(), key=lambda row: row[1], reverse=True)
-    write_csv(path, [{"scan": scan, "uncertainty": value} for scan, value in ranked])
+    rows = [{"scan": scan, "uncertainty": value} for scan, value in ranked]
+    write_csv(path, rows, columns=("scan", "uncertainty"))
 
 
 def volumes_of(

@@ -138,8 +138,9 @@ def segment(
         stale_parts(output_dir),
         DicomResults.of(pipeline, seg_type, empty_frames) if asked else None,
         measured,
+        probability,
     )
-    run = _Run(results, probability, overwrite)
+    run = _Run(results, overwrite)
     outcomes: list[Outcome] = []
     gathered = time.monotonic()
     bar = tqdm(run.outcomes(cases), desc="Scans", total=len(cases), disable=None if progress else True)
@@ -173,7 +174,6 @@ class _Run:
     """One call of :func:`segment`."""
 
     results: Results
-    probability: int | None
     overwrite: bool
 
     def outcomes(self, cases: Sequence[Mapping[str, str]]) -> Iterator[Outcome]:
@@ -228,7 +228,7 @@ class _Run:
             windows.reset()
         try:
             volume = scan["image"][None].to(pipeline.device)
-            maps = (self.probability, "uncertainty" in results.kinds, results.findings is not None)
+            maps = (results.probability, "uncertainty" in results.kinds, results.findings is not None)
             with torch.inference_mode(), pipeline.autocast():
                 found = pipeline.inferer.segment(volume, pipeline.network, *maps)
             labels, findings = results.write(image, scan, found)

@@ -13,6 +13,7 @@ Reference:
 from __future__ import annotations
 
 import csv
+import json
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from monai_unetpp.data.decathlon import Case, check_name, write_case, write_index
 from monai_unetpp.data.sources.nodules import Labeller, Nodule, Scan, ball_labels, consensus_labels
-from monai_unetpp.files import refuse_existing, write_csv
+from monai_unetpp.files import atomic_write, refuse_existing, write_csv
 from monai_unetpp.readers import SimpleITKReader, is_series
 from monai_unetpp.readers.dicom import series_in
 
@@ -31,6 +32,7 @@ __all__ = ["Nodule", "Scan", "ball_labels", "consensus_labels", "find_scans", "r
 
 MAX_SLICE_MM = 5.0  # between slices; beyond it a nodule is a slice or two
 LABELS = {"0": "background", "1": "nodule"}
+BEGUN = "begun.json"  # in the data set: the arguments that it is made by
 
 
 def write_lidc(
@@ -55,7 +57,8 @@ def write_lidc(
         One row per nodule, and one per scan that could not be used; what was left out says why.
 
     Raises:
-        ValueError: if there is no scan, or ``cube`` is negative.
+        ValueError: if there is no scan, ``cube`` is negative, or the run that was stopped had another cube or
+            other labels.
         FileExistsError: if ``out`` holds a finished data set and ``overwrite`` is false.
     """
     if not scans:
@@ -70,10 +73,7 @@ def write_lidc(
     if overwrite:
         table.unlink(missing_ok=True)
     rows = _read_rows(table)
-    if any(bool(cube) != (row.case != row.scan) for row in rows if row.case):
-        raise ValueError(
-            f"{table} was begun with another cube; go on with that, or begin anew with overwrite."
-        )
+    _begin(out / BEGUN, {"cube": float(cube), "rule": getattr(label, "rule", "")}, bool(rows))
     done = {row.scan for row in rows if not row.reason.startswith("error")}
     rows = [row for row in rows if row.scan in done]
     hidden = None if progress else True  # None: where there is no terminal
@@ -91,6 +91,19 @@ def write_lidc(
             scans={row.case: row.scan for row in rows if row.case},
         )
     return rows
+
+
+def _begin(path: Path, asked: dict[str, float | str], goes_on: bool) -> None:
+    """Write by which arguments a data set is made; those of a resumed run must be the same."""
+    before = json.loads(path.read_text(encoding="utf-8")) if goes_on and path.is_file() else asked
+    for key, value in asked.items():
+        if before[key] != value:
+            raise ValueError(
+                f"{path.parent} was begun with another {key}, {before[key]!r}, got {value!r}: go on with "
+                "that, or begin anew with overwrite (--overwrite)."
+            )
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(asked) + "\n", encoding="utf-8")
 
 
 def find_scans(folder: str | os.PathLike[str]) -> dict[str, Path]:

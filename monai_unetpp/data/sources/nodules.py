@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib.util
 import math
 import os
@@ -88,6 +89,17 @@ Labeller = Callable[[str, Scan], Labels]
 Outlines = list[tuple[bool, float, NDArray[np.int64]]]
 
 
+@dataclass(frozen=True)
+class _Rule:
+    """A labeller that says by which rule it labels: a data set is not resumed by another."""
+
+    label: Labeller
+    rule: str
+
+    def __call__(self, uid: str, scan: Scan) -> Labels:
+        return self.label(uid, scan)
+
+
 def ball_labels(annotations: str | os.PathLike[str]) -> Labeller:
     """Return a labeller by LUNA16's ``annotations.csv``.
 
@@ -140,7 +152,7 @@ def ball_labels(annotations: str | os.PathLike[str]) -> Labeller:
             ],
         )
 
-    return label
+    return _Rule(label, f"balls of {path.name}, {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}")
 
 
 def consensus_labels(readers: int = 2, database: str | os.PathLike[str] | None = None) -> Labeller:
@@ -180,7 +192,7 @@ def consensus_labels(readers: int = 2, database: str | os.PathLike[str] | None =
             nodules.append(row)
         return Labels(numbers, nodules)
 
-    return label
+    return _Rule(label, f"outlines where {readers} agree")
 
 
 def installed_database() -> Path:
