@@ -194,6 +194,14 @@ _AROUND_NODULES = (
     RandSpatialCropd(KEYS, SMALL, random_size=False),
 )
 _AROUND_LABELS = (RandCropByPosNegLabeld(KEYS, "label", PICTURES, pos=3, neg=1, num_samples=1),)
+_OF_PICTURES: dict[str, Any] = {
+    "window": PICTURES,
+    "crop": _AROUND_LABELS,
+    "channels": (8, 16, 32, 64, 128),
+    "epochs": 12,
+    "batch_size": 4,
+    "steps": 1500,
+}
 TASKS = {
     "nodules": Task(
         read_nodules,
@@ -204,24 +212,8 @@ TASKS = {
         epochs=20,
         batch_size=2,
     ),
-    "nuclei": Task(
-        read_nuclei,
-        PICTURES,
-        _AROUND_LABELS,
-        channels=(8, 16, 32, 64, 128),
-        epochs=12,
-        batch_size=4,
-        steps=1500,
-    ),
-    "liver_slices": Task(
-        read_liver_slices,
-        PICTURES,
-        _AROUND_LABELS,
-        channels=(8, 16, 32, 64, 128),
-        epochs=12,
-        batch_size=4,
-        steps=1500,
-    ),
+    "nuclei": Task(read_nuclei, **_OF_PICTURES),
+    "liver_slices": Task(read_liver_slices, **_OF_PICTURES),
     "lung_nodules": Task(
         read_lung_nodules,
         SMALL,
