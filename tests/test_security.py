@@ -302,7 +302,7 @@ def test_series_whose_uid_leads_out_of_the_folder_does_not(tmp_path, way):
     assert all(path.startswith("out/deep/er/") for path in new)
     if way == "argument":
         assert row.reason.startswith("error: name of a case must be a file name")
-        assert new == {"out/deep/er/nodules.csv"}
+        assert new == {"out/deep/er/nodules.csv", "out/deep/er/begun.json"}
 
 
 def test_patient_whose_name_leads_out_of_the_folder_does_not(trained, tmp_path):
@@ -421,7 +421,7 @@ def test_data_set_of_nodules_holds_the_series_uid_and_no_more_of_the_header(tmp_
     main(["lidc", *map(str, places)])
     assert (out / "nodules.csv").read_text().splitlines()[1].startswith("1.2.3,1,")
     files = [path for path in out.rglob("*") if path.is_file()]
-    assert {path.name for path in files} == {"nodules.csv", "dataset.json", "1.2.3.nii.gz"}
+    assert {path.name for path in files} == {*("begun.json", "nodules.csv", "dataset.json", "1.2.3.nii.gz")}
     for path in files:
         assert words_of_the_patient(plain_bytes(path)) == set(), path
 
