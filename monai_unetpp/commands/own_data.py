@@ -49,9 +49,8 @@ def _planned(parser: argparse.ArgumentParser, hours: str) -> None:
     parser.add_argument("--skip-bad", action="store_true", help="go on without the cases that do not fit")
     parser.add_argument("--memory", help="memory of a training step, such as 8GB; default what there is")
     parser.add_argument("--hours", type=float, help=hours)
-    parser.add_argument("--device", help="such as cpu or cuda:1; default a GPU if there is one")
-    pair, value = ("KEY", "VALUE"), "a setting that is not chosen but taken, such as roi_size [64,64,64]"
-    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=pair, help=value)
+    share(parser, "--device")
+    share(parser, "--set", help="a setting that is not chosen but taken, such as roi_size [64,64,64]")
 
 
 def _plan(args: argparse.Namespace) -> str:

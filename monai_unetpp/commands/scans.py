@@ -36,7 +36,7 @@ def segment(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--level", default="auto", help=f"{levels} (%(default)s)")
     numbers = "float32, bfloat16, float16; auto: the calibrated one, or the usual one of the device"
     parser.add_argument("--precision", default="auto", help=f"{numbers} (%(default)s)")
-    parser.add_argument("--device", help="such as cpu or cuda:1; default a GPU if there is one")
+    share(parser, "--device")
     parser.add_argument("--probability", type=int, metavar="CLASS", help="write its probability as well")
     maps = "write the disagreement of the heads as well, and rank the scans by expected error"
     parser.add_argument("--uncertainty", action="store_true", help=maps)
@@ -62,8 +62,7 @@ def segment(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--series", nargs="+", default=[], help=f"{which}; default all that are volumes")
     share(parser, "--overwrite", help="segment scans again whose results exist")
     share(parser, "--overlay")
-    pair, value = ("KEY", "VALUE"), "another value for a key of inference.json"
-    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=pair, help=value)
+    share(parser, "--set", help="another value for a key of inference.json")
     wins = "use --set and --overlay where the record of the weights disagrees, instead of stopping"
     parser.add_argument("--override-record", action="store_true", help=wins)
     return _segment

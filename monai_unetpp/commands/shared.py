@@ -23,6 +23,8 @@ SHARED: dict[str, dict[str, Any]] = {  # options of several commands
         "metavar": "NAME",
         "help": "JSON of the bundle that is merged over its train.json and inference.json, such as slices",
     },
+    "--device": {"help": "such as cpu or cuda:1; default a GPU if there is one"},
+    "--set": {"nargs": 2, "action": "append", "default": [], "metavar": ("KEY", "VALUE")},
     "--overwrite": {"action": "store_true", "help": "replace existing files"},
 }
 
