@@ -70,6 +70,16 @@ def test_command_sets_nothing_that_options_set(capsys, key):
     assert said.startswith(f"error: --set must have keys of inference.json that no option sets, got {key}: ")
 
 
+@pytest.mark.parametrize(("option", "key"), [("checkpoint", "ckpt_path"), ("device", "device")])
+def test_command_sets_nothing_twice(capsys, option, key):
+    segment = ["segment", "-i", "scans", "-o", "masks", "--bundle", str(LIVER)]
+    with pytest.raises(SystemExit) as end:
+        main([*segment, f"--{option}", "cpu", "--set", key, "cpu"])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said == f"error: --{option} and --set {key} are the same setting: give one of them.\n"
+
+
 def test_training_refuses_a_key_before_anything_is_written(balls, tmp_path):
     with raises_within(ValueError, r"has no key 'max_epoch': did you mean max_epochs"):
         run("liver", "train", tmp_path / "root", dataset_dir=str(balls), max_epoch=1)

@@ -414,6 +414,16 @@ def test_voxels_that_nobody_annotated_are_no_class(tmp_path, value, name, given)
     run_workflow("train", tmp_path / "bundle", settings=CPU_ONLY)
 
 
+def test_index_of_the_decathlon_may_name_what_nobody_annotated(balls, tmp_path):
+    plain, data = take_fingerprint(Source(balls)), shutil.copytree(balls, tmp_path / "d")
+    index = json.loads((mark_unknown(data, 255) / "dataset.json").read_text())
+    index["labels"]["255"] = "ignore"  # value first
+    (data / "dataset.json").write_text(json.dumps(index))
+    found = take_fingerprint(Source(data))
+    assert (found.labels, found.ignore_label) == (plain.labels, 255)
+    assert [case.values.keys() for case in found.cases] == [case.values.keys() for case in plain.cases]
+
+
 def test_value_of_what_nobody_annotated_is_no_class(tmp_path):
     data = write_nnunet(tmp_path / "d")
     with pytest.raises(

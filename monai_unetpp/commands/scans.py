@@ -72,6 +72,9 @@ def _segment(args: argparse.Namespace) -> object:
     from monai_unetpp.segment import segment_distributed
 
     settings = _settings(args.set)
+    for option, key in (("checkpoint", "ckpt_path"), ("device", "device")):
+        if getattr(args, option) is not None and key in settings:
+            raise ValueError(f"--{option} and --set {key} are the same setting: give one of them.")
     if args.checkpoint is not None:
         settings["ckpt_path"], *settings["ensemble"] = args.checkpoint
     if args.device is not None:

@@ -62,7 +62,7 @@ def index_labels(index: Path, content: Mapping[str, Any]) -> dict[int, str]:
         return dict(enumerate(["background", *_regions(labels)]))
     try:
         if all(str(key).isdecimal() for key in labels):
-            found = {int(key): str(name) for key, name in labels.items()}
+            found = {int(key): str(name) for key, name in labels.items() if name != IGNORE}
         else:
             found = {int(value): str(name) for name, value in labels.items() if name != IGNORE}
     except (TypeError, ValueError) as error:
@@ -90,12 +90,16 @@ def check_names(names: Sequence[str], source: object) -> None:
 
 
 def index_ignored(index: Path, content: Mapping[str, Any]) -> int | None:
-    """Return the value of voxels that nobody annotated, nnU-Net's label ``ignore``; ``None`` without it.
+    """Return the value of voxels that nobody annotated, the label ``ignore``; ``None`` without it.
+
+    The name is nnU-Net's; an index of the Decathlon, value first, may have it as well.
 
     Raises:
         ValueError: if it is not a whole number above those of all classes, as nnU-Net requires.
     """
     labels: dict[str, Any] = content["labels"]
+    if IGNORE in labels.values() and all(key.isdecimal() for key in labels):
+        labels = {str(name): int(value) for value, name in labels.items()}
     if IGNORE not in labels:
         return None
     ignored, others = labels[IGNORE], [value for name, value in labels.items() if name != IGNORE]
