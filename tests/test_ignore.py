@@ -287,6 +287,16 @@ def test_no_patch_is_centred_on_an_ignored_voxel(crop, kind):
     assert IGNORED not in {patch["label"][0, 1, 1, 1].item() for patch in patches}
 
 
+def test_ignored_value_among_those_of_regions_is_no_class_to_crop_around():
+    label = torch.zeros(1, 9, 9, 9)
+    label[:, 2:4], label[:, 4:6], label[:, 6:] = 1, 2, 3  # regions [[1, 3], [3]]
+    crop = RandCropByLabelClassesAnnotatedd(
+        *(["label"], "label"), spatial_size=3, num_classes=4, num_samples=60, ignore_label=2, warn=False
+    )
+    patches = crop.set_random_state(0)({"label": MetaTensor(label)})
+    assert {patch["label"][0, 1, 1, 1].item() for patch in patches} == {0, 1, 3}
+
+
 @pytest.mark.parametrize("crop", CROPS.values(), ids=CROPS.keys())
 @pytest.mark.filterwarnings("ignore:Num foregrounds:UserWarning")
 def test_case_without_an_annotated_voxel_is_cropped_anywhere(crop):

@@ -25,7 +25,17 @@ class RandCropByLabelClassesAnnotatedd(mt.RandCropByLabelClassesd):
     """MONAI's ``RandCropByLabelClassesd``, which also crops a case without any annotated voxel: anywhere.
 
     Otherwise no patch is drawn around a voxel whose value is no class.
+
+    Args:
+        *args: Arguments of MONAI's transform.
+        ignore_label: Value of voxels that nobody annotated, which may lie among those of regions; ``None``
+            if there are none.
+        **settings: Further arguments of MONAI's transform.
     """
+
+    def __init__(self, *args: Any, ignore_label: int | None = None, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.ignore_label = ignore_label
 
     def randomize(self, label: Tensor, indices: list[Any] | None = None, image: Tensor | None = None) -> None:
         """Choose the centres of the patches."""
@@ -34,6 +44,8 @@ class RandCropByLabelClassesAnnotatedd(mt.RandCropByLabelClassesd):
             indices = map_classes_to_indices(
                 label, crop.num_classes, image, crop.image_threshold, crop.max_samples_per_class
             )
+            if self.ignore_label is not None and 0 <= self.ignore_label < len(indices):
+                indices[self.ignore_label] = indices[self.ignore_label][:0]
             if not any(len(each) for each in indices):
                 indices = [torch.arange(label[0].numel()), *indices[1:]]
         super().randomize(label, indices, image)
