@@ -31,9 +31,10 @@ from monai_unetpp.planning import (
     take_fingerprint,
 )
 from monai_unetpp.planning.budget import speed_of_machine, step_memory
+from monai_unetpp.planning.configs import SYNTHETIC, TEMPLATE, planned_configs
 from monai_unetpp.planning.fingerprint import Fingerprint
 from monai_unetpp.planning.measuring import CaseFacts
-from monai_unetpp.planning.writing import OVERLAYS, SYNTHETIC, TEMPLATE, planned_configs
+from monai_unetpp.planning.writing import OVERLAYS
 from monai_unetpp.transforms import LoadImageAndLabeld
 
 GROWTH = Path(__file__).parents[1] / "benchmarks" / "results" / "growth.csv"

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike
 from monai_unetpp.levels import LevelScore
-from monai_unetpp.levels.score import METRICS
+from monai_unetpp.levels.cases import METRICS
 from monai_unetpp.levels.select import by_precision
 from monai_unetpp.network import UNetPlusPlus, unwrap
 

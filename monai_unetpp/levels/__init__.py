@@ -2,6 +2,7 @@
 """How deep the network needs to be: every level is scored on the validation set, and one is selected.
 
 - score: accuracy and cost of each level
+- cases: accuracy of one prediction, and its mean
 - cost: multiply-adds, seconds and memory of a forward pass
 - select: the shallowest level that is good enough, and the precision for it
 - calibration: the threshold of early exit, and the file beside the weights

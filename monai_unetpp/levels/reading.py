@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from monai_unetpp.files import PathLike, read_csv
-from monai_unetpp.levels.score import METRICS, LevelScore
+from monai_unetpp.levels.cases import METRICS
+from monai_unetpp.levels.score import LevelScore
 
 __all__ = ["mean", "pool_levels", "read_levels"]
 

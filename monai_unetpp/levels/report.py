@@ -10,7 +10,8 @@ from typing import Any
 
 from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike, atomic_write, refuse_existing, write_csv
-from monai_unetpp.levels.score import METRICS, LevelScore
+from monai_unetpp.levels.cases import METRICS
+from monai_unetpp.levels.score import LevelScore
 from monai_unetpp.levels.select import by_precision, within
 
 __all__ = ["check_report", "draw_levels", "write_levels"]

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,28 +11,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from monai.data import MetaTensor, decollate_batch
-from monai.metrics import compute_dice, compute_iou, compute_surface_dice
-from monai.metrics.utils import do_metric_reduction
+from monai.data import decollate_batch
 from torch import Tensor, nn
 
+from monai_unetpp.levels.cases import case_name, check_scored, mean_scores, score_case
 from monai_unetpp.levels.cost import interleaved, multiply_adds, peak_memory
 from monai_unetpp.levels.postprocessing import default_postprocessing
 from monai_unetpp.network import UNetPlusPlus, kernels, prune, unwrap_unetplusplus
 
-__all__ = [
-    "LevelScore",
-    "check_scored",
-    "evaluating",
-    "level_costs",
-    "mean_scores",
-    "score_case",
-    "score_levels",
-]
-
-METRICS = ("dice", "iou", "surface_dice")
-
-logger = logging.getLogger(__name__)
+__all__ = ["LevelScore", "evaluating", "level_costs", "score_levels"]
 
 
 @dataclass(frozen=True)
@@ -152,7 +137,7 @@ def score_levels(
                     for item in decollate_batch({**batch, "pred": head.float()}):
                         first = (name, k) == keys[0]
                         cases[name, k].append(score_case(postprocessing(item), surface_tolerance, first))
-                        paths += [_name(item, f"case {len(paths) + 1}")] if first else []
+                        paths += [case_name(item, f"case {len(paths) + 1}")] if first else []
         check_scored(cases[keys[0]])
         costs = level_costs(network, shape, autocasts, rounds)
     return [
@@ -183,21 +168,6 @@ def _class_names(network: UNetPlusPlus, class_labels: Sequence[str] | None, over
             f"background, got {names}."
         )
     return names
-
-
-def mean_scores(cases: Sequence[Tensor], names: Sequence[str]) -> dict[str, Any]:
-    """Return the accuracy of a :class:`LevelScore` from the (metrics, classes) of each case."""
-    found: dict[str, Any] = {}
-    for metric, values in zip(METRICS, torch.stack(list(cases), dim=1), strict=True):  # (cases, classes) each
-        # a copy, since MONAI writes into its input
-        found[metric] = float(do_metric_reduction(values.clone(), "mean")[0])
-        by_class = values.nanmean(dim=0).tolist()
-        found[f"{metric}_per_class"] = dict(zip(names, by_class, strict=True))
-        if metric == "dice":
-            found["dice_per_case"] = tuple(values.nanmean(dim=1).tolist())
-            columns = [tuple(column) for column in values.T.tolist()]
-            found["dice_per_case_and_class"] = dict(zip(names, columns, strict=True))
-    return found
 
 
 def level_costs(
@@ -260,55 +230,6 @@ def _with_progress(data: Iterable[Mapping[str, Any]], progress: bool) -> Iterabl
 
     total = len(data) if isinstance(data, Sized) else None
     return tqdm(data, desc="Scoring levels", total=total, disable=None)  # none in a log file
-
-
-def score_case(item: Mapping[str, Any], surface_tolerance: float, warn: bool) -> Tensor:
-    """Return Dice, IoU and surface Dice of one case, (3, classes); NaN for a class that its label lacks."""
-    label = item["label"]
-    pred = item["pred"].to(label.device)
-    if pred.shape != label.shape:
-        raise ValueError(
-            f"the label of {_name(item)} must be one-hot on the grid of the prediction, {list(pred.shape)}, "
-            f"got {list(label.shape)}: see postprocessing."
-        )
-    # MONAI 1.5 has three axes even for a picture
-    spacing = label.pixdim.tolist()[: label.ndim - 1] if isinstance(label, MetaTensor) else None
-    y_pred, y = (torch.as_tensor(x)[None].float() for x in (pred, label))
-    background = y.shape[1] == 1  # the only channel is the class
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MONAI's, of a missing class and of its own arguments
-        scores = [
-            compute_dice(y_pred, y, background),
-            compute_iou(y_pred, y, background),
-            compute_surface_dice(
-                y_pred,
-                y,
-                class_thresholds=[surface_tolerance] * (y.shape[1] - (not background)),
-                include_background=background,
-                spacing=spacing,
-            ),
-        ]
-    result = torch.cat([score.cpu().float() for score in scores])
-    result[:, result[0].isnan()] = torch.nan
-    if warn and result.isnan().all():
-        logger.warning(f"{_name(item)} has no class but background in its label: it has no score.")
-    return result
-
-
-def _name(item: Mapping[str, Any], unknown: str = "a case") -> str:
-    image = item["image"]
-    return str(image.meta.get("filename_or_obj", unknown)) if isinstance(image, MetaTensor) else unknown
-
-
-def check_scored(cases: Sequence[Tensor]) -> None:
-    """Raise a ValueError if there is no case, or none that has a class."""
-    if not cases:
-        raise ValueError("data must hold at least one case: the validation set is empty.")
-    if torch.stack(list(cases)).isnan().all():
-        raise ValueError(
-            f"data must have a label with a class other than background: the labels of all {len(cases)} "
-            "cases are background only, so no level can be told from another."
-        )
 
 
 def _forward(network: UNetPlusPlus, level: int, x: Tensor, autocast: Callable[[], Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from monai_unetpp.bundle import config_files, find_bundle
 from monai_unetpp.nnunet.models import Fold
-from monai_unetpp.planning.writing import TEMPLATE
+from monai_unetpp.planning.configs import TEMPLATE
 
 __all__ = ["write_files"]
 

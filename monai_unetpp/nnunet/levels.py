@@ -20,7 +20,8 @@ from torch import Tensor
 
 from monai_unetpp.files import PathLike
 from monai_unetpp.levels import LevelScore, check_report, select_level, write_levels
-from monai_unetpp.levels.score import check_scored, level_costs, mean_scores, score_case
+from monai_unetpp.levels.cases import check_scored, mean_scores, score_case
+from monai_unetpp.levels.score import level_costs
 from monai_unetpp.network import kernels, unwrap
 from monai_unetpp.nnunet.models import Fold, environment_folder, set_level
 
