@@ -231,6 +231,7 @@ def test_epochs_fill_the_time():
     [
         ({"roi_size": 16}, r"roi_size must be \[X, Y, Z\], whole numbers, got 16"),
         ({"growth": [0.5, 0.2]}, r"growth must be at most 2 shares .* \[0.33, 0.67\], got \[0.5, 0.2\]"),
+        ({"skips": "all"}, "skips must be one of dense, short, long, got 'all'"),
         ({"roi": [8, 8, 8]}, "a plan has no 'roi'; it has spatial_dims, "),
         (
             {"roi_size": [16, 16, 16], "channels": [4] * 9},
@@ -241,6 +242,16 @@ def test_epochs_fill_the_time():
 def test_setting_that_does_not_fit_is_named(given, message):
     with pytest.raises(ValueError, match=message):
         make_plan(fingerprint((40, 40, 40)), CPU, given)
+
+
+def test_cheaper_member_of_the_family_has_more_steps(tmp_path):
+    """U-Nets on one encoder, which --set skips long takes."""
+    found, out = fingerprint((60, 60, 60), number=20), tmp_path / "b"
+    dense, long = (make_plan(found, Machine(hours=2), {"skips": skips}) for skips in ("dense", "long"))
+    assert long["roi_size"] == dense["roi_size"]
+    assert long["max_epochs"] > dense["max_epochs"]
+    configs = planned_configs(long, found, out)
+    assert [configs[name]["network_def"]["skips"] for name in ("train", "inference")] == ["long", "long"]
 
 
 def test_too_little_memory_is_an_error_with_what_would_work():

@@ -89,7 +89,7 @@ def _set_shared(config: Json, settings: Mapping[str, Any], out: Path) -> None:
     config |= {key: settings[key] for key in SHARED}
     config |= {key: settings[key] for key in FROM_DATA if key in settings}
     config["bundle_root"] = out.as_posix()
-    config["network_def"] |= {"strides": settings["strides"], "kernel_size": settings["kernel_size"]}
+    config["network_def"] |= {key: settings[key] for key in ("strides", "kernel_size", "skips")}
 
 
 def _set_preprocessing(config: Json, settings: Mapping[str, Any]) -> None:
