@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whatever is done to a module of the network from outside, the result is that of plain torch."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from monai.networks.utils import convert_to_torchscript
 from monai.visualize import GradCAM, OcclusionSensitivity
+from processes import python
 from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.utils import parametrizations, spectral_norm
@@ -127,12 +124,7 @@ def test_memory_keeps_fewer_bytes_for_backward_than_plain():
 )
 def test_environment_chooses_the_kernels(value, expected):
     code = "from monai_unetpp.network.kernels import dispatch; print(dispatch._in_use)"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "MONAI_UNETPP_KERNELS": value},
-        capture_output=True,
-        text=True,
-    )
+    run = python("-c", code, MONAI_UNETPP_KERNELS=value)
     assert expected in run.stdout + run.stderr
 
 
