@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands of Python in processes of their own that need not import torch and MONAI, which takes seconds.
 
-They are forked from a server that has imported these and nothing of this package: what a command imports of it,
-what it reads from its environment and how it ends is as in a process that was started. Without forks, as on
-Windows, processes are started. ``test_multi_gpu.py`` and ``test_cli.py`` start some as a user does.
+They are forked from a server that has imported these and nothing of this package: what a command imports of
+it, what it reads from its environment and how it ends is as in a process that was started. Without forks, as
+on Windows, processes are started. ``test_multi_gpu.py`` and ``test_cli.py`` start some as a user does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -49,6 +49,16 @@ def torchrun(*words: Any, cwd: Path | None = None, timeout: float = 300) -> Any:
     common |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": ""}
     ranks = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
     return _finished(words, cwd, timeout, ranks)
+
+
+def apart(function: Callable[..., object], *arguments: Any) -> None:
+    """Call a function of a test module in a process of its own, with arguments that ``repr`` spells out.
+
+    For what leaves threads of gloo behind: when it is collected as garbage, tests later, torch may abort.
+    """
+    call = f"from {function.__module__} import {function.__name__} as f; f(*{arguments!r})"
+    done = python("-c", call)
+    assert done.returncode == 0, done.stderr
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.networks.nets import BasicUNetPlusPlus
+from processes import apart
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -222,12 +223,15 @@ def test_average_is_pruned_and_not_the_network_it_is_taken_of(tiny, net):
     torch.testing.assert_close(prune(model, 1).state_dict()[name], mean)
 
 
-def test_ddp_network_is_pruned(net, x, tmp_path):
-    torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        assert torch.equal(prune(DistributedDataParallel(net), 1)(x), net.all_heads(x)[-1])
-    finally:
-        torch.distributed.destroy_process_group()
+def prune_in_ddp(folder):
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=0, world_size=1)
+    net, x = UNetPlusPlus(2, 1, 2, channels=(4, 6, 8, 10), strides=2).eval(), torch.rand(1, 1, 16, 24)
+    assert torch.equal(prune(DistributedDataParallel(net), 1)(x), net.all_heads(x)[-1])
+    torch.distributed.destroy_process_group()
+
+
+def test_ddp_network_is_pruned(tmp_path):
+    apart(prune_in_ddp, str(tmp_path))
 
 
 @pytest.mark.parametrize(
