@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -32,11 +33,19 @@ def words(bundle, root, data, names="train multi_gpu_train", **override):
     return ["-m", "monai.bundle", "run", "--config_file", str(files), *settings]
 
 
-def by_torchrun(*given, **override):
-    """The arguments of a process that runs it twice, by torch's own command."""
+@contextmanager
+def by_torchrun(log, *given, **override):
+    """A process that runs it twice, by torch's own command, and prints into the folder ``log``."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return {"args": [*launch, *words(*given, **override)], "env": environment}
+    with (log / "out.txt").open("w") as out, (log / "err.txt").open("w") as err:
+        arguments = [*launch, *words(*given, **override)]
+        process = subprocess.Popen(arguments, env=environment, stdout=out, stderr=err)
+        try:
+            yield process
+        finally:
+            process.terminate()  # it ends what it has started; killed, it would leave that behind
+            process.wait(timeout=60)
 
 
 def in_two(*given, **override):
@@ -57,10 +66,12 @@ def five(tmp_path_factory):
 def trained(five, tmp_path_factory):
     """Folder and output of a training that was started as the READMEs of the bundles say."""
     root = tmp_path_factory.mktemp("two")
-    started = by_torchrun("liver", root, five)
-    done = subprocess.run(**started, capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == 0 or ABORTED in done.stderr, done.stderr[-3000:]
-    return root, done.stdout
+    log = tmp_path_factory.mktemp("log")
+    with by_torchrun(log, "liver", root, five) as process:
+        code = process.wait(timeout=240)
+    said = (log / "err.txt").read_text()
+    assert code == 0 or ABORTED in said, said[-3000:]
+    return root, (log / "out.txt").read_text()
 
 
 def test_one_process_writes_and_prints(trained):
@@ -140,19 +151,13 @@ def test_two_processes_resume(trained, five, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
 def test_two_processes_stop_together_at_a_signal_and_what_they_save_goes_on(five, tmp_path):
     models, until = tmp_path / "models", time.monotonic() + 120
-    with (tmp_path / "log.txt").open("w") as log:
-        process = subprocess.Popen(
-            **by_torchrun("liver", tmp_path, five, max_epochs=500), stdout=log, stderr=subprocess.STDOUT
-        )
-        try:
-            while process.poll() is None and not (models / "model.pt").exists():
-                assert time.monotonic() < until, (tmp_path / "log.txt").read_text()[-3000:]
-                time.sleep(0.1)
-            process.terminate()
-            assert process.wait(timeout=60) != 0
-        finally:
-            process.kill()
-    text = (tmp_path / "log.txt").read_text()
+    with by_torchrun(tmp_path, "liver", tmp_path, five, max_epochs=500) as process:
+        while process.poll() is None and not (models / "model.pt").exists():
+            assert time.monotonic() < until, (tmp_path / "err.txt").read_text()[-3000:]
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(timeout=60) != 0
+    text = (tmp_path / "out.txt").read_text() + (tmp_path / "err.txt").read_text()
     assert "SIGTERM: saving after this step, then stopping." in text, text[-3000:]
     [*_, last] = sorted(models.glob("checkpoint_epoch=*.pt"), key=lambda path: path.stat().st_mtime)
     epoch = torch.load(last, weights_only=True)["trainer"]["iteration"]  # one step an epoch in each process

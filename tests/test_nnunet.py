@@ -203,7 +203,6 @@ def test_training_by_their_command_trains_and_validates(trained):
     assert len(list((trained / "validation").glob("*.nii.gz"))) == 2
 
 
-@pytest.mark.usefixtures("threads")
 def test_prediction_by_their_command_at_another_level(nnunet, predicted, monkeypatch):
     monkeypatch.setenv(LEVEL, "1")
     out = nnunet / "masks_1"
@@ -213,7 +212,6 @@ def test_prediction_by_their_command_at_another_level(nnunet, predicted, monkeyp
     assert np.abs(deepest - first).max() > 0.05
 
 
-@pytest.mark.usefixtures("threads")
 def test_training_resumes_and_validates_again(trained, monkeypatch, tmp_path):
     shutil.copytree(trained, tmp_path / "before")
     monkeypatch.setenv("nnUNet_unetpp_epochs", "2")
@@ -230,14 +228,14 @@ def test_training_resumes_and_validates_again(trained, monkeypatch, tmp_path):
         shutil.copytree(tmp_path / "before", trained)
 
 
-@pytest.mark.usefixtures("trained", "threads")
+@pytest.mark.usefixtures("trained")
 def test_best_configuration_is_found_by_their_command(capsys):
     entry = "nnunetv2.evaluation.find_best_configuration:find_best_configuration_entry_point"
     run_entry(entry, 801, "-c", CONFIGURATION, "-tr", TRAINER, "-f", 0, "-np", 1, "--disable_ensembling")
     assert f"{TRAINER}__nnUNetPlans__{CONFIGURATION}" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("planned", "threads")
+@pytest.mark.usefixtures("planned")
 def test_runner_of_monai_trains_it(nnunet, monkeypatch):
     """MONAI's runner has no way to say ``-device cpu``: the test adds it to the runner's command."""
     from monai.apps.nnunet import nnunetv2_runner

@@ -372,7 +372,7 @@ def test_commands_of_a_packed_readme_run_in_its_folder(weights, tmp_path, monkey
     for folder in ("data", "own"):  # the synthetic data set would take longer
         write_cases(root / folder, (ball(name, affine()) for name in "abcd"))
     monkeypatch.chdir(root)
-    small = {**TINY_TRAINING, "max_epochs": 1, "roi_size": [24, 24, 24], "formats": ["pt"]}
+    small = {**TINY_TRAINING, "max_epochs": 1, "roi_size": [16, 16, 16], "formats": ["pt"]}
     del small["channels"], small["device"]
     ran = Counter()
     for module, *words in readme_commands(root):
