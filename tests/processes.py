@@ -31,12 +31,12 @@ if METHOD == "forkserver":
     CONTEXT.set_forkserver_preload(["monai.bundle", "torch._dynamo", "torch.utils.tensorboard", "SimpleITK"])
 
 
-def python(*words: Any, cwd: Path | None = None, timeout: float = 300, **environment: str) -> Any:
+def python(*words: Any, cwd: Path | None = None, timeout: float = 240, **environment: str) -> Any:
     """What ``subprocess.run([sys.executable, *words])`` gives, with its output as text."""
     return _finished(words, cwd, timeout, [environment])
 
 
-def torchrun(*words: Any, cwd: Path | None = None, timeout: float = 300) -> Any:
+def torchrun(*words: Any, cwd: Path | None = None, timeout: float = 240) -> Any:
     """The same in two processes, which find each other by what ``torchrun`` sets in the environment."""
     from torch.distributed import TCPStore
 

@@ -296,7 +296,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     (tmp_path / "jobs.py").write_text(JOBS)
     start = "import jobs; from monai_unetpp.fitting.sharing import share_folds as s; s(jobs.run, jobs.GROUPS)"
     with running("-c", start, cwd=tmp_path, log=tmp_path / "log.txt") as parent:
-        wait_for(lambda: len([*tmp_path.glob("*.pid")]) == 2)
+        wait_for(lambda: len([*tmp_path.glob("*.pid")]) == 2, seconds=200)  # they import torch and MONAI
         started = [int(path.stem) for path in tmp_path.glob("*.pid")]
         assert all(is_running(pid) for pid in started)
         parent.kill()

@@ -58,7 +58,7 @@ def _networks_are_counted_once():
     known = {}
 
     def counted(net, shape):
-        key = (net.spec, net.level, tuple(shape))
+        key = (repr(net.spec), net.level, tuple(shape))
         if key not in known:
             known[key] = multiply_adds(net, shape)
         return known[key]
