@@ -294,9 +294,9 @@ def wrapped_as(kind, network, folder):
 
 def switch_works_behind(kinds, name, folder):
     kept = operators()
-    for kind in kinds:
+    trainers = {kind: initialised(name) for kind in kinds}  # in DDP, they would want a GPU
+    for kind, trainer in trainers.items():
         sys.stderr.write(f"{kind}\n")  # of a failure, what it is in
-        trainer = initialised(name)
         trainer.network, trainer.is_ddp = wrapped_as(kind, trainer.network, folder)
         x = batch(trainer)["data"]
         plain = unwrap(trainer.network)
