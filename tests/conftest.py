@@ -6,12 +6,14 @@ import gc
 import locale
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+from monai.bundle import ComponentLocator
 from torch import nn
 
 from bundles import DEEP, run, write_balls
@@ -21,6 +23,12 @@ torch.set_num_threads(1)
 settings.register_profile("tests", derandomize=True, deadline=None, database=None, max_examples=25)
 settings.register_profile("campaign", deadline=None, database=None, max_examples=1000, print_blob=True)
 settings.load_profile("tests")
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector need not go through a million objects of imported modules again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,6 +53,20 @@ def _path_as_before() -> Iterator[None]:
     """For files whose workflows add their folders to the path: it is as before afterwards."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", sys.path[:])
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _components_are_listed_once() -> Iterator[None]:
+    """MONAI lists the classes and functions of all its modules for each configuration anew."""
+    find = ComponentLocator._find_classes_or_functions
+
+    @cache
+    def listed(names: tuple[str, ...]) -> dict[str, list[str]]:
+        return find(ComponentLocator(), names)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ComponentLocator, "_find_classes_or_functions", lambda _, names: listed(tuple(names)))
         yield
 
 

@@ -7,8 +7,6 @@ What a user can do wrong is in test_bad_input.py.
 import csv
 import json
 import shutil
-import subprocess
-import sys
 
 import monai.bundle
 import nibabel as nib
@@ -18,6 +16,7 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser
 from monai.data import load_net_with_metadata
+from processes import python
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bundles import (
@@ -96,9 +95,9 @@ def test_exported_network_equals_the_trained_one_and_carries_the_configs(trained
 
 def test_monais_command_trains_and_logs_a_few_lines_per_epoch(balls, tmp_path):
     settings = {**TINY_TRAINING, "bundle_root": tmp_path, "dataset_dir": balls, "max_epochs": 1}
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", TRAIN]
+    command = ["-m", "monai.bundle", "run", "--config_file", TRAIN]
     command += [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = python(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = [line.split(" - INFO - ")[1] for line in done.stdout.splitlines() if "Epoch 1" in line]
     assert [line.split(" 0.")[0] for line in lines][:1] == ["Epoch 1: val_dice_ball"]

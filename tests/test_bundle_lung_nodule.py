@@ -113,7 +113,7 @@ def trained(cubes, tmp_path_factory):
     root = tmp_path_factory.mktemp("lung")
     settings = {
         **TINY_TRAINING,
-        **{"pixdim": [1.0, 1.0, 1.0], "hu_range": [-1000, 400], "roi_size": [32, 32, 32]},
+        **{"pixdim": [1.0, 1.0, 1.0], "hu_range": [-1000, 400], "roi_size": [24, 24, 24]},
         **{
             "channels": [8, 16],
             "max_epochs": 18,

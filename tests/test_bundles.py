@@ -16,6 +16,7 @@ from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from processes import CONTEXT
 
 from bundles import BUNDLES, TINY, TINY_TRAINING, config, schema, workflow
 from monai_unetpp import __version__, load_network
@@ -306,14 +307,14 @@ def test_transforms_can_be_pickled(bundle, names, balls, tmp_path):
     assert len(pickle.loads(pickle.dumps(transforms)).transforms) == len(transforms.transforms)
 
 
-def test_spawned_worker_loads_what_the_process_itself_loads(balls, tmp_path):
+def test_worker_that_shares_no_memory_loads_what_the_process_itself_loads(balls, tmp_path):
     flow = workflow("liver", "train", tmp_path, **{**TINY_TRAINING, "dataset_dir": str(balls)})
     flow.parser.get_parsed_content("imports")
     dataset = Dataset(
         flow.parser.get_parsed_content("dataset").cases[:1],
         flow.parser.get_parsed_content("validate#preprocessing"),
     )
-    [case] = DataLoader(dataset, num_workers=1, multiprocessing_context="spawn")
+    [case] = DataLoader(dataset, num_workers=1, multiprocessing_context=CONTEXT)
     assert torch.equal(case["image"][0], dataset[0]["image"])
 
 

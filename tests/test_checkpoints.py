@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights in files: of the whole network, of one level, of a checkpoint of an epoch."""
 
-import subprocess
 import sys
 
 import pytest
 import torch
+from processes import python
 
 from bundles import Payload
 from monai_unetpp import load_network, prune, prune_state_dict
@@ -143,19 +143,7 @@ def test_runtime_is_for_exported_networks_only(path, tiny):
 
 def test_command_prunes_a_checkpoint(net, x, path, tmp_path, tiny):
     out = tmp_path / "small" / "model_L2.pt"
-    command = [
-        sys.executable,
-        "-m",
-        "monai_unetpp",
-        "prune",
-        "--checkpoint",
-        path,
-        "--level",
-        "2",
-        "--out",
-        out,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = python("-m", "monai_unetpp", "prune", "--checkpoint", path, "--level", "2", "--out", out)
     assert done.returncode == 0, done.stderr
     kept = sum(p.numel() for p in prune(net, 2).parameters())
     of = sum(p.numel() for p in net.parameters())
@@ -238,8 +226,6 @@ except Exception as error:
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of a file, which Windows cannot")
 def test_full_disk_leaves_no_partial_file(path, tmp_path):
     out = tmp_path / "small.pt"
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, path, out], capture_output=True, text=True, check=False
-    )
+    done = python("-c", FULL_DISK, path, out)
     assert done.stdout.strip() in ("OSError", "RuntimeError"), done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.pt"]

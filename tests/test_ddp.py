@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from monai.networks.nets import BasicUNetPlusPlus
-from torch.multiprocessing import spawn
+from processes import METHOD
+from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from monai_unetpp import DeepSupervisionDiceLoss, UNetPlusPlus
@@ -82,7 +83,7 @@ def train(rank, folder):
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
-    spawn(train, (folder,), nprocs=2)
+    start_processes(train, (folder,), nprocs=2, start_method=METHOD)
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

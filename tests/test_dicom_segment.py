@@ -6,8 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from dicom import write_series
+from processes import python
 
 from bundles import BUNDLES, DEEP, TINY
 from monai_unetpp import UNetPlusPlus
@@ -328,7 +327,8 @@ def test_missing_extra_is_named_before_a_scan_is_read(scan, out, weights, monkey
 
 def test_nothing_of_the_extra_is_imported_before_dicom_is_asked_for():
     code = "import sys, monai_unetpp.segment as _; print(*sys.modules, sep='\\n')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
     loaded = done.stdout.split()
     assert "monai_unetpp.dicom_out.seg" in loaded
     assert [name for name in loaded if name.startswith("highdicom")] == []

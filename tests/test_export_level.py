@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """One level written in every form, each checked before it is kept, and run by what runs it."""
 
-import subprocess
 import sys
 
 import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.inferers import SlidingWindowInferer
+from processes import python
 
 from bundles import BUNDLES
 from monai_unetpp import export, extras, load_network, prune
@@ -70,7 +70,7 @@ def test_what_differs_from_the_full_network_is_not_kept(net, window, tmp_path, m
 
     monkeypatch.setitem(export._WRITE, suffix, write_another)
     with pytest.raises(RuntimeError, match=rf"model\.{suffix} was not kept: its logits are up to"):
-        export_level(net, 2, tmp_path / "L2", window, formats=["pt2", suffix])
+        export_level(net, 2, tmp_path / "L2", window, formats=[*{"pt", "ts"} - {suffix}, suffix])
     assert list((tmp_path / "L2").iterdir()) == []
 
 
@@ -107,9 +107,7 @@ def test_of_no_formats_nothing_is_written(net, window, tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of a file, which Windows cannot")
 def test_full_disk_leaves_no_file_of_any_form(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, tmp_path / "L2"], capture_output=True, text=True, check=False
-    )
+    done = python("-c", FULL_DISK, tmp_path / "L2")
     assert done.stdout.split() in (["TorchScript", "OSError"], ["TorchScript", "RuntimeError"]), done.stderr
     assert list((tmp_path / "L2").iterdir()) == []
 
@@ -242,12 +240,7 @@ signal.raise_signal(signal.SIGINT)
 def test_signals_arrive_after_exported_networks_have_gone(exported):
     """OpenVINO leaves the thread without a stack for signals when each network has a ``Core`` of its own."""
     pytest.importorskip("openvino")
-    done = subprocess.run(
-        [sys.executable, "-c", SIGNAL_AFTER_TWO, exported["onnx"]],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("-c", SIGNAL_AFTER_TWO, exported["onnx"])
     assert (done.returncode, done.stdout) == (0, "arrived\n"), done.stderr
 
 

@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whatever is done to a module of the network from outside, the result is that of plain torch."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from monai.networks.utils import convert_to_torchscript
 from monai.visualize import GradCAM, OcclusionSensitivity
+from processes import apart, python
 from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.utils import parametrizations, spectral_norm
@@ -127,12 +124,7 @@ def test_memory_keeps_fewer_bytes_for_backward_than_plain():
 )
 def test_environment_chooses_the_kernels(value, expected):
     code = "from monai_unetpp.network.kernels import dispatch; print(dispatch._in_use)"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "MONAI_UNETPP_KERNELS": value},
-        capture_output=True,
-        text=True,
-    )
+    run = python("-c", code, MONAI_UNETPP_KERNELS=value)
     assert expected in run.stdout + run.stderr
 
 
@@ -254,18 +246,20 @@ def test_occlusion_sensitivity_is_that_of_a_plain_network():
     assert not net.training
 
 
-def test_hooks_fire_under_distributed_data_parallel(tmp_path):
+def hooks_under_distributed_data_parallel(folder):
     seen = []
-    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        net = network(2)
-        net.nodes["x_0_2"].convs.conv_1.conv.register_forward_hook(lambda *_: seen.append(1))
-        parallel = nn.parallel.DistributedDataParallel(net)
-        sum(head.mean() for head in parallel(torch.rand(SHAPES[2]))).backward()
-        assert all(parameter.grad is not None for parameter in net.parameters())
-    finally:
-        torch.distributed.destroy_process_group()
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=0, world_size=1)
+    net = network(2)
+    net.nodes["x_0_2"].convs.conv_1.conv.register_forward_hook(lambda *_: seen.append(1))
+    parallel = nn.parallel.DistributedDataParallel(net)
+    sum(head.mean() for head in parallel(torch.rand(SHAPES[2]))).backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
     assert seen == [1]
+    torch.distributed.destroy_process_group()
+
+
+def test_hooks_fire_under_distributed_data_parallel(tmp_path):
+    apart(hooks_under_distributed_data_parallel, str(tmp_path))
 
 
 # Modules that are changed, wrapped, exchanged

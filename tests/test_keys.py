@@ -2,10 +2,9 @@
 """Keys that no configuration has are refused, with the nearest ones, wherever values are set."""
 
 import re
-import subprocess
-import sys
 
 import pytest
+from processes import python
 
 from bundles import BUNDLES, DEEP, TINY, TINY_TRAINING, raises_within, run
 from monai_unetpp.__main__ import main
@@ -103,9 +102,9 @@ def test_what_follows_a_training_refuses_it_as_well(balls, tmp_path, deep, names
 )
 def test_monais_command_names_the_key_and_the_nearest(balls, tmp_path, flag, message):
     settings = {**TINY_TRAINING, "bundle_root": tmp_path, "dataset_dir": balls, "max_epochs": 1}
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(LIVER / "train.json")]
+    command = ["-m", "monai.bundle", "run", "--config_file", str(LIVER / "train.json")]
     command += [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    done = subprocess.run([*command, flag, "1"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = python(*command, flag, "1", cwd=tmp_path)
     assert done.returncode != 0
     assert re.search(message, done.stderr), done.stderr
     assert not (tmp_path / "models").exists()

@@ -7,9 +7,11 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
+from processes import torchrun
 
 from bundles import BUNDLES, TINY_TRAINING, affine, ball, run, write_cases
 
@@ -22,27 +24,34 @@ pytestmark = pytest.mark.slow
 ABORTED = "terminate called without an active exception"
 
 
-def command(bundle, root, data, names="train multi_gpu_train", **override):
-    """Of the JSONs ``names`` of a bundle, merged in this order, in two processes, and of its environment."""
+def words(bundle, root, data, names="train multi_gpu_train", **override):
+    """The command that runs the JSONs ``names`` of a bundle, merged in this order."""
     files = [str(BUNDLES / bundle / f"{name}.json") for name in names.split()]
     settings = {**SETTINGS, "bundle_root": root, "dataset_dir": data, **override}
     del settings["device"]
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-    words += ["monai.bundle", "run", "--config_file", str(files)]
-    words += [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    return {"args": words, "env": {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}}
+    settings = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    return ["-m", "monai.bundle", "run", "--config_file", str(files), *settings]
 
 
-def torchrun(bundle, root, data, names="train multi_gpu_train", **override):
-    """Run it; returns what it prints."""
-    done = subprocess.run(
-        **command(bundle, root, data, names, **override),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0 or ABORTED in done.stderr, done.stderr[-3000:]
+@contextmanager
+def by_torchrun(log, *given, **override):
+    """A process that runs it twice, by torch's own command, and prints into the folder ``log``."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with (log / "out.txt").open("w") as out, (log / "err.txt").open("w") as err:
+        arguments = [*launch, *words(*given, **override)]
+        process = subprocess.Popen(arguments, env=environment, stdout=out, stderr=err)
+        try:
+            yield process
+        finally:
+            process.terminate()  # it ends what it has started; killed, it would leave that behind
+            process.wait(timeout=60)
+
+
+def in_two(*given, **override):
+    """Run it in two processes; returns what they print."""
+    done = torchrun(*words(*given, **override))
+    assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
@@ -55,8 +64,14 @@ def five(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(five, tmp_path_factory):
+    """Folder and output of a training that was started as the READMEs of the bundles say."""
     root = tmp_path_factory.mktemp("two")
-    return root, torchrun("liver", root, five)
+    log = tmp_path_factory.mktemp("log")
+    with by_torchrun(log, "liver", root, five) as process:
+        code = process.wait(timeout=240)
+    said = (log / "err.txt").read_text()
+    assert code == 0 or ABORTED in said, said[-3000:]
+    return root, (log / "out.txt").read_text()
 
 
 def test_one_process_writes_and_prints(trained):
@@ -95,7 +110,7 @@ def test_uneven_validation_is_that_of_one_process(trained, five, tmp_path):
 
 def test_two_processes_train_a_network_that_grows(five, tmp_path):
     """Nodes that are not trained yet get no gradient."""
-    output = torchrun("liver", tmp_path, five, channels=[4, 6, 8], growth=[0.5])
+    output = in_two("liver", tmp_path, five, channels=[4, 6, 8], growth=[0.5])
     assert re.findall(r"Epoch (\d): the network is trained up to L(\d)", output)[:1] == [("1", "1")]
     assert (tmp_path / "models" / "model.pt").is_file()
 
@@ -113,7 +128,7 @@ def test_two_processes_evaluate_as_one(trained, five, tmp_path):
     settings = {"dataset_dir": str(five), "ckpt_path": str(root / "models" / "model.pt")}
     settings |= {"eval_cases": "$@dataset.cases", "out_channels": 3, "lesion_labels": ["ball", "pip"]}
     names = "train evaluate multi_gpu_evaluate"
-    output = torchrun("liver", tmp_path / "two", **{**settings, "data": five, "names": names})
+    output = in_two("liver", tmp_path / "two", **{**settings, "data": five, "names": names})
     assert (output.count("Wrote the scores of 5 cases"), output.count(" found, ")) == (1, 2)  # lesion classes
     run("liver", "train evaluate", tmp_path / "one", **settings)
     one, two = (tmp_path / name / "eval" for name in ("one", "two"))
@@ -129,28 +144,22 @@ def test_two_processes_evaluate_as_one(trained, five, tmp_path):
 
 def test_two_processes_resume(trained, five, tmp_path):
     root, _ = trained
-    output = torchrun("liver", tmp_path, five, ckpt_dir=root / "models", resume=True, max_epochs=3)
+    output = in_two("liver", tmp_path, five, ckpt_dir=root / "models", resume=True, max_epochs=3)
     assert re.findall(r"Epoch (\d) of \d+: train_loss", output) == ["3"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
 def test_two_processes_stop_together_at_a_signal_and_what_they_save_goes_on(five, tmp_path):
     models, until = tmp_path / "models", time.monotonic() + 120
-    with (tmp_path / "log.txt").open("w") as log:
-        process = subprocess.Popen(
-            **command("liver", tmp_path, five, max_epochs=500), stdout=log, stderr=subprocess.STDOUT
-        )
-        try:
-            while process.poll() is None and not (models / "model.pt").exists():
-                assert time.monotonic() < until, (tmp_path / "log.txt").read_text()[-3000:]
-                time.sleep(0.1)
-            process.terminate()
-            assert process.wait(timeout=60) != 0
-        finally:
-            process.kill()
-    text = (tmp_path / "log.txt").read_text()
+    with by_torchrun(tmp_path, "liver", tmp_path, five, max_epochs=500) as process:
+        while process.poll() is None and not (models / "model.pt").exists():
+            assert time.monotonic() < until, (tmp_path / "err.txt").read_text()[-3000:]
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(timeout=60) != 0
+    text = (tmp_path / "out.txt").read_text() + (tmp_path / "err.txt").read_text()
     assert "SIGTERM: saving after this step, then stopping." in text, text[-3000:]
     [*_, last] = sorted(models.glob("checkpoint_epoch=*.pt"), key=lambda path: path.stat().st_mtime)
     epoch = torch.load(last, weights_only=True)["trainer"]["iteration"]  # one step an epoch in each process
-    output = torchrun("liver", tmp_path, five, resume=True, max_epochs=epoch + 1)
+    output = in_two("liver", tmp_path, five, resume=True, max_epochs=epoch + 1)
     assert re.findall(r"Epoch (\d+) of \d+: train_loss", output) == [str(epoch + 1)]

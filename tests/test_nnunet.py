@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import run as run_bundle
+from processes import apart
 from torch.nn.parallel import DistributedDataParallel
 
 import monai_unetpp
@@ -79,6 +80,14 @@ def predict(images, out, *words):
     run_entry(entry, "-d", 801, "-i", images, "-o", out, "-f", 0, *FOUND, "-device", "cpu", *words)
 
 
+def operators():
+    """What defines the operators of torchvision that torch lacks, while it is kept; None if there are all."""
+    try:
+        import torchvision  # noqa: F401  nnU-Net's search for trainers imports it
+    except RuntimeError:  # the CPU build of torch beside that for CUDA of torchvision, from PyPI
+        return exec(OPERATORS, found := {}) or found["library"]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def nnunet(tmp_path_factory):
     """Folders and variables of nnU-Net, and operators of torchvision where its build is not that of torch."""
@@ -92,19 +101,16 @@ def nnunet(tmp_path_factory):
         patch.setenv("nnUNet_unetpp_iterations", "1")
         patch.setenv("nnUNet_unetpp_epochs", "1")
         patch.delenv(LEVEL, raising=False)
-        kept = []
-        try:
-            import torchvision  # noqa: F401  nnU-Net's search for trainers imports it
-        except RuntimeError:  # the CPU build of torch beside that for CUDA of torchvision, from PyPI
-            kept.append(exec(OPERATORS, found := {}) or found["library"])
+        if (kept := operators()) is not None:
             (root / "site").mkdir()
             (root / "site" / "sitecustomize.py").write_text(OPERATORS)
             patch.setenv("PYTHONPATH", str(root / "site"))
         yield root
+        del kept
 
 
-@pytest.fixture
-def threads(monkeypatch):
+@pytest.fixture(scope="module")
+def threads():
     """Threads in place of nnU-Net's processes, each of which takes seconds to import torch."""
     real = multiprocessing.get_context
 
@@ -114,11 +120,13 @@ def threads(monkeypatch):
         def __getattr__(self, name):
             return getattr(real("spawn"), name)
 
-    monkeypatch.setattr(multiprocessing, "get_context", lambda *_: Context())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", lambda *_: Context())
+        yield
 
 
 @pytest.fixture(scope="module")
-def planned(nnunet):
+def planned(nnunet, threads):  # noqa: ARG001  for its whole file
     """The data set, planned and preprocessed by nnU-Net; its network is made narrow afterwards."""
     write_dataset(nnunet / "raw" / NAME)
     entry = "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints:plan_and_preprocess_entry"
@@ -158,9 +166,12 @@ def voxels(path):
 @pytest.fixture
 def trainer(planned):
     """Our trainer as nnU-Net makes it, initialised."""
+    return initialised(planned.parent.name)
+
+
+def initialised(name):
     from nnunetv2.run.run_training import get_trainer_from_args
 
-    name = planned.parent.name
     made = get_trainer_from_args(name, CONFIGURATION, 0, TRAINER, device=torch.device("cpu"))
     made.initialize()
     return made
@@ -192,7 +203,6 @@ def test_training_by_their_command_trains_and_validates(trained):
     assert len(list((trained / "validation").glob("*.nii.gz"))) == 2
 
 
-@pytest.mark.usefixtures("threads")
 def test_prediction_by_their_command_at_another_level(nnunet, predicted, monkeypatch):
     monkeypatch.setenv(LEVEL, "1")
     out = nnunet / "masks_1"
@@ -202,7 +212,6 @@ def test_prediction_by_their_command_at_another_level(nnunet, predicted, monkeyp
     assert np.abs(deepest - first).max() > 0.05
 
 
-@pytest.mark.usefixtures("threads")
 def test_training_resumes_and_validates_again(trained, monkeypatch, tmp_path):
     shutil.copytree(trained, tmp_path / "before")
     monkeypatch.setenv("nnUNet_unetpp_epochs", "2")
@@ -219,14 +228,14 @@ def test_training_resumes_and_validates_again(trained, monkeypatch, tmp_path):
         shutil.copytree(tmp_path / "before", trained)
 
 
-@pytest.mark.usefixtures("trained", "threads")
+@pytest.mark.usefixtures("trained")
 def test_best_configuration_is_found_by_their_command(capsys):
     entry = "nnunetv2.evaluation.find_best_configuration:find_best_configuration_entry_point"
     run_entry(entry, 801, "-c", CONFIGURATION, "-tr", TRAINER, "-f", 0, "-np", 1, "--disable_ensembling")
     assert f"{TRAINER}__nnUNetPlans__{CONFIGURATION}" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("planned", "threads")
+@pytest.mark.usefixtures("planned")
 def test_runner_of_monai_trains_it(nnunet, monkeypatch):
     """MONAI's runner has no way to say ``-device cpu``: the test adds it to the runner's command."""
     from monai.apps.nnunet import nnunetv2_runner
@@ -272,22 +281,23 @@ def test_validation_within_training_wants_a_list_in_evaluation(trainer):
     assert len(found["tp_hard"]) == 2
 
 
-def wrapped_as(kind, network, tmp_path):
+def wrapped_as(kind, network, folder):
     """The network as nnU-Net wraps it on a GPU, and whether it believes to be in DDP."""
     if kind != "ddp":
         network = torch.compile(network, backend="aot_eager")  # forward and backward as graphs
     if kind != "compile":
         if not torch.distributed.is_initialized():
-            init = f"file://{tmp_path / 'store'}"
-            torch.distributed.init_process_group("gloo", init_method=init, rank=0, world_size=1)
+            torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=0, world_size=1)
         network = DistributedDataParallel(network)
     return network, kind != "compile"
 
 
-@pytest.mark.parametrize("kind", ["compile", "ddp", "compile in ddp"])
-def test_switch_works_behind(kind, trainer, tmp_path):
-    try:
-        trainer.network, trainer.is_ddp = wrapped_as(kind, trainer.network, tmp_path)
+def switch_works_behind(kinds, name, folder):
+    kept = operators()
+    trainers = {kind: initialised(name) for kind in kinds}  # in DDP, they would want a GPU
+    for kind, trainer in trainers.items():
+        sys.stderr.write(f"{kind}\n")  # of a failure, what it is in
+        trainer.network, trainer.is_ddp = wrapped_as(kind, trainer.network, folder)
         x = batch(trainer)["data"]
         plain = unwrap(trainer.network)
         for training in (True, False, True):
@@ -302,9 +312,12 @@ def test_switch_works_behind(kind, trainer, tmp_path):
         trainer.set_deep_supervision_enabled(True)
         for _ in range(2):  # DDP finds weights without a gradient in the second step
             assert np.isfinite(trainer.train_step(batch(trainer))["loss"])
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    torch.distributed.destroy_process_group()
+    del kept
+
+
+def test_switch_works_behind_the_compiler_and_ddp_and_both(planned, tmp_path):
+    apart(switch_works_behind, ["compile", "ddp", "compile in ddp"], planned.parent.name, str(tmp_path))
 
 
 def test_prediction_loads_the_same_weights_with_the_switch_off(trainer):

@@ -4,10 +4,7 @@
 import csv
 import gzip
 import json
-import os
 import re
-import subprocess
-import sys
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +13,7 @@ import SimpleITK as sitk  # noqa: N813  its own documentation's name
 import torch
 from dicom import write_series
 from filelock import FileLock
+from processes import python, torchrun
 
 from bundles import AFFINES, BUNDLES, DEEP, TINY, run
 from monai_unetpp import UNetPlusPlus
@@ -207,28 +205,10 @@ def test_what_another_process_is_at_is_left_to_it(balls, out, weights):
 
 
 def launch(source, out, weights):
-    """``torchrun`` with two processes."""
+    """Two processes."""
     sets = [text for key, value in SETTINGS.items() for text in ("--set", key, json.dumps(value))]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-    arguments = [
-        "-i",
-        str(source),
-        "-o",
-        str(out),
-        "--bundle",
-        str(LIVER),
-        "--checkpoint",
-        weights,
-        *sets,
-    ]
-    return subprocess.run(
-        [*command, "monai_unetpp", "segment", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        timeout=300,
-        check=False,
-    )
+    words = ["-i", source, "-o", out, "--bundle", LIVER, "--checkpoint", weights, *sets]
+    return torchrun("-m", "monai_unetpp", "segment", *words)
 
 
 def test_two_processes_share_the_scans_and_one_that_died_is_made_up_for(balls, out, weights, tmp_path):
@@ -280,7 +260,8 @@ def test_scans_that_failed_are_in_the_report_and_raise_nothing(balls, out, weigh
 
 def test_segmenting_does_not_import_what_paints_phantoms():
     code = "import sys, monai_unetpp.segment as _; print(*sys.modules, sep='\\n')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
     loaded = done.stdout.split()
     assert "monai_unetpp.data.cases" in loaded
     assert [name for name in loaded if name.startswith("monai_unetpp.data.phantoms")] == []

@@ -7,7 +7,6 @@ import json
 import os
 import runpy
 import shutil
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -16,6 +15,7 @@ import nibabel as nib
 import pytest
 from dicom import write_series
 from filelock import FileLock
+from processes import python
 
 from bundles import BUNDLES, DEEP, TINY
 from monai_unetpp.__main__ import main
@@ -90,8 +90,7 @@ main(sys.argv[1:])
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
 def test_run_after_one_that_was_killed_cleans_up_and_lists_every_scan(balls, out, deep):
-    command = [sys.executable, "-c", KILLED, *arguments(balls / "imagesTr", out, deep), "--uncertainty"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    done = python("-c", KILLED, *arguments(balls / "imagesTr", out, deep), "--uncertainty")
     assert done.returncode < 0, done.stderr
     assert len(stale_parts(out)) == 1
     assert not (out / "PSR_seg.nii.gz").exists()

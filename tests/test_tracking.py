@@ -4,9 +4,6 @@
 import csv
 import importlib.util
 import io
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,8 +14,9 @@ from monai.data import MetaTensor
 from monai.engines import IterationEvents, SupervisedTrainer
 from monai.handlers import MLFlowHandler
 from monai.losses import DeepSupervisionLoss, DiceLoss
+from processes import python
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_multi_gpu import torchrun
+from test_multi_gpu import in_two
 
 from bundles import BUNDLES, TINY_TRAINING, affine, ball, raises_within, run, workflow, write_cases
 from monai_unetpp import DeepSupervisionDiceLoss
@@ -174,7 +172,7 @@ def test_losses_of_heads_are_means_over_all_processes(tiny, monkeypatch):
 
 def test_two_processes_write_the_losses_of_heads_once_and_of_all_their_cases(tmp_path):
     data = write_cases(tmp_path / "data", (ball(name, affine()) for name in "abcde"))
-    torchrun("liver", tmp_path, data, channels=CHANNELS, max_epochs=1)
+    in_two("liver", tmp_path, data, channels=CHANNELS, max_epochs=1)
     found = curves(tmp_path / "runs")
     # MONAI's mean, over both processes, of the mean over heads
     assert found["train_loss"][1] == pytest.approx((found["loss/L1"][1] + found["loss/L2"][1]) / 2, rel=1e-6)
@@ -325,11 +323,10 @@ def tracked(balls, tmp_path_factory):
     """The folder of a bundle after a training and levels.json, both with --tracking mlflow."""
     root = tmp_path_factory.mktemp("tracked") / "a folder"
     settings = {**TINY_TRAINING, "channels": CHANNELS, "dataset_dir": balls, "bundle_root": root}
-    command = [sys.executable, "-m", "monai.bundle", "run", "--tracking", "mlflow"]
+    command = ["-m", "monai.bundle", "run", "--tracking", "mlflow"]
     command += ["--config_file", str(BUNDLES / "liver" / "train.json")]
     command += [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = python(*command, MLFLOW_DISABLE_TELEMETRY="true")
     assert done.returncode == 0, done.stderr[-3000:]
     levels = {
         "dataset_dir": str(balls),

@@ -3,10 +3,10 @@
 
 import json
 import shutil
-import subprocess
 import sys
 
 import pytest
+from processes import python
 
 from bundles import BUNDLES, TINY_TRAINING
 from monai_unetpp.__main__ import main
@@ -111,13 +111,8 @@ def test_mistake_that_a_handler_finds_has_no_traceback(kidney, balls, capsys):
 
 
 def test_monais_command_ends_in_the_cause(kidney, tmp_path):
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(kidney / "train.json")]
-    done = subprocess.run(
-        [*command, "--bundle_root", str(kidney), "--dataset_dir", str(tmp_path / "none")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["-m", "monai.bundle", "run", "--config_file", kidney / "train.json"]
+    done = python(*command, "--bundle_root", kidney, "--dataset_dir", tmp_path / "none")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: dataset_dir holds no data set: ")
 
@@ -158,10 +153,7 @@ def test_next_command_has_the_settings_of_this_one():
 
 
 def test_console_of_a_training_has_no_message_of_another_library(kidney, balls):
-    command = [sys.executable, "-m", "monai_unetpp", "train", str(kidney)]
-    done = subprocess.run(
-        [*command, *words(dataset_dir=balls, max_epochs=1)], capture_output=True, text=True, check=False
-    )
+    done = python("-m", "monai_unetpp", "train", kidney, *words(dataset_dir=balls, max_epochs=1))
     assert done.returncode == 0, done.stderr
     assert "nvImageCodec" not in done.stdout + done.stderr
     assert "Warning" not in done.stdout + done.stderr
