@@ -51,7 +51,7 @@ def by_torchrun(log, *given, **override):
 def in_two(*given, **override):
     """Run it in two processes; returns what they print."""
     done = torchrun(*words(*given, **override))
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0 or ABORTED in done.stderr, done.stderr[-3000:]
     return done.stdout
 
 
