@@ -71,7 +71,8 @@ def main() -> None:
     parser.add_argument("--froc", type=Path, help="froc.csv of findings.json")
     parser.add_argument("--out", type=Path, required=True, help="CSV")
     args = parser.parse_args()
-    [outcome] = segment(args.image, args.work, args.bundle, probability=1, ckpt_path=args.checkpoint)
+    settings = {"probability": 1, "level": "auto", "ckpt_path": args.checkpoint}
+    [outcome] = segment(args.image, args.work, args.bundle, **settings)
     if outcome.state == "failed":
         parser.exit(2, f"{outcome.reason}\n")
     calibrated = read_confidence(args.checkpoint)
