@@ -171,6 +171,7 @@ def test_errors_name_the_cases(benchmarks, sources, mixed, tmp_path):
 # The recipe
 
 TRAINING = {
+    "growth": None,  # its network has one level
     **TINY_TRAINING,
     **{"pixdim": [1.0, 1.0, 1.0], "hu_range": [-1000, 400], "roi_size": [16, 16, 16], "out_channels": 2},
     **{"max_epochs": 1, "cube_repeats": 2},
