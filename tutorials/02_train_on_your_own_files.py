@@ -199,7 +199,7 @@ figure.savefig(output / "curves.png", dpi=100)
 # - *The loss falls, the Dice of held-out cases does not rise with it*: too few cases. More cases help most,
 #   then `augmentation`.
 # - *One class stays at 0*: it is too small for `pixdim`, or rare in the patches.
-# - *All still rise at the end, as here*: train for longer.
+# - *Some still rise at the end, as spleen and kidneys here*: train for longer.
 
 # %% [markdown]
 # ## Score

@@ -127,13 +127,13 @@ with torch.no_grad():
 colours = dict(zip(loaders, ["#1d3557", "#457b9d", "#8ab6c9", "#e76f51", "#f4a261"], strict=False))
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
 for n, name in enumerate(loaders):
-    place = [level + 0.16 * (n - (len(loaders) - 1) / 2) for level in files]
+    place = [group + 0.16 * (n - (len(loaders) - 1) / 2) for group in range(len(files))]
     left.bar(place, [milliseconds[level, name] for level in files], 0.14, color=colours[name], label=name)
     right.bar(place, [kib[level, name] for level in files], 0.14, color=colours[name])
 left.set(ylabel="ms, one slice", title="time")
 right.set(ylabel="KiB", title="file", yscale="log")
 for axes in (left, right):
-    axes.set_xticks(list(files), [f"L{level}" for level in files])
+    axes.set_xticks(range(len(files)), [f"L{level}" for level in files])
     axes.spines[["top", "right"]].set_visible(False)
 left.legend(frameon=False)
 figure.savefig(output / "forms.png", dpi=100)
