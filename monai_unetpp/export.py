@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from monai.transforms import CenterSpatialCrop, SpatialPad
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike, atomic_write, refuse_existing, save_by_memory
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 FORMATS = ("pt", "ts", "pt2", "onnx")
 OF_ONNX = ("onnx", "onnxscript", "onnxruntime")  # packages that it requires
+Program = Callable[[], ExportedProgram]
 TOLERANCE = 1e-4  # of the largest logit: other kernels round otherwise, and norms magnify it
 
 
@@ -101,10 +103,11 @@ def export_level(
     pruned = prune(network, level)
     example = example.detach().as_subclass(Tensor).cpu()
     smaller = CenterSpatialCrop([n - n // 4 for n in example.shape[2:]])(example[0])[None].as_subclass(Tensor)
+    program = cache(partial(_program, pruned, example))  # several formats start from it, and it takes seconds
     with ExitStack() as stack, torch.no_grad():
         for suffix, path in paths.items():
             part = stack.enter_context(atomic_write(path))  # all take their names when the stack ends well
-            _WRITE[suffix](pruned, example, part)
+            _WRITE[suffix](pruned, program, part)
             reread = _READ[suffix](pruned, part)
             for x in (example, smaller):
                 _check(suffix, reread(x), network(x))
@@ -149,14 +152,11 @@ def example_window(data: Iterable[Mapping[str, Any]], size: Sequence[int]) -> Te
     return window.squeeze(-1) if size[-1] == 1 else window
 
 
-def _sizes_left_open(example: Tensor) -> tuple[dict[int, Any]]:
-    axes = [0, *range(2, example.dim())]
-    return (dict.fromkeys(axes, torch.export.Dim.DYNAMIC),)
-
-
-def _two(example: Tensor) -> Tensor:
-    """A batch of two: torch.export takes a batch of one for a constant."""
-    return torch.cat([example[:1], example[:1]])
+def _program(net: UNetPlusPlus, example: Tensor) -> ExportedProgram:
+    """The ``torch.export`` program of a network, batch and sizes left open."""
+    example = torch.cat([example[:1], example[:1]])  # a batch of one would be taken for a constant
+    sizes = dict.fromkeys([0, *range(2, example.dim())], torch.export.Dim.DYNAMIC)
+    return torch.export.export(net, (example,), dynamic_shapes=(sizes,))
 
 
 @contextmanager
@@ -174,34 +174,29 @@ def _quiet(*loggers: str) -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _write_script(net: UNetPlusPlus, _: Tensor, path: Path) -> None:
+def _write_script(net: UNetPlusPlus, _: Program, path: Path) -> None:
     with _quiet():
         save_by_memory(path, partial(torch.jit.save, torch.jit.script(net)))
 
 
-def _write_program(net: UNetPlusPlus, example: Tensor, path: Path) -> None:
-    example = _two(example)
-    program = torch.export.export(net, (example,), dynamic_shapes=_sizes_left_open(example))
-    save_by_memory(path, partial(torch.export.save, program))
+def _write_program(_: UNetPlusPlus, program: Program, path: Path) -> None:
+    save_by_memory(path, partial(torch.export.save, program()))
 
 
-def _write_onnx(net: UNetPlusPlus, example: Tensor, path: Path) -> None:
-    example = _two(example)
+def _write_onnx(_: UNetPlusPlus, program: Program, path: Path) -> None:
     with _quiet("torch.onnx", "onnxscript", "onnx_ir"):  # they tell a page about every step
         torch.onnx.export(
-            net,
-            (example,),
-            path,
+            program(),
+            f=path,
             input_names=["image"],
             output_names=["pred"],
-            dynamic_shapes=_sizes_left_open(example),
             dynamo=True,
             external_data=False,  # one file
             verbose=False,
         )
 
 
-_WRITE: dict[str, Callable[[UNetPlusPlus, Tensor, Path], None]] = {
+_WRITE: dict[str, Callable[[UNetPlusPlus, Program, Path], None]] = {
     "pt": lambda net, _, path: save_by_memory(path, partial(torch.save, net.state_dict())),
     "ts": _write_script,
     "pt2": _write_program,

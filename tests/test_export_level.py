@@ -63,10 +63,10 @@ def test_network_is_left_as_it_was(tiny, window, tmp_path):
 def test_what_differs_from_the_full_network_is_not_kept(net, window, tmp_path, monkeypatch, suffix):
     write = export._WRITE[suffix]
 
-    def write_another(pruned, example, path):
+    def write_another(pruned, program, path):
         for parameter in pruned.parameters():
             parameter.data += 0.1
-        write(pruned, example, path)
+        write(pruned, program, path)
 
     monkeypatch.setitem(export._WRITE, suffix, write_another)
     with pytest.raises(RuntimeError, match=rf"model\.{suffix} was not kept: its logits are up to"):
