@@ -55,7 +55,7 @@ def score_case(item: Mapping[str, Any], surface_tolerance: float, warn: bool) ->
 
 
 def mean_scores(cases: Sequence[Tensor], names: Sequence[str]) -> dict[str, Any]:
-    """Return the accuracy of a :class:`LevelScore` from the (metrics, classes) of each case."""
+    """Return the accuracy of a ``LevelScore`` from the (metrics, classes) of each case."""
     found: dict[str, Any] = {}
     for metric, values in zip(METRICS, torch.stack(list(cases), dim=1), strict=True):  # (cases, classes) each
         # a copy, since MONAI writes into its input
