@@ -159,8 +159,9 @@ def test_command_says_what_the_extension_leaves_out(out, capsys):
     weights = BUNDLES / "lung_nodule" / "weights" / "model.pt"
     words = ["--checkpoint", str(weights), "--out", str(out), "--slicer"]
     main(["pack", str(BUNDLES / "lung_nodule"), *words])
+    level = json.loads(weights.with_suffix(".json").read_text())["level"]
     assert capsys.readouterr().out.splitlines() == [
-        f"L3 for 3D Slicer in {out}; Slicer's Python requires monai-unetpp",
+        f"L{level} for 3D Slicer in {out}; Slicer's Python requires monai-unetpp",
         "unlike with segment, the search is not limited to the lungs (lungs_only)",
     ]
     with pytest.raises(SystemExit):

@@ -227,7 +227,6 @@ def prune_in_ddp(folder):
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=0, world_size=1)
     net, x = UNetPlusPlus(2, 1, 2, channels=(4, 6, 8, 10), strides=2).eval(), torch.rand(1, 1, 16, 24)
     assert torch.equal(prune(DistributedDataParallel(net), 1)(x), net.all_heads(x)[-1])
-    torch.distributed.destroy_process_group()
 
 
 def test_ddp_network_is_pruned(tmp_path):
