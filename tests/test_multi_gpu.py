@@ -20,8 +20,8 @@ SETTINGS = {**TINY_TRAINING, "out_channels": 3, "max_epochs": 2, "val_fraction":
 pytestmark = pytest.mark.slow
 
 
-# After the last line torch 2.13 may abort, or wait for ever, where a group of gloo is destroyed before the network
-# in DDP that holds it: with torch alone too, on busy cores about once in thirty times.
+# After the last line torch 2.13 may abort, or wait for ever, where a group of gloo is destroyed before the
+# network in DDP that holds it: with torch alone too, on busy cores about once in thirty times.
 ABORTED = "terminate called without an active exception"
 
 
