@@ -89,7 +89,10 @@ def train(
 
 
 def score(net: nn.Module, task: Task, cases: Cases, deepest: bool = False) -> dict[str, list[list[float]]]:
-    """Dice of each case by class, by the name of the head: a level, or "" for a network without levels."""
+    """Dice of each case by class, by the name of the head: a level, or "" for a network without levels.
+
+    Slices of one scan are one case.
+    """
     window = SlidingWindowInferer(task.window, sw_batch_size=4, overlap=0.5, mode="gaussian")
     dice = DiceHelper(include_background=False, apply_argmax=True)
     levels = isinstance(net, UNetPlusPlus) and net.deep_supervision and not deepest
@@ -97,19 +100,28 @@ def score(net: nn.Module, task: Task, cases: Cases, deepest: bool = False) -> di
     found: dict[str, list[list[float]]] = {name: [] for name in names}
     net.eval()
     with torch.no_grad():
-        for case in cases:
-            heads = window(case["image"][None], net.all_heads if levels else net)
-            for name, logits in zip(names, heads if levels else [heads], strict=True):
-                found[name].append(dice(logits, case["label"][None])[0].flatten().tolist())
+        for parts in by_case(cases).values():
+            heads = [window(part["image"][None], net.all_heads if levels else net) for part in parts]
+            label = torch.cat([part["label"][None] for part in parts], -1)
+            for name, *logits in zip(names, *(head if levels else [head] for head in heads), strict=True):
+                found[name].append(dice(torch.cat(logits, -1), label)[0].flatten().tolist())
+    return found
+
+
+def by_case(cases: Cases) -> dict[str, Cases]:
+    """Return what is scored together, by the name of the case."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for part in cases:
+        found.setdefault(part["case"], []).append(part)
     return found
 
 
 def rows_of(name: str, seed: int, cases: Cases, scores: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Rows of the table: one per head and held-out case."""
     for head, values in scores.items():
-        for case, dice in zip(cases, values, strict=True):
+        for case, dice in zip(by_case(cases), values, strict=True):
             classes = {f"dice of class {n}": f"{value:.4f}" for n, value in enumerate(dice, start=1)}
-            yield {"network": name, "head": head, "seed": seed, "case": case["case"], **classes}
+            yield {"network": name, "head": head, "seed": seed, "case": case, **classes}
 
 
 def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

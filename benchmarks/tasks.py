@@ -72,8 +72,9 @@ class Task:
 
     Args:
         read: Function from its folder to cases: image and label as tensors (1, *spatial), and the name of
-            their scan, all cases of which are held out, or none; and its own. ``repeats`` of a case is the
-            number of its patches per epoch, one by default; one with ``scored`` false is only trained on.
+            their scan, all cases of which are held out, or none; and its own: what has the same is scored
+            together. ``repeats`` of a case is the number of its patches per epoch, one by default; one with
+            ``scored`` false is only trained on.
         window: Size of the training patch and of the sliding window, in voxels.
         crop: Transforms that cut one patch out of a case, at random.
         channels: Widths, unless those of the paper are requested.
@@ -158,16 +159,18 @@ def read_nuclei(folder: Path) -> Cases:
 
 
 def read_liver_slices(folder: Path) -> Cases:
-    """Slices of 256^2 at half of their size; the scan's number is in the file's name."""
+    """Slices of 256^2 at half of their size, all turned alike; the scan's number is in the file's name."""
     cases = []
     for path in sorted((folder / "images").glob("*.jpg")):
         mask = np.asarray(Image.open(folder / "masks" / path.name).convert("L")) > 127
-        scan = re.fullmatch(r"[a-z]+_(\d+)_\d+", path.stem)
-        if scan is None:
-            raise ValueError(f"{path} must be named <orientation>_<scan>_<slice>.jpg.")
-        case = _picture(path, mask, scan[1])
-        halved = nn.functional.avg_pool2d(case["image"], 2), case["label"][:, ::2, ::2]
-        cases.append({**case, "image": halved[0], "label": halved[1]})
+        name = re.fullmatch(r"(flipped|mirrored)_(\d+)_\d+", path.stem)
+        if name is None:
+            raise ValueError(f"{path} must be named flipped_ or mirrored_<scan>_<slice>.jpg.")
+        case = _picture(path, mask, name[2]) | {"case": name[2]}
+        axis = 1 if name[1] == "flipped" else 2
+        case["image"] = nn.functional.avg_pool2d(case["image"], 2).flip(axis)
+        case["label"] = case["label"][:, ::2, ::2].flip(axis)
+        cases.append(case)
     return cases
 
 
@@ -213,7 +216,7 @@ TASKS = {
         batch_size=2,
     ),
     "nuclei": Task(read_nuclei, **_OF_PICTURES),
-    "liver_slices": Task(read_liver_slices, **_OF_PICTURES),
+    "liver_slices": Task(read_liver_slices, **_OF_PICTURES, mirrored=False),
     "lung_nodules": Task(
         read_lung_nodules,
         SMALL,
