@@ -17,6 +17,7 @@ import torch
 from monai.apps.auto3dseg import DataAnalyzer
 from monai.bundle import ConfigParser
 from processes import CONTEXT
+from torch.utils.flop_counter import FlopCounterMode
 
 from bundles import AFFINES, BUNDLES, TINY_PLAN, ball, config, schema, write_cases
 from monai_unetpp import UNetPlusPlus
@@ -34,7 +35,13 @@ from monai_unetpp.planning import (
     plan_bundle,
     take_fingerprint,
 )
-from monai_unetpp.planning.budget import speed_of_machine, step_memory
+from monai_unetpp.planning.budget import (
+    STEP_FACTOR,
+    relative_costs,
+    speed_of_machine,
+    step_memory,
+    step_multiply_adds,
+)
 from monai_unetpp.planning.configs import SYNTHETIC, TEMPLATE, planned_configs
 from monai_unetpp.planning.fingerprint import Fingerprint
 from monai_unetpp.planning.measuring import CaseFacts
@@ -58,10 +65,10 @@ def _networks_are_counted_once():
     """The same networks and patches are tried by many plans."""
     known = {}
 
-    def counted(net, shape):
-        key = (repr(net.spec), net.level, tuple(shape))
+    def counted(net, shape, training):
+        key = (repr(net.spec), net.training_level, tuple(shape), training)
         if key not in known:
-            known[key] = multiply_adds(net, shape)
+            known[key] = multiply_adds(net, shape, training)
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -211,6 +218,23 @@ def test_memory_by_formula_is_what_was_measured(row):
         )
     found = step_memory(net, [setting.get("size", 48)] * 3, 1) / 2**20
     assert found == pytest.approx(float(row["peak MiB"]), rel=0.2)
+
+
+@pytest.mark.parametrize("skips", ["dense", "long"])
+def test_work_of_a_step_is_that_of_all_heads(skips):
+    """Evaluation computes one of the U-Nets of ``long``, training all of them."""
+    widths = (4, 6, 8, 10)
+    net = UNetPlusPlus(2, 1, 2, widths, strides=2, skips=skips).train()
+    costs = []
+    for level in net.spec.levels:
+        net.training_level = level
+        with FlopCounterMode(display=False) as counter:
+            net(torch.rand(2, 1, 24, 16))
+        costs.append(counter.get_total_flops() / 2)
+    assert step_multiply_adds(net, (24, 16), 2) == pytest.approx(STEP_FACTOR * costs[-1])
+    assert relative_costs(net, (24, 16)) == pytest.approx([cost / costs[-1] for cost in costs])
+    alone = UNetPlusPlus(2, 1, 2, widths[:2], strides=2, skips="long", deep_supervision=False)
+    assert costs[0] == 2 * multiply_adds(alone, (1, 1, 24, 16))
 
 
 def test_more_memory_never_gives_a_smaller_patch():

@@ -20,14 +20,15 @@ __all__ = ["interleaved", "multiply_adds", "peak_memory"]
 MIB = 2**20
 
 
-def multiply_adds(net: nn.Module, shape: Sequence[int]) -> int:
-    """Return the multiply-adds of convolutions and matrix products in a forward pass, in evaluation.
+def multiply_adds(net: nn.Module, shape: Sequence[int], training: bool = False) -> int:
+    """Return the multiply-adds of convolutions and matrix products in a forward pass.
 
     Args:
         net: Network, which is copied and not changed.
         shape: Shape (B, C, *spatial) of the input.
+        training: Whether the pass is one of training, which computes all heads, or of evaluation.
     """
-    net = copy.deepcopy(net).to("meta").eval()
+    net = copy.deepcopy(net).to("meta").train(training)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.empty(*shape, device="meta"))
     return counter.get_total_flops() // 2

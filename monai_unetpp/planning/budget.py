@@ -72,15 +72,15 @@ def total_memory(net: UNetPlusPlus, patch: Sequence[int], batch: int, device: st
 
 def step_multiply_adds(net: UNetPlusPlus, patch: Sequence[int], batch: int) -> float:
     """Return the multiply-adds of a training step."""
-    return STEP_FACTOR * batch * multiply_adds(net, (1, net.spec.in_channels, *patch))
+    return STEP_FACTOR * batch * multiply_adds(net, (1, net.spec.in_channels, *patch), training=True)
 
 
 def relative_costs(net: UNetPlusPlus, patch: Sequence[int]) -> list[float]:
-    """Return the multiply-adds of each level from L1 on, of those of the deepest."""
-    shape, counts = (1, net.spec.in_channels, *patch), []
+    """Return the multiply-adds of training up to each level, from L1 on, of those of training them all."""
+    counts = []
     for level in net.spec.levels:
-        net.level = level
-        counts.append(multiply_adds(net, shape))
+        net.training_level = level
+        counts.append(step_multiply_adds(net, patch, 1))
     return [count / counts[-1] for count in counts]
 
 
