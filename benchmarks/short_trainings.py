@@ -70,6 +70,9 @@ RECIPES = {
     "grown, not augmented, Muon": Recipe(grown=(0.33, 0.67), augmented=False, muon=True),
     "grown, Muon": Recipe(grown=(0.33, 0.67), muon=True),
     "grown, Muon, 0.01": Recipe(grown=(0.33, 0.67), muon=True, rate=0.01),
+    "all, Muon, 0.01": Recipe(muon=True, rate=0.01),
+    "U-Net^e, Muon, 0.01": Recipe(network=(("skips", "long"),), muon=True, rate=0.01),
+    "U-Net^e, grown, Muon, 0.01": Recipe((0.33, 0.67), network=(("skips", "long"),), muon=True, rate=0.01),
     "two levels, grown, Muon": Recipe(grown=(0.4,), levels=2, muon=True),
 }
 

@@ -105,20 +105,24 @@ def test_hippocampus():
     plan = make_plan(fingerprint((35, 50, 36), modality=("MRI",), labels=("anterior", "posterior")), CPU)
     assert plan["roi_size"] == [36, 52, 36]
     assert plan["strides"] == [[2, 2, 2]] * 3
-    assert plan["growth"] == [0.33, 0.67]  # L1 sees 18 voxels, of a target of 12
+    assert (plan["skips"], plan["growth"]) == ("long", None)
     assert plan["hu_range"] is None
     assert not plan["normalize_nonzero"]
 
 
 def test_deepest_level_does_not_begin_late_in_a_short_training():
+    """L1 sees 18 voxels, of a target of 12. Nodes of UNet++ alone begin with what others have learnt."""
     found = fingerprint((35, 50, 36), number=200, target=900)
-    assert make_plan(found, CPU, {"max_epochs": 10})["growth"] is None
-    assert make_plan(found, CPU, {"max_epochs": 30})["growth"] == [0.33, 0.67]
+    dense = {"skips": "dense"}
+    assert make_plan(found, CPU, {"max_epochs": 10, **dense})["growth"] is None
+    assert make_plan(found, CPU, {"max_epochs": 30, **dense})["growth"] == [0.33, 0.67]
+    assert make_plan(found, CPU, {"max_epochs": 30})["growth"] is None
 
 
 def test_liver():
     """Large CT: a window of HU, four levels, a patch that memory limits and that is shaped as the image."""
-    plan = make_plan(fingerprint((400, 300, 200), target=10**6, labels=("liver",)), CPU)
+    found = fingerprint((400, 300, 200), target=10**6, labels=("liver",))
+    plan = make_plan(found, CPU, {"skips": "dense"})
     patch = plan["roi_size"]
     assert patch[0] >= patch[1] >= patch[2]
     assert len(plan["channels"]) == 5
@@ -288,13 +292,18 @@ def test_setting_that_does_not_fit_is_named(given, message):
 
 
 def test_cheaper_member_of_the_family_has_more_steps(tmp_path):
-    """U-Nets on one encoder, which --set skips long takes."""
+    """U-Nets on one encoder; ``--set skips dense`` takes UNet++."""
     found, out = fingerprint((60, 60, 60), number=20), tmp_path / "b"
-    dense, long = (make_plan(found, Machine(hours=2), {"skips": skips}) for skips in ("dense", "long"))
+    settings = {"growth": None}
+    dense, long = (
+        make_plan(found, Machine(hours=2), {"skips": skips, **settings}) for skips in ("dense", "long")
+    )
     assert long["roi_size"] == dense["roi_size"]
     assert long["max_epochs"] > dense["max_epochs"]
-    configs = planned_configs(long, found, out)
-    assert [configs[name]["network_def"]["skips"] for name in ("train", "inference")] == ["long", "long"]
+    assert make_plan(found, Machine(hours=2), settings)["skips"] == "long"
+    for plan, skips in ((dense, "dense"), (long, "long")):
+        configs = planned_configs(plan, found, out)
+        assert [configs[name]["network_def"]["skips"] for name in ("train", "inference")] == [skips] * 2
 
 
 def test_too_little_memory_is_an_error_with_what_would_work():
@@ -821,7 +830,7 @@ def test_bundle_passes_what_monai_checks_and_can_be_packed(planned, tmp_path):
 
 def test_pictures_from_plan_to_masks(tmp_path):
     data = write_pictures(tmp_path / "d")
-    given = {**TINY_PLAN, "roi_size": [32, 32, 1], "max_epochs": 12}
+    given = {**TINY_PLAN, "roi_size": [32, 32, 1], "max_epochs": 16}
     plan_bundle(Source(data, foreground=True, classes=["nucleus"]), tmp_path / "nuclei", given=given)
     assert json.loads((tmp_path / "nuclei" / "inference.json").read_text())["input"] == str(data / "images")
     run_workflow("train", tmp_path / "nuclei", settings=CPU_ONLY)

@@ -56,7 +56,7 @@ def choose_patch(choose: Choices, fingerprint: Fingerprint, machine: Machine) ->
         ValueError: if not even the smallest patch, or the one that was given, fits in the memory.
     """
     dims, given = choose["spatial_dims"], choose.given.get("roi_size")
-    choose.make("skips", lambda: ("dense", "UNet++ (Zhou); 'long', U-Nets on one encoder, is cheaper"))
+    choose.make("skips", lambda: ("long", "U-Net^e: a level costs what a U-Net does; 'dense' is UNet++"))
     if given is None:
         found, limit = _largest_that_fits(choose, fingerprint, choose["pixdim"], machine)
         if limit == "time" and "pixdim" not in choose.given:

@@ -120,6 +120,8 @@ def _growth(net: UNetPlusPlus, diameter: float, views: float) -> tuple[list[floa
     ``views`` is how often each image would be seen by all levels.
     """
     levels, sees = net.depth, min(net.spec.receptive_field(1))
+    if net.skips == "long":
+        return None, "all levels from the first epoch on: a decoder that begins later begins from nothing"
     both = f"a voxel of L1 sees {sees} voxels, the median target is {diameter:.0f} wide"
     if levels == 1 or sees < diameter:
         return None, f"{both}: all levels from the first epoch on"
