@@ -146,7 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", choices=[name for name, task in TASKS.items() if task.steps])
+    parser.add_argument("data", choices=TASKS)
     parser.add_argument("--dir", type=Path, required=True, help="folder of the data set")
     parser.add_argument("--work", type=Path, required=True, help="folder for weights and trainings under way")
     parser.add_argument("--out", type=Path, required=True, help="without suffix: .csv and _curves.csv")

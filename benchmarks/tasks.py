@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real data sets that fit in memory, and one way to train on each; shared by claims.py and depth_study.py.
+"""Real data sets that fit in memory, and one way to train on each; for study.py and frontier.py.
 
-nodules        100 cubes of CT around lung nodules (LIDC-IDRI), 3D
 nuclei         430 microscopy images (Data Science Bowl 2018), 2D
 liver_slices   465 axial CT slices (Medical Segmentation Decathlon), 2D, split by scan
-lung_nodules   the cubes, and 626 tight boxes around nodules of other patients (nodule_boxes.py), 3D
+lung_nodules   100 cubes of CT around lung nodules (LIDC-IDRI), and 626 tight boxes around nodules of other
+               patients (nodule_boxes.py), 3D
 hippocampus    200 crops of MR around the hippocampus (Medical Segmentation Decathlon), 3D, two classes
 """
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,21 +38,17 @@ from monai.transforms import (
     SpatialPadd,
     ToTensord,
 )
-from monai.utils import set_determinism
 from nodule_boxes import IGNORE, PREFIX
 from PIL import Image
 from torch import Tensor, nn
 
-from monai_unetpp import DeepSupervisionDiceLoss
 from monai_unetpp.data import read_dataset
 from monai_unetpp.data.splits import scan_names
-from monai_unetpp.files import atomic_write
 from monai_unetpp.transforms import RandCropByPosNegAnnotatedd
 
 HELD_OUT = 0.25
 KEYS = ("image", "label")
-PAPER = (32, 64, 128, 256, 512)
-NODULES, PICTURES, HIPPOCAMPUS = (40, 40, 40), (128, 128), (40, 56, 40)
+PICTURES, HIPPOCAMPUS = (128, 128), (40, 56, 40)
 SMALL, SHIFTED = (32, 32, 32), (48, 48, 48)
 ROTATED: dict[str, Any] = {
     "rotate_range": [0.26] * 3,
@@ -77,11 +70,10 @@ class Task:
             ``scored`` false is only trained on.
         window: Size of the training patch and of the sliding window, in voxels.
         crop: Transforms that cut one patch out of a case, at random.
-        channels: Widths, unless those of the paper are requested.
-        epochs: Number of passes over the cases, one patch each.
+        channels: Widths.
         batch_size: Number of patches per step.
+        steps: Number of steps of a training.
         classes: Number of classes, with the background.
-        steps: Number of steps of a training to convergence, see ``study.py``.
         mirrored: Whether patches are mirrored and turned by right angles; otherwise rotated a little.
         loss: Additional arguments of the loss.
     """
@@ -90,26 +82,11 @@ class Task:
     window: tuple[int, ...]
     crop: tuple[Any, ...]
     channels: tuple[int, ...]
-    epochs: int
     batch_size: int
+    steps: int
     classes: int = 2
-    steps: int = 0
     mirrored: bool = True
     loss: Mapping[str, Any] = field(default_factory=dict)
-
-
-def read_nodules(folder: Path) -> Cases:
-    """Cubes of 51^3 voxels in HU, in the layout of the Decathlon; one per patient."""
-    load = Compose(
-        [
-            LoadImaged(KEYS),
-            EnsureChannelFirstd(KEYS),
-            ScaleIntensityRanged("image", a_min=-1000, a_max=400, b_min=0, b_max=1, clip=True),
-            ToTensord(KEYS, track_meta=False),
-        ]
-    )
-    cases = read_dataset(folder, out_channels=2).cases
-    return [_volume(load(case), Path(case["image"])) for case in cases]
 
 
 def read_lung_nodules(folder: Path) -> Cases:
@@ -201,20 +178,10 @@ _OF_PICTURES: dict[str, Any] = {
     "window": PICTURES,
     "crop": _AROUND_LABELS,
     "channels": (8, 16, 32, 64, 128),
-    "epochs": 12,
     "batch_size": 4,
     "steps": 1500,
 }
 TASKS = {
-    "nodules": Task(
-        read_nodules,
-        NODULES,
-        # a nodule lies in the middle of its cube: without shifts the network learns the middle
-        (RandSpatialCropd(KEYS, NODULES, random_size=False),),
-        channels=(8, 16, 32, 64, 128),
-        epochs=20,
-        batch_size=2,
-    ),
     "nuclei": Task(read_nuclei, **_OF_PICTURES),
     "liver_slices": Task(read_liver_slices, **_OF_PICTURES, mirrored=False),
     "lung_nodules": Task(
@@ -222,7 +189,6 @@ TASKS = {
         SMALL,
         _AROUND_NODULES,
         channels=(8, 16, 32, 64),
-        epochs=4,
         batch_size=2,
         steps=2000,
         loss={"ignore_index": IGNORE},
@@ -232,30 +198,12 @@ TASKS = {
         HIPPOCAMPUS,
         (RandSpatialCropd(KEYS, HIPPOCAMPUS, random_size=False),),
         channels=(8, 16, 32, 64),
-        epochs=20,
         batch_size=1,
         classes=3,
         steps=2000,
         mirrored=False,
     ),
 }
-
-
-def study_arguments(description: str | None) -> argparse.ArgumentParser:
-    """The arguments of a study: which data, where they are, where results go, how long to train."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", choices=TASKS)
-    parser.add_argument("--dir", type=Path, required=True, help="folder of the data set")
-    parser.add_argument("--work", type=Path, required=True, help="folder for trained weights")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="without suffix: .csv, .md and .png are written"
-    )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, help="default: what fits in an hour or two on two cores")
-    parser.add_argument("--paper", action="store_true", help=f"the paper's widths, {PAPER}; requires a GPU")
-    return parser
 
 
 def windows(task: Task, cases: Cases, seed: int) -> DataLoader:
@@ -280,49 +228,3 @@ def windows(task: Task, cases: Cases, seed: int) -> DataLoader:
     ).set_random_state(seed)
     cases = [case for case in cases for _ in range(case.get("repeats", 1))]
     return DataLoader(Dataset(cases, transform), batch_size=task.batch_size, shuffle=True, drop_last=True)
-
-
-def train(net: nn.Module, task: Task, cases: Cases, epochs: int, seed: int, path: Path, **loss: Any) -> None:
-    """Load the weights of ``net`` from ``path``, or train it on all heads and store them there.
-
-    The random numbers of an epoch depend only on the seed and its number: an interrupted training resumes
-    after its last complete epoch, with the same result.
-
-    Args:
-        net: Network, initialised with this seed.
-        task: How to train.
-        cases: Training cases.
-        epochs: Number of epochs, over which the learning rate falls to zero.
-        seed: Seed of the random numbers.
-        path: File of the trained weights.
-        **loss: Additional arguments of the loss.
-    """
-    if path.exists():
-        net.load_state_dict(torch.load(path, weights_only=True))
-        return
-    begun, started, first = path.with_suffix(".part"), time.perf_counter(), 0
-    criterion = DeepSupervisionDiceLoss(include_background=False, batch=True, **loss)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-5)
-    steps = len(windows(task, cases, seed))
-    schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, epochs * steps, power=0.9)
-    parts = {"net": net, "optimizer": optimizer, "schedule": schedule}
-    if begun.exists():
-        state = torch.load(begun, weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        first = state["epoch"]
-    net.train()
-    for epoch in range(first, epochs):
-        set_determinism(1000 * seed + epoch)
-        for batch in windows(task, cases, 1000 * seed + epoch):
-            optimizer.zero_grad()
-            criterion(net(batch["image"]), batch["label"]).backward()
-            optimizer.step()
-            schedule.step()
-        with atomic_write(begun) as file:
-            torch.save({name: p.state_dict() for name, p in parts.items()} | {"epoch": epoch + 1}, file)
-    with atomic_write(path) as file:
-        torch.save(net.state_dict(), file)
-    begun.unlink()
-    sys.stdout.write(f"{path.stem}: trained in {time.perf_counter() - started:.0f} s\n")
-    sys.stdout.flush()

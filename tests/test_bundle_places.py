@@ -66,7 +66,7 @@ def test_name_is_a_folder_first_then_a_copy_then_what_ships(tmp_path, monkeypatc
     assert find_bundle("liver").as_posix() == "bundles/liver"
     copy_bundle("liver", ".")
     assert find_bundle("liver").as_posix() == "liver"
-    with pytest.raises(FileNotFoundError, match=r"or one of liver, lung_nodule: no spleen"):
+    with pytest.raises(FileNotFoundError, match=r"or one of hippocampus, liver, lung_nodule: no spleen"):
         find_bundle("spleen")
 
 

@@ -342,7 +342,7 @@ def test_bundle_that_is_there_is_kept_and_what_it_made_is_never_touched(tmp_path
 
 
 def test_bundle_of_another_name_is_an_error_that_lists_them(tmp_path):
-    with pytest.raises(ValueError, match="bundle must be one of liver, lung_nodule, got spleen"):
+    with pytest.raises(ValueError, match="bundle must be one of hippocampus, liver, lung_nodule, got"):
         copy_bundle("spleen", tmp_path)
 
 

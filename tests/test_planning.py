@@ -19,7 +19,7 @@ from monai.bundle import ConfigParser
 from processes import CONTEXT
 from torch.utils.flop_counter import FlopCounterMode
 
-from bundles import AFFINES, BUNDLES, TINY_PLAN, ball, config, schema, write_cases
+from bundles import AFFINES, TINY_PLAN, ball, config, schema, write_cases
 from monai_unetpp import UNetPlusPlus
 from monai_unetpp.__main__ import main
 from monai_unetpp.bundle import pack_bundle, run_workflow
@@ -870,8 +870,8 @@ def test_template_is_the_bundle_liver(planned):
     }
 
 
-@pytest.mark.parametrize("name", [path.parent.name for path in BUNDLES.glob("*/train.json")])
-def test_bundles_that_ship_are_made_from_the_template(name):
+@pytest.mark.parametrize("name", ["liver", "lung_nodule"])
+def test_bundles_written_by_hand_are_made_from_the_template(name):
     """Up to what they override on purpose."""
     there, here = config(TEMPLATE, "train"), config(name, "train")
     purpose = {"_desc_", "bundle_root", "out_channels", "pixdim", "hu_range", "phantoms", "max_epochs"}

@@ -61,7 +61,7 @@ def copy_bundle(name: str, out: PathLike = "bundles", overwrite: bool = False) -
     """Write a bundle that comes with this package into ``out/name``, where its commands expect it.
 
     Args:
-        name: Name of the bundle, ``"liver"`` or ``"lung_nodule"``.
+        name: Name of the bundle, ``"hippocampus"``, ``"liver"`` or ``"lung_nodule"``.
         out: Folder of bundles; its parent is where the commands of the documentation are run. The bundle's
             ``bundle_root`` names the folder ``out/name`` as it is given here.
         overwrite: Whether the bundle's own files may be replaced; results of a training are kept.

@@ -26,7 +26,7 @@ def segment(parser: argparse.ArgumentParser) -> Run:
     scans = "NIfTI, NRRD or MetaImage file, folder with a DICOM series, or folder of such"
     parser.add_argument("-i", "--input", type=Path, required=True, help=scans)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the masks")
-    folder = "folder of the bundle, such as bundles/lung_nodule, or liver or lung_nodule alone"
+    folder = "folder of the bundle, such as bundles/lung_nodule, or hippocampus, liver or lung_nodule alone"
     parser.add_argument("--bundle", type=Path, required=True, help=folder)
     files = "file of weights; default that of the bundle; of several the probabilities are averaged"
     parser.add_argument("--checkpoint", type=Path, nargs="+", help=files)

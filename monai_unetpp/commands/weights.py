@@ -31,7 +31,7 @@ def prune(parser: argparse.ArgumentParser) -> Run:
 
 def bundle(parser: argparse.ArgumentParser) -> Run:
     """Write a bundle that comes with this package into a folder, to run and to change."""
-    parser.add_argument("name", help="name of the bundle: liver or lung_nodule")
+    parser.add_argument("name", help="name of the bundle: hippocampus, liver or lung_nodule")
     share(parser, "--out", required=False, default=Path("bundles"), help="folder of bundles (%(default)s)")
     share(parser, "--overwrite", help="replace the files of the bundle; what it made stays")
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Choice", "Choices", "Machine", "Plan"]
+__all__ = ["FAMILY", "Choice", "Choices", "Machine", "Plan"]
+
+FAMILY = {"dense": "UNet++", "short": "UNet+", "long": "U-Net^e"}  # by its skips
 
 
 @dataclass(frozen=True)

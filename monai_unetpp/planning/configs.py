@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_unetpp.bundle import config_files, find_bundle
-from monai_unetpp.planning.choices import Plan
+from monai_unetpp.planning.choices import FAMILY, Plan
 from monai_unetpp.planning.fingerprint import Fingerprint
 
 __all__ = ["SYNTHETIC", "TEMPLATE", "planned_configs"]
@@ -167,14 +167,14 @@ def _metadata(metadata: Json, settings: Mapping[str, Any], fingerprint: Fingerpr
         inside = [" or ".join(map(str, each)) for each in regions]
         values = ["0 is background", *(f"{a} is {b}" for a, b in zip(inside, names, strict=True))]
     pictures = all(case.picture for case in fingerprint.cases)
-    scaling = "mean 0 and standard deviation 1 by case and channel"
+    network, scaling = FAMILY[settings["skips"]], "mean 0 and standard deviation 1 by case and channel"
     if settings["hu_range"] is not None:
         low, high = settings["hu_range"]
         scaling = f"window {low}..{high}{' HU' if settings['hounsfield'] else ''} scaled to [0, 1]"
     metadata |= {
-        "name": f"{name}: segmentation with UNet++",
+        "name": f"{name}: segmentation with {network}",
         "task": f"Segmentation of {what}",
-        "description": f"A UNet++ with deep supervision, planned for {data}; its depth is chosen later.",
+        "description": f"{network} with deep supervision, planned for {data}; its depth is chosen later.",
         "authors": "not stated",
         "copyright": "not stated",
         "data_source": data,

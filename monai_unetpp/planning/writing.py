@@ -12,7 +12,7 @@ from typing import Any
 
 from monai_unetpp.bundle import find_bundle
 from monai_unetpp.files import atomic_directory
-from monai_unetpp.planning.choices import Plan
+from monai_unetpp.planning.choices import FAMILY, Plan
 from monai_unetpp.planning.configs import TEMPLATE, planned_configs
 from monai_unetpp.planning.fingerprint import Fingerprint
 
@@ -71,15 +71,15 @@ def _write(path: Path, content: Mapping[str, Any] | Sequence[Any], indent: int |
 
 def _readme(fingerprint: Fingerprint, plan: Plan, out: Path) -> str:
     """Return the text of the bundle's README: the data, the choices with their reasons, the next commands."""
-    root = out.as_posix()
+    root, kind = out.as_posix(), FAMILY[plan["skips"]]
     rows = [f"| {name} | {value} |" for name, value in fingerprint.table()]
     choices = [f"| `{c.key}` | {c.value} | {c.reason} |" for c in plan.choices]
     left = [f"- `{path}` {why}" for path, why in fingerprint.problems.items()]
     lines = [
         f"# {out.name}",
         "",
-        f"A UNet++ for {', '.join(fingerprint.labels[1:])}, planned by `monai-unetpp plan` for the data set",
-        f"`{Path(fingerprint.data).name}`. All of it is in `train.json` and `inference.json`.",
+        f"{kind} for {', '.join(fingerprint.labels[1:])}, planned by `monai-unetpp plan` for the",
+        f"data set `{Path(fingerprint.data).name}`. All of it is in `train.json` and `inference.json`.",
         "",
         "```bash",
         f"python -m monai.bundle run --config_file {root}/train.json",
