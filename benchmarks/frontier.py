@@ -39,7 +39,7 @@ Point = tuple[str, str]  # a network, and a head or ""
 
 
 def measure(task: Task, names: Sequence[str], rounds: int) -> list[dict[str, Any]]:
-    """Time a window of every network and level, in turn."""
+    """Time a window of every network and level, in turn, each architecture once: networks share some."""
     members = family(len(task.channels) - 1)
     window = torch.rand(1, 1, *task.window)
     nets: dict[Point, torch.nn.Module] = {}
@@ -49,8 +49,12 @@ def measure(task: Task, names: Sequence[str], rounds: int) -> list[dict[str, Any
             nets |= {(name, f"L{level}"): prune(net, level) for level in net.spec.levels}
         else:
             nets[name, ""] = net
+    sizes = {
+        point: (sum(p.numel() for p in net.parameters()), multiply_adds(net, window.shape))
+        for point, net in nets.items()
+    }
     jobs = {
-        (*point, precision): partial(_cast, kind, net, window)
+        (sizes[point], precision): partial(_cast, kind, net, window)
         for point, net in nets.items()
         for precision, kind in PRECISIONS.items()
     }
@@ -60,16 +64,13 @@ def measure(task: Task, names: Sequence[str], rounds: int) -> list[dict[str, Any
         {
             "network": name,
             "head": head,
-            "parameters": sum(parameter.numel() for parameter in net.parameters()),
-            "multiply-adds": multiply_adds(net, window.shape),
-            **{f"s, {each}": round(statistics.median(seconds[name, head, each]), 5) for each in PRECISIONS},
-            **{
-                f"share, {each}": round(ratio(seconds, (name, head, each), reference), 3)
-                for each in PRECISIONS
-            },
+            "parameters": size[0],
+            "multiply-adds": size[1],
+            **{f"s, {each}": round(statistics.median(seconds[size, each]), 5) for each in PRECISIONS},
+            **{f"share, {each}": round(ratio(seconds, (size, each), reference), 3) for each in PRECISIONS},
             "machine": machine(),
         }
-        for (name, head), net in nets.items()
+        for (name, head), size in sizes.items()
     ]
 
 
@@ -116,19 +117,21 @@ def report(title: str, out: Path, times: Sequence[Mapping[str, Any]]) -> None:
     best = max(u_nets, key=lambda point: dice[point].mean())
     took = {point: float(cost[point]["share, float32"]) for point in points}
     lines = [
-        "| | Dice, mean ± over seeds | less the best U-Net | worse by 0.005: p | parameters | training "
+        "| | Dice | less the best U-Net | worse by 0.005: p | parameters | training "
         "| window | in bfloat16 | dominated by |",
         f"|{' --- |' * 9}",
     ]
     for point in points:
-        mean, spread = dice[point].mean(), dice[point].mean(1).std(ddof=1) if len(dice[point]) > 1 else 0.0
+        mean = f"{dice[point].mean():.4f}"
+        if len(dice[point]) > 1:
+            mean += f" ± {dice[point].mean(1).std(ddof=1):.4f}"
         gain, low, high, p = compare(dice[point], dice[best])
         better = [each for each in points if _dominates(each, point, dice, took)]
         by = _label(max(better, key=lambda each: dice[each].mean())) if better else ""
         row = cost[point]
         cells = [
             _label(point),
-            f"{mean:.4f} ± {spread:.4f}",
+            mean,
             "the best" if point == best else f"{gain:+.4f} ({low:+.4f} to {high:+.4f})",
             "" if point == best else f"{p:.2g}",
             f"{int(row['parameters']):,}",
@@ -142,8 +145,8 @@ def report(title: str, out: Path, times: Sequence[Mapping[str, Any]]) -> None:
     machines = ", ".join(sorted({row["machine"] for row in times}))
     lines += [
         "",
-        f"{seeds} seeds, {cases} held-out cases. Times of the training and of a window as shares of those of "
-        f"{_label(best)} ({trained[best[0]]:.0f} CPU s; float32); {machines}.",
+        f"Seeds: {seeds} (± standard deviation); held-out cases: {cases}. Times of training and window "
+        f"as shares of those of {_label(best)} ({trained[best[0]]:.0f} CPU s; float32); {machines}.",
     ]
     out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     _draw(title, points, dice, {point: took[point] / took[best] for point in points}, out.with_suffix(".png"))
@@ -197,9 +200,10 @@ def main() -> None:
     args = parser.parse_args()
     rows = read(args.out.with_suffix(".csv"))
     path = _beside(args.out, "times")
-    names = list(dict.fromkeys(row["network"] for row in rows))
+    trained = {row["network"] for row in rows}
+    names = [name for name in family(len(TASKS[args.data].channels) - 1) if name in trained]
     times: list[Any] = read(path)
-    if {row["network"] for row in times} != set(names):  # all of them, or none: they are ratios
+    if {row["network"] for row in times} != trained:  # all of them, or none: they are ratios
         times = measure(TASKS[args.data], names, args.rounds)
         write_csv(path, times)
     report(args.data.replace("_", " "), args.out, times)

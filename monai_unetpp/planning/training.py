@@ -33,7 +33,8 @@ OPTIMIZERS = {
     "cpu": ("monai_unetpp.Muon", "learns faster than AdamW in equally many steps (measured)"),
     "cuda": ("torch.optim.AdamW", "as the bundles that ship; Muon was not measured on a GPU"),
 }
-RATE, GROWN_RATE = 0.003, 0.01  # that of the bundles that ship; of Muon for levels that begin late
+MUON_RATE = 0.01  # as in benchmarks/study.py
+RATE = 0.003  # of the bundles that ship
 GROWN_VIEWS = 15  # of each image by all levels, from which shallow levels are trained first
 MIRRORED_VIEWS = 50  # of each case, from which patches are mirrored
 MIN_LARGEST_SHARE = 0.995  # of the foreground in its largest component, from which others are left out
@@ -80,9 +81,9 @@ def choose_schedule(choose: Choices, fingerprint: Fingerprint, machine: Machine)
     held = f"the {len(held_out)} held-out cases take about {validation:.0f} s"
     choose.make("val_interval", lambda: (min(interval, choose["max_epochs"]), held))
     choose.make("optimizer", lambda: OPTIMIZERS[machine.device])
-    late = bool(growth) and choose["optimizer"] == OPTIMIZERS["cpu"][0]
-    why = "so that the level that begins last learns as well" if late else "as the bundles that ship"
-    choose.make("learning_rate", lambda: (GROWN_RATE if late else RATE, f"polynomial decay, {why}"))
+    muon = choose["optimizer"] == OPTIMIZERS["cpu"][0]
+    rate, why = (MUON_RATE, "with Muon (measured)") if muon else (RATE, "as the bundles that ship")
+    choose.make("learning_rate", lambda: (rate, f"polynomial decay, {why}"))
     cached = sum(_bytes(case, choose["pixdim"]) for case in cases)
     share = 1.0 if cached <= machine.cache else math.floor(100 * machine.cache / cached) / 100
     choose.make("cache_rate", lambda: (share, f"all cases take {cached / 2**30:.2f} GiB in memory"))
