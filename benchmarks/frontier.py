@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from family import family
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from measure import inference, machine, ratio
 from scipy.stats import bootstrap, wilcoxon
 from study import read
@@ -145,8 +146,8 @@ def report(title: str, out: Path, times: Sequence[Mapping[str, Any]]) -> None:
     machines = ", ".join(sorted({row["machine"] for row in times}))
     lines += [
         "",
-        f"Seeds: {seeds} (± standard deviation); held-out cases: {cases}. Times of training and window "
-        f"as shares of those of {_label(best)} ({trained[best[0]]:.0f} CPU s; float32); {machines}.",
+        f"Seeds: {seeds} (± standard deviation); held-out cases: {cases}; {machines}.",
+        f"Times of training and window are shares of those of {_label(best)} ({trained[best[0]]:.0f} CPU s).",
     ]
     out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     _draw(title, points, dice, {point: took[point] / took[best] for point in points}, out.with_suffix(".png"))
@@ -181,8 +182,12 @@ def _draw(title: str, points: Sequence[Point], dice: Any, took: Mapping[Point, f
             level = point[1] or (point[0][-2:] if point[0].startswith("U-Net L") else "")
             axes.annotate(level, (x, y), xytext=(4, -9), textcoords="offset points", fontsize=7)
     axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xticks([each for each in (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6) if low < each < high])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("time of a window, share of the best U-Net's, float32")
-    axes.set_ylabel("Dice of held-out cases; bars: seeds")
+    axes.set_ylabel("Dice of held-out cases" + ("; bars: seeds" if len(dice[points[0]]) > 1 else ""))
     axes.set_title(title, loc="left", fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, ncols=2)
