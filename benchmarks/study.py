@@ -20,6 +20,7 @@ import itertools
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,19 @@ from monai_unetpp import DeepSupervisionDiceLoss, Muon, UNetPlusPlus
 from monai_unetpp.data import split_cases
 from monai_unetpp.files import atomic_write, read_csv, write_csv
 
+RATE = 0.01  # learning rate of the first step
 POINTS = 10  # of a curve
 WATCHED = 25  # held-out cases of a curve
 
 
 def train(
-    net: nn.Module, task: Task, member: Member, data: tuple[Cases, Cases], seed: int, begun: Path
+    net: nn.Module,
+    task: Task,
+    member: Member,
+    data: tuple[Cases, Cases],
+    seed: int,
+    begun: Path,
+    rate: float = RATE,
 ) -> Any:
     """Train to the last step, from the last epoch that is in the file ``begun`` on; return its notes.
 
@@ -54,7 +62,7 @@ def train(
     """
     learn, held_out = data
     loss = DeepSupervisionDiceLoss(include_background=False, batch=True, **task.loss, **member.loss)
-    optimizer = Muon(net.parameters(), lr=0.01, weight_decay=1e-5)
+    optimizer = Muon(net.parameters(), lr=rate, weight_decay=1e-5)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, task.steps, power=0.9)
     parts = {"net": net, "optimizer": optimizer, "schedule": schedule}
     notes: dict[str, Any] = {"epoch": 0, "step": 0, "seconds": 0.0, "curve": []}
@@ -152,8 +160,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="without suffix: .csv and _curves.csv")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--networks", nargs="+", help="default: all of the family")
+    parser.add_argument("--steps", type=int, help="of another folder and table; default those of the task")
+    parser.add_argument("--rate", type=float, default=RATE, help="of another folder and table (%(default)s)")
     args = parser.parse_args()
     task = TASKS[args.data]
+    task = replace(task, steps=args.steps or task.steps)
     members = family(len(task.channels) - 1)
     table, curves = args.out.with_suffix(".csv"), args.out.with_name(f"{args.out.name}_curves.csv")
     args.work.mkdir(parents=True, exist_ok=True)
@@ -168,7 +179,7 @@ def main() -> None:
                     continue
                 set_determinism(seed)
                 net = members[name].make(len(task.window), task.classes, task.channels)
-                notes = train(net, task, members[name], data, seed, path.with_suffix(".part"))
+                notes = train(net, task, members[name], data, seed, path.with_suffix(".part"), args.rate)
                 common = {
                     "network": name,
                     "seed": seed,
