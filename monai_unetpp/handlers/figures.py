@@ -101,7 +101,7 @@ class ContactSheetSaver:
         """Write the figure of all processes' cases, in the first process."""
         from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
-        cases = sorted(gather_cases(self._cases()), key=lambda case: -case[0].mean_dice)
+        cases = sorted(gather_cases(self._cases()), key=lambda case: (-case[0].mean_dice, case[0].name))
         classes = sorted({kept.label_class for case in cases for kept in case})
         if idist.get_rank() != 0 or not classes:
             return
