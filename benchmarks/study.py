@@ -160,8 +160,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="without suffix: .csv and _curves.csv")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--networks", nargs="+", help="default: all of the family")
-    parser.add_argument("--steps", type=int, help="of another folder and table; default those of the task")
-    parser.add_argument("--rate", type=float, default=RATE, help="of another folder and table (%(default)s)")
+    parser.add_argument("--steps", type=int, help="with other --work and --out; default those of the task")
+    parser.add_argument("--rate", type=float, default=RATE, help="with other --work and --out (%(default)s)")
     args = parser.parse_args()
     task = TASKS[args.data]
     task = replace(task, steps=args.steps or task.steps)
