@@ -136,7 +136,7 @@ def choose(trainings: Sequence[Training]) -> Outcome:
     level = select_level(scores, tolerance)
     precision = select_precision(scores, level, for_precision)
     folder = first.bundle / "levels"
-    title = f"Levels of UNet++, {len(trainings)} folds: {', '.join(scores[0].dice_per_class)}"
+    title = f"Levels, {len(trainings)} folds: {', '.join(scores[0].dice_per_class)}"
     write_levels(scores, folder, level, tolerance, title, overwrite=True, precision=precision)
     for training in trainings:
         record = read_record(training.weights)

@@ -146,7 +146,7 @@ def draw_levels(
     )
     axes.set_xlabel(f"time of one window, {unit} (area: parameters)")
     axes.set_ylabel("Dice, validation set")
-    axes.set_title(title or "Levels of UNet++", loc="left")
+    axes.set_title(title or "Levels", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -214,7 +214,7 @@ def _markdown(scores: Sequence[LevelScore], level: int, tolerance: float, title:
         + why_chosen(by_precision(scores)[first], level, tolerance)
         + (f" Precision: {precision}." if others else "")
     )
-    return f"# {title or 'Levels of UNet++'}\n\n{table}\n\n{note}\n"
+    return f"# {title or 'Levels'}\n\n{table}\n\n{note}\n"
 
 
 def why_chosen(scores: Sequence[LevelScore], level: int, tolerance: float) -> str:
