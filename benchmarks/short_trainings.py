@@ -7,6 +7,13 @@ OMP_NUM_THREADS=1 python benchmarks/short_trainings.py --bundle hippocampus --mi
 
 Each recipe takes the same patches, loss, optimizer and polynomial decay over its CPU time. The Dice is that
 of the held-out cases of the fold, without postprocessing. Rows are appended.
+
+--average_decay scores the moving average of the weights beside those of the last step, and --scored both early
+in the training:
+
+OMP_NUM_THREADS=1 python benchmarks/short_trainings.py --bundle hippocampus --minutes 22 \
+    --recipes "U-Net^e, Muon, 0.01" --average_decay 0.998 --scored 0.3 0.5 0.7 0.85 1 \
+    --out benchmarks/results/averaging.csv
 """
 
 from __future__ import annotations
@@ -15,9 +22,10 @@ import argparse
 import csv
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,6 +37,7 @@ from monai.utils import set_determinism
 
 from monai_unetpp import DeepSupervisionDiceLoss, Muon, UNetPlusPlus
 from monai_unetpp.files import write_csv
+from monai_unetpp.handlers import WeightAverage
 
 
 @dataclass(frozen=True)
@@ -77,8 +86,11 @@ RECIPES = {
 }
 
 
-def train(net: UNetPlusPlus, recipe: Recipe, loader: Any, seconds: float) -> int:
-    """Train for the CPU time; returns the number of steps."""
+def train(
+    net: UNetPlusPlus, recipe: Recipe, loader: Any, seconds: float, shares: Sequence[float], decay: float
+) -> Iterator[tuple[float, int, UNetPlusPlus]]:
+    """Train for the CPU time; yields at each share of it: the share, the number of steps, the average."""
+    average, shares = WeightAverage(net, decay), sorted(shares)
     loss = DeepSupervisionDiceLoss(include_background=False, batch=True)
     kind: Any = Muon if recipe.muon else torch.optim.AdamW
     optimizer = kind(net.parameters(), lr=recipe.rate, weight_decay=1e-5)
@@ -87,8 +99,13 @@ def train(net: UNetPlusPlus, recipe: Recipe, loader: Any, seconds: float) -> int
     while True:
         for batch in loader:
             share = (time.process_time() - begun) / seconds
-            if share >= 1:
-                return steps
+            if share >= shares[0]:
+                paused = time.process_time()
+                yield shares.pop(0), steps, cast(UNetPlusPlus, average.network)
+                if not shares:
+                    return
+                net.train()
+                begun += time.process_time() - paused
             if recipe.grown:
                 net.training_level = net.depth - sum(share < each for each in recipe.grown)
             if recipe.drawn:
@@ -97,6 +114,7 @@ def train(net: UNetPlusPlus, recipe: Recipe, loader: Any, seconds: float) -> int
             optimizer.zero_grad()
             loss(net(batch["image"].as_tensor()), batch["label"].as_tensor()).backward()
             optimizer.step()
+            average.update()
             steps += 1
 
 
@@ -128,6 +146,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="CPU time of each training")
     parser.add_argument("--fold", type=int, default=0, help="of five")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--average_decay", type=float, help="of the average that is scored as well")
+    parser.add_argument("--scored", type=float, nargs="+", default=[1.0], help="shares of the time, up to 1")
     parser.add_argument("--out", type=Path, required=True, help="CSV to append to")
     args = parser.parse_args()
     for name in args.recipes:
@@ -149,10 +169,8 @@ def main() -> None:
         net = UNetPlusPlus(**settings)
         cases = config.get_parsed_content("train#dataset")
         held_out = config.get_parsed_content("validate#dataset")
-        steps = train(net, recipe, DataLoader(cases, batch_size=1, shuffle=True), 60 * args.minutes)
-        rows = []
-        for level, dice in score(net, held_out, config["roi_size"][: net.spatial_dims]).items():
-            values = {f"dice of class {n}": f"{value:.4f}" for n, value in enumerate(dice, start=1)}
+        loader, decay = DataLoader(cases, batch_size=1, shuffle=True), args.average_decay
+        for share, steps, average in train(net, recipe, loader, 60 * args.minutes, args.scored, decay or 0):
             row = {
                 "recipe": name,
                 "patch": " ".join(map(str, config["roi_size"])),
@@ -160,11 +178,18 @@ def main() -> None:
                 "CPU minutes": args.minutes,
                 "steps": steps,
                 "fold": args.fold,
+                "seed": args.seed,
             }
-            rows.append({**row, "seed": args.seed, "level": level, **values})
-            sys.stdout.write(f"{rows[-1]}\n")
-        before = list(csv.DictReader(args.out.open(newline=""))) if args.out.is_file() else []
-        write_csv(args.out, [*before, *rows])
+            scored = {"last step": net} if decay is None else {"last step": net, f"average {decay}": average}
+            rows = []
+            for weights, network in scored.items():
+                kind = {} if decay is None else {"share": share, "weights": weights}
+                for level, dice in score(network, held_out, config["roi_size"][: net.spatial_dims]).items():
+                    values = {f"dice of class {n}": f"{value:.4f}" for n, value in enumerate(dice, start=1)}
+                    rows.append({**row, **kind, "level": level, **values})
+                    sys.stdout.write(f"{rows[-1]}\n")
+            before = list(csv.DictReader(args.out.open(newline=""))) if args.out.is_file() else []
+            write_csv(args.out, [*before, *rows])
 
 
 if __name__ == "__main__":

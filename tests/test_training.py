@@ -79,6 +79,15 @@ def test_data_set_of_one_scan_cannot_be_trained_on(tmp_path):
 # Validation
 
 
+def test_kept_weights_are_the_average_of_the_steps(balls, tmp_path):
+    run("liver", "train", tmp_path, dataset_dir=str(balls), max_epochs=1)
+    kept = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    saved = checkpoint(tmp_path, 1)
+    average = {key: value for key, value in saved["average"].items() if key != "n_averaged"}
+    assert all(torch.equal(kept[key.removeprefix("module.")], value) for key, value in average.items())
+    assert not all(torch.equal(kept[key], value) for key, value in saved["model"].items())
+
+
 @pytest.mark.parametrize(("epochs", "interval", "validated"), [(3, 5, [3]), (3, 2, [2, 3]), (2, 1, [1, 2])])
 def test_last_epoch_is_always_validated(balls, tmp_path, epochs, interval, validated):
     settings = TINY_TRAINING | {"max_epochs": epochs, "val_interval": interval}

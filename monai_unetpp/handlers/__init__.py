@@ -2,6 +2,7 @@
 """Handlers for Ignite's engines, beyond those of MONAI.
 
 - checkpoints: writing training checkpoints
+- averaging: a moving average of the weights is validated and kept
 - classes: classes that are absent, or of which nothing was found
 - console: progress, and how a training ended
 - epochs: loss and Dice of every epoch as CSV
@@ -19,6 +20,7 @@
 - tracking: losses of heads, scores of levels and parameters, for TensorBoard and MLflow
 """
 
+from monai_unetpp.handlers.averaging import WeightAverage
 from monai_unetpp.handlers.checkpoints import CheckpointSaver
 from monai_unetpp.handlers.classes import AbsentClasses, ZeroDice
 from monai_unetpp.handlers.console import EpochLog, ProgressBar, TrainingReport
@@ -60,6 +62,7 @@ __all__ = [
     "SurfaceDice",
     "TrainingReport",
     "ValidationHandler",
+    "WeightAverage",
     "ZeroDice",
     "check_training_folder",
     "held_out_cases",
