@@ -8,8 +8,8 @@ OMP_NUM_THREADS=1 python benchmarks/short_trainings.py --bundle hippocampus --mi
 Each recipe takes the same patches, loss, optimizer and polynomial decay over its CPU time. The Dice is that
 of the held-out cases of the fold, without postprocessing. Rows are appended.
 
---average_decay scores the moving average of the weights beside those of the last step, and --scored both early
-in the training:
+--average_decay scores the moving average of the weights beside those of the last step, and --scored both
+early in the training:
 
 OMP_NUM_THREADS=1 python benchmarks/short_trainings.py --bundle hippocampus --minutes 22 \
     --recipes "U-Net^e, Muon, 0.01" --average_decay 0.998 --scored 0.3 0.5 0.7 0.85 1 \

@@ -20,7 +20,7 @@ WARM_UP = 10  # steps; the average of n steps goes back at most about n / 10 of 
 class WeightAverage:
     """Keep the exponential moving average of a network's weights, by torch's ``AveragedModel``.
 
-    After step n of a run, with d the smaller of ``decay`` and n / (n + 10):
+    After each step, with n the number of steps before it and d the smaller of ``decay`` and n / (n + 10):
 
         average <- d average + (1 - d) weights
 
