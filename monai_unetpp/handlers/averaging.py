@@ -65,7 +65,7 @@ class WeightAverage:
     def _begin(self) -> None:
         self._average.n_averaged.zero_()
 
-    def _update(self, average: Any, weights: Any, steps: Any) -> None:
-        decay = min(self.decay, int(steps) / (int(steps) + WARM_UP))
+    def _update(self, average: Any, weights: Any, _steps: Any) -> None:
+        steps = int(self._average.n_averaged)  # that of the argument is on the GPU: a step would wait for it
         moved: Any = get_ema_multi_avg_fn  # torch does not type it
-        moved(decay)(average, weights, steps)
+        moved(min(self.decay, steps / (steps + WARM_UP)))(average, weights, steps)
