@@ -121,7 +121,7 @@ def test_last_two_epochs_are_kept_with_all_that_a_resumed_training_needs(balls, 
     assert names == ["checkpoint_epoch=2.pt", "checkpoint_epoch=3.pt", "model.json", "model.pt"]
     state = weights(tmp_path / "models" / "checkpoint_epoch=3.pt")
     engines, counts = {"trainer", "evaluator"}, {"best", "early_stop", "seeds", "split", "report"}
-    assert {"model", "optimizer", "lr_scheduler", "epoch_table"} | engines | counts == state.keys()
+    assert {"model", "average", "optimizer", "lr_scheduler", "epoch_table"} | engines | counts == state.keys()
     assert state["trainer"]["iteration"] == 3 * state["trainer"]["epoch_length"]
 
 

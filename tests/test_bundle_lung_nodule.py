@@ -116,8 +116,8 @@ def trained(cubes, tmp_path_factory):
         **{"pixdim": [1.0, 1.0, 1.0], "hu_range": [-1000, 400], "roi_size": [24, 24, 24]},
         **{
             "channels": [8, 16],
-            "max_epochs": 18,
-            "val_interval": 18,
+            "max_epochs": 30,
+            "val_interval": 30,
             "learning_rate": 0.01,
             "patches_per_case": 4,
         },
