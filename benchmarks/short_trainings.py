@@ -150,6 +150,8 @@ def main() -> None:
     parser.add_argument("--scored", type=float, nargs="+", default=[1.0], help="shares of the time, up to 1")
     parser.add_argument("--out", type=Path, required=True, help="CSV to append to")
     args = parser.parse_args()
+    if not all(0 < share <= 1 for share in args.scored):
+        parser.error(f"--scored must be shares above 0, up to 1, such as 0.5 1, got {args.scored}")
     for name in args.recipes:
         recipe = RECIPES[name]
         set_determinism(args.seed)

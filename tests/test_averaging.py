@@ -15,14 +15,19 @@ def weight(value):
     return net
 
 
-def run(average, net, values, **settings):
-    """Train by a step that sets the weight to the next of ``values``."""
+def trainer_of(average, net):
+    """A trainer whose step sets the weight to the next number."""
 
     def step(_engine, value):
         net.weight.data.fill_(value)
 
     average.attach(trainer := Engine(step))
-    trainer.run(values, max_epochs=1, **settings)
+    return trainer
+
+
+def run(average, net, values):
+    trainer = trainer_of(average, net)
+    trainer.run(values, max_epochs=1)
     return trainer
 
 
@@ -52,12 +57,7 @@ def test_resumed_average_is_that_of_one_run():
     net = weight(0.0)
     run(first := WeightAverage(net, 0.9), net, values[:4])
     saved = {key: value.clone() for key, value in first.state_dict().items()}
-    resumed = WeightAverage(net, 0.9)
-
-    def step(_engine, value):
-        net.weight.data.fill_(value)
-
-    resumed.attach(trainer := Engine(step))
+    trainer = trainer_of(resumed := WeightAverage(net, 0.9), net)
     trainer.add_event_handler(Events.STARTED, resumed.load_state_dict, saved)
     trainer.run(values[4:], max_epochs=1)
     assert resumed.network.weight.item() == pytest.approx(written_out(values, 0.9))

@@ -46,7 +46,7 @@ class WeightAverage:
         self.network: nn.Module = self._average.module.eval()
 
     def attach(self, engine: Engine) -> None:
-        """Attach to a trainer, before the handlers that validate and save."""
+        """Attach to a trainer, before the handler that loads a training checkpoint."""
         engine.add_event_handler(Events.STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
 
