@@ -99,7 +99,7 @@ def pack_for_slicer(
 
     Args:
         bundle: Folder with train.json, inference.json and metadata.json.
-        checkpoint: Path of the weights, alone or as ``"model"``.
+        checkpoint: Path of weights or of a training checkpoint.
         out: Folder to make; its name is the model's.
         level: Level to keep, L^level alone; by default the calibrated one, or the deepest without.
         overlays: Names of JSONs of the bundle that are merged over train.json and inference.json.

@@ -7,6 +7,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from monai_unetpp.handlers import WeightAverage
+from monai_unetpp.weights import load_network
 
 
 def weight(value):
@@ -76,6 +77,18 @@ def test_average_of_a_wrapped_network_is_plain(tiny):
     assert type(average.network) is type(net)
     assert average.network is not net
     assert not average.network.training
+
+
+def test_weights_of_a_training_checkpoint_are_the_average_that_was_validated(tiny, tmp_path):
+    net, blank = tiny(), tiny()
+    average = WeightAverage(net, 0.9)
+    for parameter in net.parameters():
+        parameter.data.fill_(7.0)
+    torch.save(
+        {"model": net.state_dict(), "average": average.state_dict()}, tmp_path / "checkpoint_epoch=1.pt"
+    )
+    loaded = load_network(blank, tmp_path / "checkpoint_epoch=1.pt").state_dict()
+    torch.testing.assert_close(loaded, average.network.state_dict(), rtol=0, atol=0)
 
 
 def test_decay_that_is_none():

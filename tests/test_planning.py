@@ -5,6 +5,7 @@ import ast
 import csv
 import json
 import multiprocessing
+import os
 import shutil
 from pathlib import Path
 
@@ -334,6 +335,14 @@ def test_memory_that_is_none(text):
 def test_speed_of_this_machine_is_that_of_a_training_step():
     network = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": 2}
     assert 1e7 < speed_of_machine(network, torch.device("cpu")) < 1e13
+
+
+def test_speed_of_one_of_several_trainings_is_not_above_that_of_one_alone():
+    network = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": 2}
+    cpu, threads = torch.device("cpu"), torch.get_num_threads()
+    alone = max(speed_of_machine(network, cpu) for _ in range(2))
+    assert 1e7 < speed_of_machine(network, cpu, 2 * (os.cpu_count() or 1)) < 0.8 * alone  # half a core each
+    assert torch.get_num_threads() == threads
 
 
 # The fingerprint

@@ -53,7 +53,7 @@ def pack_bundle(
 
     Args:
         bundle: Folder with train.json, inference.json, metadata.json and further JSONs.
-        checkpoint: Path of the weights, alone or as ``"model"``; pruned weights make a bundle of their level.
+        checkpoint: Path of weights or of a training checkpoint; pruned weights make a bundle of their level.
         out: Folder to make; its name is the bundle's.
         level: Level to keep, L^level alone; by default all levels of ``checkpoint``.
         overlays: Names of JSONs of the bundle that are merged over train.json and inference.json, such as

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import torch
@@ -97,21 +99,31 @@ def speed_of_machine(network: dict[str, Any], device: torch.device, processes: i
     Args:
         network: Arguments of the network.
         device: Where to measure.
-        processes: Number of trainings that share the threads of a CPU; the speed is that of one. Two of one
-            thread are faster together than one of two.
+        processes: Number of trainings at once that share the threads and the memory of a CPU; the speed is
+            that of one, beside the others. Two of one thread are faster together than one of two.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // processes))
+    nets = [UNetPlusPlus(**network).to(device).train() for _ in range(processes)]
+    spec, threads = nets[0].spec, torch.get_num_threads()
+    patch = REFERENCE[spec.spatial_dims]
+    work = step_multiply_adds(nets[0], patch, BATCH_SIZE)
+    if processes == 1:
+        return work / _seconds_of_step(nets[0], patch)
+    together = Barrier(processes)
+
+    def share(net: UNetPlusPlus) -> float:
+        torch.set_num_threads(max(1, threads // processes))
+        together.wait()
+        return _seconds_of_step(net, patch)
+
     try:
-        return _speed(network, device)
+        with ThreadPoolExecutor(processes) as pool:
+            return work / max(pool.map(share, nets))
     finally:
         torch.set_num_threads(threads)
 
 
-def _speed(network: dict[str, Any], device: torch.device) -> float:
-    net = UNetPlusPlus(**network).to(device).train()
-    dims = net.spec.spatial_dims
-    patch = REFERENCE[dims]
+def _seconds_of_step(net: UNetPlusPlus, patch: Sequence[int]) -> float:
+    device = next(net.parameters()).device
     x = torch.rand(BATCH_SIZE, net.spec.in_channels, *patch, device=device)
     target = torch.zeros(BATCH_SIZE, 1, *patch, device=device)
     loss = DeepSupervisionDiceLoss(include_background=False, batch=True)
@@ -125,9 +137,7 @@ def _speed(network: dict[str, Any], device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
-    return step_multiply_adds(net, patch, BATCH_SIZE) / min(
-        seconds[1:]
-    )  # other programs make it slower, none faster
+    return min(seconds[1:])  # other programs make it slower, none faster
 
 
 def _parameters(net: UNetPlusPlus) -> int:

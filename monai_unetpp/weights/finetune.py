@@ -82,7 +82,7 @@ def start_from(network: nn.Module, file: PathLike) -> Taken:
 
     Args:
         network: UNetPlusPlus to train; compiled, parallel or averaged ones are unwrapped.
-        file: Path of weights, or of a training checkpoint that has them as ``"model"``, with any of the
+        file: Path of weights or of a training checkpoint, with any of the
             prefixes that :func:`~monai_unetpp.load_network` takes off. Those of MONAI's ``BasicUNetPlusPlus``
             are renamed.
 

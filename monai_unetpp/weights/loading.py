@@ -46,7 +46,7 @@ def load_network(
         network: UNetPlusPlus as it was trained, with any weights; compiled, parallel or averaged ones are
             loaded inside of their wrapper. If the file has one head only, because it is of a pruned network,
             the network is pruned to that level.
-        path: Path of weights, of a training checkpoint that has them as ``"model"``, or of an ``.onnx`` file.
+        path: Path of weights, of a training checkpoint (:func:`read_weights`), or of an ``.onnx`` file.
             A prefix of all keys is taken off: ``module.``, ``_orig_mod.``, ``model.``, ``net.``, also nested.
         level: Level that evaluation computes; default the deepest one in the file.
         device: Device that the network is moved to.
@@ -87,7 +87,7 @@ def prune_weights(
     """Write the weights of L^level, taken from those of the whole network; their record follows them.
 
     Args:
-        path: Path of weights, or of a training checkpoint that has them as ``"model"``.
+        path: Path of weights, or of a training checkpoint (:func:`read_weights`).
         level: ``k`` of L^k.
         out: Path of the file of weights to write.
         skips: ``skips`` of the network that the weights come from.
@@ -145,14 +145,17 @@ def read_tensors(path: PathLike) -> Mapping[str, Any]:
 
 
 def read_weights(path: PathLike) -> Mapping[str, Tensor]:
-    """Return the weights in a file, alone or as ``"model"`` of a training checkpoint, with their prefix.
+    """Return the weights in a file, with their prefix.
+
+    A training checkpoint has those of its last step as ``"model"``, and their moving average, if it keeps
+    one, as ``"average"``: that is what was validated, and what is returned.
 
     Raises:
         FileNotFoundError: If there is no file at ``path``.
         ValueError: If it cannot be read, as in :func:`read_tensors`, or holds anything but weights.
     """
     checkpoint = read_tensors(path)
-    weights = checkpoint.get("model", checkpoint)
+    weights = checkpoint.get("average", checkpoint.get("model", checkpoint))
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(
             f"{path} must hold weights, alone or as 'model', got {', '.join(map(repr, checkpoint))}."
