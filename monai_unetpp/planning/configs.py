@@ -37,6 +37,7 @@ OF_TRAINING = (
     "val_interval",
     "growth",
     "learning_rate",
+    "average_decay",
     "batch_size",
     "patches_per_case",
 )
