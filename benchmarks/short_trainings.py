@@ -46,6 +46,7 @@ class Recipe:
 
     Args:
         grown: Shares of the time after which a level is added; empty for all levels from the start.
+        narrowed: A level, and the share of the time after which deeper ones are no longer trained.
         drawn: Probability of each level to be the deepest one of a step, from L1 on.
         augmented: Whether patches are rotated, scaled and changed in contrast, as the bundle has it.
         network: Further arguments of the network.
@@ -55,6 +56,7 @@ class Recipe:
     """
 
     grown: tuple[float, ...] = ()
+    narrowed: tuple[int, float] | None = None
     drawn: tuple[float, ...] = ()
     augmented: bool = True
     network: tuple[tuple[str, Any], ...] = ()
@@ -63,6 +65,7 @@ class Recipe:
     rate: float = 0.003
 
 
+U_NET_E = (("skips", "long"),)
 U_NET = (("skips", "long"), ("deep_supervision", False))
 RECIPES = {
     "all": Recipe(),
@@ -71,7 +74,7 @@ RECIPES = {
     "grown late, not augmented": Recipe(grown=(0.3, 0.8), augmented=False),
     "two levels, grown": Recipe(grown=(0.35,), levels=2),
     "drawn": Recipe(drawn=(0.4, 0.4, 0.2)),
-    "U-Net^e": Recipe(network=(("skips", "long"),)),
+    "U-Net^e": Recipe(network=U_NET_E),
     "U-Net": Recipe(network=U_NET),
     "U-Net, not augmented": Recipe(network=U_NET, augmented=False),
     "U-Net, not augmented, Muon": Recipe(network=U_NET, augmented=False, muon=True),
@@ -80,9 +83,17 @@ RECIPES = {
     "grown, Muon": Recipe(grown=(0.33, 0.67), muon=True),
     "grown, Muon, 0.01": Recipe(grown=(0.33, 0.67), muon=True, rate=0.01),
     "all, Muon, 0.01": Recipe(muon=True, rate=0.01),
-    "U-Net^e, Muon, 0.01": Recipe(network=(("skips", "long"),), muon=True, rate=0.01),
-    "U-Net^e, grown, Muon, 0.01": Recipe((0.33, 0.67), network=(("skips", "long"),), muon=True, rate=0.01),
+    "U-Net^e, Muon, 0.01": Recipe(network=U_NET_E, muon=True, rate=0.01),
+    "U-Net^e, grown, Muon, 0.01": Recipe((0.33, 0.67), network=U_NET_E, muon=True, rate=0.01),
     "two levels, grown, Muon": Recipe(grown=(0.4,), levels=2, muon=True),
+    "U-Net, Muon, 0.01": Recipe(network=U_NET, muon=True, rate=0.01),
+    "U-Net of two levels, Muon, 0.01": Recipe(network=U_NET, levels=2, muon=True, rate=0.01),
+    **{
+        f"U-Net^e, narrowed to L{k}, Muon, 0.01": Recipe(
+            narrowed=(k, 0.4), network=U_NET_E, muon=True, rate=0.01
+        )
+        for k in (1, 2)
+    },
 }
 
 
@@ -108,6 +119,8 @@ def train(
                 begun += time.process_time() - paused
             if recipe.grown:
                 net.training_level = net.depth - sum(share < each for each in recipe.grown)
+            if recipe.narrowed and share >= recipe.narrowed[1]:
+                net.training_level = recipe.narrowed[0]
             if recipe.drawn:
                 net.training_level = 1 + int(draw.choice(len(recipe.drawn), p=recipe.drawn))
             optimizer.param_groups[0]["lr"] = recipe.rate * (1 - share) ** 0.9
