@@ -21,7 +21,6 @@ from monai_unetpp.transforms import (
     LoadImageAndLabeld,
     RandCropByLabelClassesAnnotatedd,
     RandCropByPosNegAnnotatedd,
-    RandRemoveLabeledd,
     RandShiftLabeledIntensityd,
 )
 
@@ -341,19 +340,6 @@ def test_organ_is_shifted_without_the_ignored_voxels():
     image = torch.rand(1, 9, 9, generator=torch.Generator().manual_seed(0))
     shift = RandShiftLabeledIntensityd("image", offsets=(0.2, 0.2), prob=1.0, ignore_label=IGNORED)
     assert torch.equal(shift({"image": image, "label": label})["image"], image)
-
-
-def test_organ_is_removed_without_the_ignored_voxels():
-    label = torch.zeros(1, 9, 9)
-    label[:, 6:, 5:] = IGNORED
-    label[:, 6:, 4] = 1
-    image = torch.rand(1, 9, 9, generator=torch.Generator().manual_seed(0))
-    removed = RandRemoveLabeledd("image", sigma=1e-3, prob=1.0, ignore_label=IGNORED)
-    case = removed({"image": image, "label": label})
-    changed = case["image"] != image
-    assert changed.any()
-    assert torch.equal(changed, label == 1)
-    assert torch.equal(case["label"], label * (label == IGNORED))
 
 
 # Scores

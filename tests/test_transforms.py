@@ -15,7 +15,6 @@ from monai_unetpp.transforms import (
     DeepestHeadd,
     LoadImageAndLabeld,
     LocalContrastd,
-    RandRemoveLabeledd,
     RandShiftLabeledIntensityd,
 )
 from monai_unetpp.transforms.hounsfield import why_no_hounsfield
@@ -227,44 +226,6 @@ def test_a_shift_of_what_is_labelled_comes_as_often_as_asked_and_from_its_range(
     assert 0.42 < (moved != 0).float().mean() < 0.58
     assert -0.2 <= moved.min() < -0.18
     assert 0.08 < moved.max() <= 0.1
-
-
-@pytest.mark.parametrize("middle", [15.0, 19.5, 13.0])  # the body need not lie in the middle of the slice
-@pytest.mark.parametrize("axis", [0, 1])
-def test_organ_is_replaced_by_what_lies_opposite_of_it(middle, axis):
-    body = torch.zeros(32, 32)
-    first, last = round(2 * middle) - 26, 26  # whole numbers around the middle
-    noise = torch.rand(last + 1 - first, 20, generator=torch.Generator().manual_seed(0))
-    body[first : last + 1, 6:26] = 0.1 + 0.8 * noise
-    label = torch.zeros(32, 32)
-    label[22:25, 10:20] = 2
-    rows = torch.arange(22, 25)
-    wanted = body.clone()
-    wanted[rows, 10:20] = body[round(2 * middle) - rows, 10:20]  # written out
-    turned = {"image": body, "label": label} if axis == 0 else {"image": body.T, "label": label.T}
-    removed = RandRemoveLabeledd("image", spatial_axis=axis, sigma=1e-3, prob=1)(
-        {key: value[None] for key, value in turned.items()}
-    )
-    torch.testing.assert_close(removed["image"][0], wanted if axis == 0 else wanted.T)
-    assert not removed["label"].any()
-
-
-def test_organ_that_crosses_the_middle_stays():
-    case = {"image": torch.rand(1, 20, 20), "label": torch.zeros(1, 20, 20)}
-    case["label"][:, 8:16] = 1
-    same = RandRemoveLabeledd("image", prob=1)(case)
-    assert torch.equal(same["image"], case["image"])
-    assert torch.equal(same["label"], case["label"])
-
-
-def test_nothing_is_removed_from_a_case_without_the_organ_or_when_not_drawn():
-    empty = {"image": torch.zeros(1, 8, 8, 8), "label": torch.zeros(1, 8, 8, 8)}
-    assert torch.equal(RandRemoveLabeledd("image", prob=1)(empty)["image"], empty["image"])
-    case = {"image": torch.rand(1, 20, 20), "label": torch.zeros(1, 20, 20)}
-    case["label"][:, 14:16, 3:5] = 1
-    remove = RandRemoveLabeledd("image", prob=0.3).set_random_state(0)
-    drawn = [not remove(case)["label"].any() for _ in range(300)]
-    assert 0.22 < sum(drawn) / 300 < 0.38
 
 
 # LocalContrastd

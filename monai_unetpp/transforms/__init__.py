@@ -8,7 +8,7 @@ from monai_unetpp.transforms.annotated import (
 )
 from monai_unetpp.transforms.contrast import LocalContrastd
 from monai_unetpp.transforms.heads import DeepestHeadd
-from monai_unetpp.transforms.intensity import RandRemoveLabeledd, RandShiftLabeledIntensityd
+from monai_unetpp.transforms.intensity import RandShiftLabeledIntensityd
 from monai_unetpp.transforms.loading import LoadImageAndLabeld
 from monai_unetpp.transforms.lungs import FocusOnLungsd
 from monai_unetpp.transforms.saving import SaveImageAtomicd
@@ -21,7 +21,6 @@ __all__ = [
     "LocalContrastd",
     "RandCropByLabelClassesAnnotatedd",
     "RandCropByPosNegAnnotatedd",
-    "RandRemoveLabeledd",
     "RandShiftLabeledIntensityd",
     "SaveImageAtomicd",
 ]
