@@ -91,6 +91,13 @@ def test_weights_of_a_training_checkpoint_are_the_average_that_was_validated(tin
     torch.testing.assert_close(loaded, average.network.state_dict(), rtol=0, atol=0)
 
 
+def test_average_of_another_kind_in_somebody_elses_checkpoint_is_left_alone(tiny, tmp_path):
+    net = tiny()
+    torch.save({"model": net.state_dict(), "average": 0.93}, tmp_path / "theirs.pt")
+    loaded = load_network(tiny(), tmp_path / "theirs.pt").state_dict()
+    torch.testing.assert_close(loaded, net.state_dict(), rtol=0, atol=0)
+
+
 def test_decay_that_is_none():
     with pytest.raises(ValueError, match=r"decay must be at least 0 and below 1, such as 0.998, got 1"):
         WeightAverage(weight(0.0), 1)

@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -107,13 +108,13 @@ def speed_of_machine(network: dict[str, Any], device: torch.device, processes: i
     patch = REFERENCE[spec.spatial_dims]
     work = step_multiply_adds(nets[0], patch, BATCH_SIZE)
     if processes == 1:
-        return work / _seconds_of_step(nets[0], patch)
+        return work / min(_seconds_of_steps(nets[0], patch))  # other programs make it slower, none faster
     together = Barrier(processes)
 
     def share(net: UNetPlusPlus) -> float:
         torch.set_num_threads(max(1, threads // processes))
         together.wait()
-        return _seconds_of_step(net, patch)
+        return statistics.median(_seconds_of_steps(net, patch))  # the last step may be alone
 
     try:
         with ThreadPoolExecutor(processes) as pool:
@@ -122,7 +123,7 @@ def speed_of_machine(network: dict[str, Any], device: torch.device, processes: i
         torch.set_num_threads(threads)
 
 
-def _seconds_of_step(net: UNetPlusPlus, patch: Sequence[int]) -> float:
+def _seconds_of_steps(net: UNetPlusPlus, patch: Sequence[int]) -> list[float]:
     device = next(net.parameters()).device
     x = torch.rand(BATCH_SIZE, net.spec.in_channels, *patch, device=device)
     target = torch.zeros(BATCH_SIZE, 1, *patch, device=device)
@@ -137,7 +138,7 @@ def _seconds_of_step(net: UNetPlusPlus, patch: Sequence[int]) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
-    return min(seconds[1:])  # other programs make it slower, none faster
+    return seconds[1:]
 
 
 def _parameters(net: UNetPlusPlus) -> int:

@@ -155,7 +155,8 @@ def read_weights(path: PathLike) -> Mapping[str, Tensor]:
         ValueError: If it cannot be read, as in :func:`read_tensors`, or holds anything but weights.
     """
     checkpoint = read_tensors(path)
-    weights = checkpoint.get("average", checkpoint.get("model", checkpoint))
+    kept = (checkpoint.get(key) for key in ("average", "model"))
+    weights = next((each for each in kept if isinstance(each, Mapping)), checkpoint)
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(
             f"{path} must hold weights, alone or as 'model', got {', '.join(map(repr, checkpoint))}."
