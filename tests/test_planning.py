@@ -852,6 +852,13 @@ def test_pictures_from_plan_to_masks(tmp_path):
         assert 2 * (found & wanted).sum() / (found.sum() + wanted.sum()) > 0.9
 
 
+def test_weights_are_averaged_as_in_the_bundles_that_ship(planned):
+    bundle, _ = planned
+    template = ConfigParser({**config(TEMPLATE, "train"), "device": "cpu"})
+    chosen = json.loads((bundle / "train.json").read_text())["average_decay"]
+    assert chosen == template.get_parsed_content("average_decay")
+
+
 def test_template_is_the_bundle_liver(planned):
     """What is not planned is as in the bundle that ships, and so are the overlays, in all bundles."""
     bundle, _ = planned

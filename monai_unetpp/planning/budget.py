@@ -104,8 +104,7 @@ def speed_of_machine(network: dict[str, Any], device: torch.device, processes: i
             that of one, beside the others. Two of one thread are faster together than one of two.
     """
     nets = [UNetPlusPlus(**network).to(device).train() for _ in range(processes)]
-    spec, threads = nets[0].spec, torch.get_num_threads()
-    patch = REFERENCE[spec.spatial_dims]
+    threads, patch = torch.get_num_threads(), REFERENCE[nets[0].spec.spatial_dims]
     work = step_multiply_adds(nets[0], patch, BATCH_SIZE)
     if processes == 1:
         return work / min(_seconds_of_steps(nets[0], patch))  # other programs make it slower, none faster

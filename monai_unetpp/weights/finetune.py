@@ -82,9 +82,8 @@ def start_from(network: nn.Module, file: PathLike) -> Taken:
 
     Args:
         network: UNetPlusPlus to train; compiled, parallel or averaged ones are unwrapped.
-        file: Path of weights or of a training checkpoint, with any of the
-            prefixes that :func:`~monai_unetpp.load_network` takes off. Those of MONAI's ``BasicUNetPlusPlus``
-            are renamed.
+        file: Path of weights or of a training checkpoint, with any of the prefixes that
+            :func:`~monai_unetpp.load_network` takes off. Those of MONAI's ``BasicUNetPlusPlus`` are renamed.
 
     Raises:
         FileNotFoundError: If there is no such file.
