@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from monai_unetpp import UNetPlusPlus
 
+NARROWED_AFTER = 0.25  # of the steps: nearly half of the time of the training, if the level is shallow
+
 Make = Callable[[int, int, Sequence[int]], nn.Module]
 
 
@@ -28,11 +30,13 @@ class Member:
         make: Function from the number of axes, of classes, and the widths to a network.
         loss: Additional arguments of the loss.
         grown: Shares of the steps after which a level is added.
+        narrowed: A level, and the share of the steps after which deeper ones are no longer trained.
     """
 
     make: Make
     loss: Mapping[str, Any] = field(default_factory=dict)
     grown: tuple[float, ...] = ()
+    narrowed: tuple[int, float] | None = None
 
 
 class Upsampled(nn.Module):
@@ -118,6 +122,11 @@ def family(depth: int) -> dict[str, Member]:
         "U-Net^e, grown": Member(plus(skips="long"), grown=growth),
         "UNet++, grown": Member(plus(), grown=growth),
         "UNet++, distilled": Member(plus(), {"distillation": 0.5}),
+        **{
+            f"{name}, narrowed to L{k}": Member(make, narrowed=(k, NARROWED_AFTER))
+            for name, make in (("U-Net^e", plus(skips="long")), ("UNet++", plus()))
+            for k in range(1, depth)
+        },
         "DynUNet": Member(dynunet, {"weights": "halving"}),
         "SegResNetDS": Member(segresnet, {"weights": "halving"}),
     }

@@ -2,10 +2,10 @@
 """The frontier of a study: Dice against the time of a window, every network and every level a point.
 
 Reads OUT.csv and OUT_curves.csv of study.py. Times are measured here once, all networks in turn in one
-process, and kept in OUT_times.csv; OUT.md and OUT.png are written. A point is dominated if another is at
-least as good in no more time. Compared are means over seeds, case by case, with those of the best U-Net of
-any depth: the difference, its 95 % interval by bootstrap over cases, and p of the hypothesis that it is worse
-by 0.005 or more.
+process, which requires an idle machine, and kept in OUT_times.csv. OUT.md and OUT.png are written. A point is
+dominated if another is at least as good in no more time. Compared are means over seeds, case by case, with
+those of the best U-Net of any depth: the difference, its 95 % interval by bootstrap over cases, and p of the
+hypothesis that it is worse by 0.005 or more.
 
 OMP_NUM_THREADS=1 python benchmarks/frontier.py hippocampus --out benchmarks/results/study_hippocampus
 """
@@ -37,10 +37,14 @@ from monai_unetpp.levels.cost import interleaved, multiply_adds
 MARGIN = 0.005  # of Dice within which a point is as good as the best U-Net
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Point = tuple[str, str]  # a network, and a head or ""
+Size = tuple[int, int]  # parameters, and multiply-adds of a window
 
 
-def measure(task: Task, names: Sequence[str], rounds: int) -> list[dict[str, Any]]:
-    """Time a window of every network and level, in turn, each architecture once: networks share some."""
+def measure(task: Task, names: Sequence[str], before: Sequence[Mapping[str, Any]], rounds: int) -> list[Any]:
+    """Rows of OUT_times.csv: time of a window of every network and level; networks of one size share it.
+
+    All are timed in turn, as they are compared by ratios, unless the rows ``before`` have each of the sizes.
+    """
     members = family(len(task.channels) - 1)
     window = torch.rand(1, 1, *task.window)
     nets: dict[Point, torch.nn.Module] = {}
@@ -54,25 +58,32 @@ def measure(task: Task, names: Sequence[str], rounds: int) -> list[dict[str, Any
         point: (sum(p.numel() for p in net.parameters()), multiply_adds(net, window.shape))
         for point, net in nets.items()
     }
+    known = {(int(row["parameters"]), int(row["multiply-adds"])): row for row in before}
+    if not set(sizes.values()) <= set(known):
+        known = _timed({sizes[point]: net for point, net in nets.items()}, window, rounds)
+    return [{**known[size], "network": name, "head": head} for (name, head), size in sizes.items()]
+
+
+def _timed(nets: Mapping[Size, torch.nn.Module], window: torch.Tensor, rounds: int) -> dict[Size, Any]:
     jobs = {
-        (sizes[point], precision): partial(_cast, kind, net, window)
-        for point, net in nets.items()
+        (size, precision): partial(_cast, kind, net, window)
+        for size, net in nets.items()
         for precision, kind in PRECISIONS.items()
     }
     seconds = interleaved(jobs, rounds)
     reference = next(iter(jobs))
-    return [
-        {
-            "network": name,
-            "head": head,
+    return {
+        size: {
+            "network": "",
+            "head": "",
             "parameters": size[0],
             "multiply-adds": size[1],
             **{f"s, {each}": round(statistics.median(seconds[size, each]), 5) for each in PRECISIONS},
             **{f"share, {each}": round(ratio(seconds, (size, each), reference), 3) for each in PRECISIONS},
             "machine": machine(),
         }
-        for (name, head), size in sizes.items()
-    ]
+        for size in nets
+    }
 
 
 def _cast(kind: torch.dtype, net: torch.nn.Module, window: torch.Tensor) -> None:
@@ -208,8 +219,8 @@ def main() -> None:
     trained = {row["network"] for row in rows}
     names = [name for name in family(len(TASKS[args.data].channels) - 1) if name in trained]
     times: list[Any] = read(path)
-    if {row["network"] for row in times} != trained:  # all of them, or none: they are ratios
-        times = measure(TASKS[args.data], names, args.rounds)
+    if {row["network"] for row in times} != trained:
+        times = measure(TASKS[args.data], names, times, args.rounds)
         write_csv(path, times)
     report(args.data.replace("_", " "), args.out, times)
     sys.stdout.write(args.out.with_suffix(".md").read_text(encoding="utf-8"))

@@ -32,7 +32,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.metrics import DiceHelper
 from monai.utils import set_determinism
 from tasks import HELD_OUT, TASKS, Cases, Task, windows
-from torch import nn
+from torch import Tensor, nn
 
 from monai_unetpp import DeepSupervisionDiceLoss, Muon, UNetPlusPlus
 from monai_unetpp.data import split_cases
@@ -78,9 +78,7 @@ def train(
         for batch in windows(task, learn, 1000 * seed + notes["epoch"]):
             if notes["step"] == task.steps:
                 break
-            if isinstance(net, UNetPlusPlus) and member.grown:
-                waiting = sum(notes["step"] < share * task.steps for share in member.grown)
-                net.training_level = net.depth - waiting
+            _set_level(net, member, notes["step"] / task.steps)
             optimizer.zero_grad()
             loss(net(batch["image"]), batch["label"]).backward()
             optimizer.step()
@@ -93,25 +91,40 @@ def train(
             notes["curve"].append([notes["step"] / task.steps, _mean(dice)])
         with atomic_write(begun) as file:
             torch.save({name: p.state_dict() for name, p in parts.items()} | {"notes": notes}, file)
+    _set_level(net, member, 1.0)
     return notes
+
+
+def _set_level(net: nn.Module, member: Member, share: float) -> None:
+    """Set the deepest level that is trained after a share of the steps."""
+    if isinstance(net, UNetPlusPlus) and member.grown:
+        net.training_level = net.depth - sum(share < each for each in member.grown)
+    if isinstance(net, UNetPlusPlus) and member.narrowed:
+        level, begun = member.narrowed
+        net.level = net.training_level = level if share >= begun else net.depth
 
 
 def score(net: nn.Module, task: Task, cases: Cases, deepest: bool = False) -> dict[str, list[list[float]]]:
     """Dice of each case by class, by the name of the head: a level, or "" for a network without levels.
 
-    Slices of one scan are one case.
+    Slices of one scan are one case. Levels below that at which the training ended are left out.
     """
     window = SlidingWindowInferer(task.window, sw_batch_size=4, overlap=0.5, mode="gaussian")
     dice = DiceHelper(include_background=False, apply_argmax=True)
-    levels = isinstance(net, UNetPlusPlus) and net.deep_supervision and not deepest
-    names = [f"L{k}" for k in range(net.depth, 0, -1)] if levels else [""]
+    compute: Any = net
+    names = [""]
+    if isinstance(net, UNetPlusPlus) and net.deep_supervision and not deepest:
+        last = net.training_level
+        compute, names = lambda x: net.all_heads(x)[-last:], [f"L{k}" for k in range(last, 0, -1)]
     found: dict[str, list[list[float]]] = {name: [] for name in names}
     net.eval()
     with torch.no_grad():
         for parts in by_case(cases).values():
-            heads = [window(part["image"][None], net.all_heads if levels else net) for part in parts]
+            heads = [window(part["image"][None], compute) for part in parts]
             label = torch.cat([part["label"][None] for part in parts], -1)
-            for name, *logits in zip(names, *(head if levels else [head] for head in heads), strict=True):
+            for name, *logits in zip(
+                names, *([h] if isinstance(h, Tensor) else h for h in heads), strict=True
+            ):
                 found[name].append(dice(torch.cat(logits, -1), label)[0].flatten().tolist())
     return found
 

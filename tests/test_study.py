@@ -12,7 +12,8 @@ from monai.transforms import RandSpatialCropd
 from scipy.stats import ttest_1samp
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
-NAMES = ["U-Net L1", "U-Net L2", "wide U-Net", "UNet++", "UNet++, grown", "DynUNet", "SegResNetDS"]
+NAMES = ["U-Net L1", "U-Net L2", "wide U-Net", "UNet++", "UNet++, grown", "UNet++, narrowed to L1"]
+NAMES += ["DynUNet", "SegResNetDS"]
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +111,32 @@ def test_dominated_is_what_is_neither_better_nor_faster(scripts):
         if scripts["frontier"]._dominates((one, ""), (other, ""), dice, took)
     }
     assert found == {("b", "a"), ("b", "c")}
+
+
+def test_narrowed_network_trains_all_levels_first_and_is_scored_up_to_its_own(scripts, task, tmp_path):
+    study, member = scripts["study"], scripts["family"].family(2)["U-Net^e, narrowed to L1"]
+    trained, data = [], (cases(4), cases(2))
+    net = member.make(2, 2, task.channels)
+    net.register_forward_hook(lambda net, _, heads: trained.append(len(heads)) if net.training else None)
+    study.train(net, task, member, data, 0, tmp_path / "x.part")
+    assert trained == [2, 2, 1, 1, 1, 1]  # a quarter of six steps
+    found = study.score(net, task, data[1])
+    net.level = 1
+    assert found == {"L1": study.score(net, task, data[1], deepest=True)[""]}
+
+
+def test_times_are_those_of_equal_networks_or_all_are_measured_again(scripts, task, monkeypatch):
+    measure = scripts["frontier"].measure
+    names = ["U-Net L1", "UNet++"]
+    rows = measure(task, names, [], 1)
+    assert [(row["network"], row["head"]) for row in rows] == [
+        ("U-Net L1", ""),
+        ("UNet++", "L1"),
+        ("UNet++", "L2"),
+    ]
+    monkeypatch.setattr(scripts["frontier"], "interleaved", None)  # nothing is timed
+    [*same, first, second] = measure(task, [*names, "UNet++, grown"], rows, 1)
+    assert (same, first["s, float32"]) == (rows, rows[1]["s, float32"])
+    assert (second["network"], second["parameters"]) == ("UNet++, grown", rows[2]["parameters"])
+    with pytest.raises(TypeError, match="not callable"):
+        measure(task, [*names, "UNet++ residual"], rows, 1)
