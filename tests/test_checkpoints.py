@@ -64,6 +64,15 @@ def test_pruned_weights_make_the_network_their_own_level(x, tmp_path, tiny, leve
         assert torch.equal(loaded(x), net.all_heads(x)[-level])
 
 
+def test_one_level_is_the_whole_network_not_a_pruned_one(x, tmp_path, tiny):
+    """Its levels, of which there is one, can be scored."""
+    net = changed(tiny(channels=(4, 6)))
+    torch.save(net.state_dict(), tmp_path / "model.pt")
+    loaded = load_network(tiny(channels=(4, 6)), tmp_path / "model.pt")
+    assert loaded.deep_supervision
+    assert torch.equal(loaded(x), net.all_heads(x)[0])
+
+
 def test_checkpoint_of_an_epoch_holds_the_weights_as_model(net, x, tmp_path, tiny):
     torch.save({"model": net.state_dict(), "trainer": {"epoch": 3}}, tmp_path / "epoch.pt")
     assert torch.equal(load_network(tiny(), tmp_path / "epoch.pt")(x), net(x))

@@ -20,6 +20,7 @@ from processes import running
 from bundles import AFFINES, TINY_PLAN, ball, write_cases
 from monai_unetpp.__main__ import main
 from monai_unetpp.fitting import command, fit_bundle, pictures
+from monai_unetpp.fitting import outcome as outcomes
 from monai_unetpp.fitting.outcome import choose
 from monai_unetpp.fitting.stages import Training
 from monai_unetpp.levels import pool_levels, read_levels
@@ -28,6 +29,7 @@ from monai_unetpp.planning import Source
 from monai_unetpp.planning import command as planning
 from monai_unetpp.weights import read_record
 
+FIVE_EPOCHS = {**TINY_PLAN, "max_epochs": 5}
 OPTIONS = {"folds": 2, "device": "cpu", "given": TINY_PLAN}
 
 
@@ -196,6 +198,78 @@ def test_plan_that_failed_leaves_no_bundle(tmp_path, fitted, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         fit(Source(data), tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+# All levels first, then the chosen one alone
+
+
+@pytest.fixture(scope="module")
+def narrowed(fitted, tmp_path_factory):
+    """Data, bundle, outcome and what was said; any level is good enough."""
+    data, bundle = fitted[0], tmp_path_factory.mktemp("narrowed") / "balls"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outcomes, "tolerances", lambda _: (1.0, 0.002))
+        yield data, bundle, *fit(Source(data), bundle, narrow=True, given=FIVE_EPOCHS)
+
+
+def test_second_part_trains_the_chosen_level_from_its_weights(narrowed):
+    data, bundle, outcome, said = narrowed
+    first = [read_record(bundle / f"models/fold_{fold}/model.pt") for fold in (0, 1)]
+    made = bundle / "balls_L1"
+    assert ({score.level for score in outcome.scores}, outcome.bundle) == ({1}, made)
+    plan = json.loads((made / "plan/plan.json").read_text())
+    assert plan["channels"]["value"] == TINY_PLAN["channels"][:2]
+    epochs = plan["max_epochs"]["value"]
+    trainings = [line for line in said if "training" in line]
+    assert trainings == [f"Fold {fold} of 2: training, {n} epochs." for n in (2, epochs) for fold in (0, 1)]
+    for fold, record in enumerate(first):
+        second = read_record(outcome.weights[fold])
+        assert second.initial_weights == {"file": "model.pt", "sha256": record.weights}
+        assert second.network["channels"] == TINY_PLAN["channels"][:2]
+    before = states(bundle) | states(made)
+    again, said = fit(Source(data), bundle, narrow=True, given=FIVE_EPOCHS)
+    assert (again.level, said, states(bundle) | states(made)) == (
+        outcome.level,
+        outcome_table(bundle),
+        before,
+    )
+
+
+def outcome_table(bundle):
+    """What is said of the first part."""
+    return choose([Training(bundle, 2, fold) for fold in (0, 1)]).table()
+
+
+def test_second_part_that_was_stopped_goes_on_where_it_was(narrowed, tmp_path):
+    data, bundle, outcome, _ = narrowed
+    copy = shutil.copytree(bundle, tmp_path / "balls")
+    made = copy / outcome.bundle.name
+    shutil.rmtree(made / "levels/fold_1")
+    (last,) = made.glob(f"models/fold_1/checkpoint_epoch={epochs_of(made)}.pt")
+    last.unlink()
+    kept = {name: state for name, state in states(made).items() if "fold_0" in name}
+    again, said = fit(Source(data), copy, narrow=True, given=FIVE_EPOCHS)
+    assert f"Fold 1 of 2: training, {epochs_of(made)} epochs." in said
+    assert {name: states(made)[name] for name in kept} == kept
+    for score, before in zip(again.scores, outcome.scores, strict=True):
+        assert score.dice == pytest.approx(before.dice, abs=1e-3)
+
+
+def epochs_of(bundle):
+    return json.loads((bundle / "train.json").read_text())["max_epochs"]
+
+
+def test_mask_by_the_narrowed_networks(narrowed, tmp_path):
+    data, _, outcome, _ = narrowed
+    words = ["segment", "-i", str(data / "imagesTr"), "-o", str(tmp_path), "--bundle", str(outcome.bundle)]
+    main([*words, "--checkpoint", *map(str, outcome.weights)])
+    assert len(list(tmp_path.glob("*.nii.gz"))) == 4
+
+
+def test_fit_that_was_not_narrowed_is_not_narrowed_afterwards(copied):
+    source, bundle = copied
+    with pytest.raises(ValueError, match="balls was fitted with narrow False, got True"):
+        fit(source, bundle, narrow=True)
 
 
 # Refused

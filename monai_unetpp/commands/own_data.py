@@ -26,6 +26,8 @@ def fit(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--folds", type=int, help="folds of a cross-validation; default one training")
     several = "devices that share the folds, a process each, such as cuda:0 cuda:1"
     parser.add_argument("--devices", nargs="+", default=[], help=several)
+    narrow = "train all levels for 40 %% of the time, then the chosen one alone, in OUT/NAME_Lk"
+    parser.add_argument("--narrow", action="store_true", help=narrow)
     return _fit
 
 
@@ -75,7 +77,9 @@ def _fit(args: argparse.Namespace) -> str:
 
     source, options = _asked(args)
     return "\n".join(
-        fit_bundle(source, args.out, args.folds, devices=args.devices, say=say, **options).lines()
+        fit_bundle(
+            source, args.out, args.folds, devices=args.devices, narrow=args.narrow, say=say, **options
+        ).lines()
     )
 
 

@@ -7,11 +7,11 @@ goes on, or is done again.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from monai_unetpp.fitting.outcome import Outcome, choose, report_path, tolerance
 from monai_unetpp.fitting.pictures import draw_cases
 from monai_unetpp.fitting.sharing import share_folds
 from monai_unetpp.fitting.stages import Training
-from monai_unetpp.planning import Source, plan_bundle
+from monai_unetpp.planning import Source, plan_bundle, write_second_part
 from monai_unetpp.report import write_report
 from monai_unetpp.weights import plain
 
@@ -46,6 +46,7 @@ def fit_bundle(
     device: str | None = None,
     given: Mapping[str, Any] | None = None,
     devices: Sequence[str] = (),
+    narrow: bool = False,
     say: Callable[[str], None] = print,
 ) -> Outcome:
     """Plan a bundle, train it, score its levels, choose depth and precision, and write a report.
@@ -63,6 +64,8 @@ def fit_bundle(
         given: Settings that are not chosen but taken, see :func:`~monai_unetpp.planning.rules.make_plan`.
         devices: Devices that share the folds, a process each, such as ``["cuda:0", "cuda:1"]``, or
             ``["cpu", "cpu"]`` for two processes; the plan is made for the first one.
+        narrow: Whether to train all levels for 40 % of the time, and then a network of the chosen level,
+            which is a bundle of its own in ``out``.
         say: Takes the lines that tell how far it has come; processes of several devices print theirs.
 
     Raises:
@@ -76,10 +79,10 @@ def fit_bundle(
     out, device = Path(out), devices[0] if devices else device
     asked = plain(
         {
-            **dataclasses.asdict(source),
+            **asdict(source),
             "data": Path(source.data).absolute(),
             **{"folds": folds, "hours": hours, "skip_bad": skip_bad, "memory": memory, "device": device},
-            **{"given": dict(given or {}), "processes": len(devices) or 1},
+            **{"given": dict(given or {}), "processes": len(devices) or 1, "narrow": narrow},
         }
     )
     with _one_at_a_time(out):
@@ -88,20 +91,37 @@ def fit_bundle(
         _check_request(out, asked)
         use: list[str | None] = [*devices] or [device]
         trainings = [Training(out, folds, fold, use[fold % len(use)]) for fold in range(folds or 1)]
-        left = [training for training in trainings if not (training.is_trained() and training.is_scored())]
-        if left:
-            report_path(out).unlink(missing_ok=True)  # that of other weights
-        if len(use) > 1:
-            share_folds(_run_aloud, [group for n, _ in enumerate(use) if (group := left[n :: len(use)])])
-        else:
-            for training in left:
-                _run(training, say)
-        outcome = choose(trainings)
-        if not report_path(out).is_file():
-            say("Writing the report.")
-            tolerance = tolerances(out)[0]
-            write_report(out, draw_cases(trainings, outcome), outcome.level, outcome.precision, tolerance)
-        return outcome
+        outcome = _fit(trainings, len(use), say)
+        if not narrow:
+            return outcome
+        for line in outcome.table():
+            say(line)
+        narrowed = out / f"{out.name}_L{outcome.level}"
+        if not narrowed.exists():
+            say(f"Planning {narrowed}, which trains L{outcome.level} alone.")
+            write_second_part(out, narrowed, outcome.level)
+        return _fit(
+            [replace(each, bundle=narrowed, finetune=each.weights) for each in trainings], len(use), say
+        )
+
+
+def _fit(trainings: Sequence[Training], processes: int, say: Callable[[str], None]) -> Outcome:
+    """Train, score, choose and report one bundle, what is left of it."""
+    bundle = trainings[0].bundle
+    left = [training for training in trainings if not (training.is_trained() and training.is_scored())]
+    if left:
+        report_path(bundle).unlink(missing_ok=True)  # that of other weights
+    if processes > 1:
+        share_folds(_run_aloud, [group for n in range(processes) if (group := left[n::processes])])
+    else:
+        for training in left:
+            _run(training, say)
+    outcome = choose(trainings)
+    if not report_path(bundle).is_file():
+        say("Writing the report.")
+        tolerance = tolerances(bundle)[0]
+        write_report(bundle, draw_cases(trainings, outcome), outcome.level, outcome.precision, tolerance)
+    return outcome
 
 
 @contextmanager
@@ -126,7 +146,7 @@ def _plan(source: Source, out: Path, asked: Mapping[str, Any], say: Callable[[st
     folds, hours, given = asked["folds"], asked["hours"], asked["given"]
     rounds = math.ceil((folds or 1) / asked["processes"])  # of trainings, one after another
     each = None if hours is None else TRAINING_SHARE * hours / rounds
-    options = {key: asked[key] for key in ("skip_bad", "memory", "device", "folds", "processes")}
+    options = {key: asked[key] for key in ("skip_bad", "memory", "device", "folds", "processes", "narrow")}
     say(f"Planning {out} for {source.data}.")
     _, plan = plan_bundle(
         source, out, hours=each, given=given, progress=True, extra={REQUEST: asked}, **options
@@ -144,7 +164,7 @@ def _check_request(out: Path, asked: Mapping[str, Any]) -> None:
             f"out must be a folder that does not exist, or one of an earlier fit, {out} has no {REQUEST}: "
             f"give another --out, or train what is there: monai-unetpp train {out}"
         )
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = {"narrow": False, **json.loads(path.read_text(encoding="utf-8"))}
     differs = [key for key, value in asked.items() if before.get(key) != value]
     if differs:
         key = differs[0]

@@ -56,7 +56,7 @@ class Outcome:
             f"table of its levels: remove {self.bundle / 'levels'}, and the same command scores them again."
         )
 
-    def lines(self) -> list[str]:
+    def table(self) -> list[str]:
         """Return Dice by class at each level, and what the choice saves of the deepest one."""
         first = next(iter(by_precision(self.scores).values()))
         deepest, chosen = first[-1], self.chosen()
@@ -81,6 +81,12 @@ class Outcome:
             head,
             *rows,
             f"Chosen: L{chosen.level} in {chosen.precision}: {saves}.",
+        ]
+
+    def lines(self) -> list[str]:
+        """Return the table, the places of weights and report, and the next command."""
+        return [
+            *self.table(),
             f"Weights: {', '.join(map(str, self.weights))}",
             f"Report:  {report_path(self.bundle)}",
             f"Segment: {self.command()}",

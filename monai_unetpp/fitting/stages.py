@@ -25,12 +25,14 @@ class Training:
         folds: Number of folds; None without a cross-validation.
         fold: Number of this one, from 0 on.
         device: Such as ``"cuda:1"``; default a GPU if there is one.
+        finetune: Path of the weights that it starts from; default random ones.
     """
 
     bundle: Path
     folds: int | None = None
     fold: int = 0
     device: str | None = None
+    finetune: Path | None = None
 
     @property
     def name(self) -> str:
@@ -69,8 +71,10 @@ class Training:
     def train(self) -> None:
         """Train from the start, or from the last checkpoint; errors are those of a training."""
         # Without a checkpoint, weights are those of an epoch that was not completed: they are moved aside.
-        resumed = {"resume": bool(self._checkpoints()), "previous_training": "keep"}
-        run_workflow("train", self.bundle, settings={**self._settings(), **resumed})
+        resume = bool(self._checkpoints())
+        start = {} if resume or self.finetune is None else {"finetune": str(self.finetune)}
+        options = {"resume": resume, "previous_training": "keep", **start}
+        run_workflow("train", self.bundle, settings={**self._settings(), **options})
 
     def score(self, formats: list[str]) -> None:
         """Score the levels, choose one, and export it; a run that was stopped is replaced."""

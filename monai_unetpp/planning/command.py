@@ -15,6 +15,7 @@ from monai_unetpp.files import PathLike
 from monai_unetpp.planning.budget import memory_of_machine, speed_of_machine
 from monai_unetpp.planning.choices import Machine, Plan
 from monai_unetpp.planning.fingerprint import Fingerprint, take_fingerprint
+from monai_unetpp.planning.narrowing import first_part
 from monai_unetpp.planning.patches import FIRST_WIDTH
 from monai_unetpp.planning.rules import make_plan
 from monai_unetpp.planning.source import Source
@@ -40,6 +41,7 @@ def plan_bundle(
     extra: Mapping[str, Any] | None = None,
     folds: int | None = None,
     processes: int = 1,
+    narrow: bool = False,
 ) -> tuple[Fingerprint, Plan]:
     """Write a bundle for a data set of one's own.
 
@@ -58,6 +60,7 @@ def plan_bundle(
         extra: Contents of further JSON files of the bundle, by name.
         folds: Number of folds of a cross-validation, each of which holds out its share of the scans.
         processes: Number of trainings at once, which share what cases and loading take, and a CPU.
+        narrow: Whether the training is the first part of two, see :mod:`monai_unetpp.planning.narrowing`.
 
     Raises:
         FileExistsError: if ``out`` exists.
@@ -96,6 +99,7 @@ def plan_bundle(
         0 if kind == "cpu" else max(1, 8 // processes),
     )
     plan = make_plan(fingerprint, machine, given)
+    plan = first_part(plan) if narrow else plan
     write_bundle(plan, fingerprint, out, extra)
     log.unlink(missing_ok=True)
     return fingerprint, plan

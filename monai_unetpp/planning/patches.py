@@ -12,7 +12,7 @@ import torch
 
 from monai_unetpp.network import UNetPlusPlus
 from monai_unetpp.planning.budget import step_multiply_adds, total_memory
-from monai_unetpp.planning.choices import Choices, Machine
+from monai_unetpp.planning.choices import Choices, Machine, Plan
 from monai_unetpp.planning.fingerprint import Fingerprint
 from monai_unetpp.planning.images import MIN_AXIS_VOXELS, median_size, target_diameter
 
@@ -240,7 +240,7 @@ def _reason_of_widths(levels: int, device: str) -> str:
     )
 
 
-def network_of(choose: Choices, channels: Any, strides: Any, kernels: Any) -> UNetPlusPlus:
+def network_of(choose: Choices | Plan, channels: Any, strides: Any, kernels: Any) -> UNetPlusPlus:
     """Return the network on the device ``meta``, which takes no memory."""
     with torch.device("meta"):
         return UNetPlusPlus(

@@ -69,7 +69,8 @@ def load_network(
         raise ValueError(f"runtime must be left out with {path}: {runtime} runs .onnx files.")
     weights = read_weights(path)
     heads = levels_in(unprefixed(weights))
-    if len(heads) == 1 and inner.deep_supervision and heads[0] <= inner.depth:
+    levels = list(inner.spec.levels)
+    if len(heads) == 1 and heads != levels and heads[0] in levels:
         network = inner = prune(inner, heads[0])
     check_fit(path, weights, inner)
     if level is not None and level not in heads:
