@@ -62,6 +62,32 @@ def plus(**settings: Any) -> Make:
     return lambda dims, classes, widths: UNetPlusPlus(dims, 1, classes, widths, strides=2, **settings)
 
 
+class Stopped(UNetPlusPlus):
+    """U-Net^e whose row k of the encoder learns from head k alone, and row 0 from L1."""
+
+    def _add_to_encoder(self, X: list[list[Tensor]], image: Tensor, k: int) -> None:  # noqa: N803
+        shown = _detached(X, k)
+        super()._add_to_encoder(shown, image, k)
+        X.append(shown[-1])
+
+    def _add_diagonal(self, X: list[list[Tensor]], k: int, is_last: bool) -> None:  # noqa: N803
+        shown = _detached(X, k)
+        super()._add_diagonal(shown, k, is_last=False)
+        for row, of_level in zip(X, shown, strict=True):
+            row += of_level[len(row) :]
+        del is_last  # nothing is freed
+
+
+def _detached(maps: list[list[Tensor]], k: int) -> list[list[Tensor]]:
+    """Return the maps of the rows, those above row k without gradients, except for L1."""
+    return [[each.detach() for each in row] if i < k and k > 1 else list(row) for i, row in enumerate(maps)]
+
+
+def stopped(dims: int, classes: int, widths: Sequence[int]) -> nn.Module:
+    """U-Net^e without gradients between levels."""
+    return Stopped(dims, 1, classes, widths, strides=2, skips="long")
+
+
 def unet(depth: int | None = None) -> Make:
     """U-Net of so many levels, the deepest by default."""
     make = plus(skips="long", deep_supervision=False)
@@ -122,6 +148,10 @@ def family(depth: int) -> dict[str, Member]:
         "U-Net^e, grown": Member(plus(skips="long"), grown=growth),
         "UNet++, grown": Member(plus(), grown=growth),
         "UNet++, distilled": Member(plus(), {"distillation": 0.5}),
+        "U-Net^e, shallow heads first": Member(
+            plus(skips="long"), {"weights": [2.0**n for n in range(depth)]}
+        ),
+        "U-Net^e, stopped gradients": Member(stopped),
         **{
             f"{name}, narrowed to L{k}": Member(make, narrowed=(k, NARROWED_AFTER))
             for name, make in (("U-Net^e", plus(skips="long")), ("UNet++", plus()))
