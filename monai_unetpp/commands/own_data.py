@@ -26,7 +26,7 @@ def fit(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--folds", type=int, help="folds of a cross-validation; default one training")
     several = "devices that share the folds, a process each, such as cuda:0 cuda:1"
     parser.add_argument("--devices", nargs="+", default=[], help=several)
-    narrow = "train all levels for 40 %% of the time, then the chosen one alone, in OUT/NAME_Lk"
+    narrow = "train all levels for 40 %% of the time, in OUT_all_levels, then the chosen one alone, in OUT"
     parser.add_argument("--narrow", action="store_true", help=narrow)
     return _fit
 

@@ -34,6 +34,7 @@ __all__ = ["fit_bundle"]
 
 TRAINING_SHARE = 0.9  # of the time; levels and report take the rest
 REQUEST = "fit.json"  # in the bundle: what was asked for
+ALL_LEVELS = "_all_levels"  # ends the name of the bundle from which one is narrowed
 
 
 def fit_bundle(
@@ -64,8 +65,8 @@ def fit_bundle(
         given: Settings that are not chosen but taken, see :func:`~monai_unetpp.planning.rules.make_plan`.
         devices: Devices that share the folds, a process each, such as ``["cuda:0", "cuda:1"]``, or
             ``["cpu", "cpu"]`` for two processes; the plan is made for the first one.
-        narrow: Whether to train all levels for 40 % of the time, and then a network of the chosen level,
-            which is a bundle of its own in ``out``.
+        narrow: Whether to train all levels for 40 % of the time, in a bundle beside ``out`` whose name ends
+            in ``_all_levels``, and then in ``out`` a network of the level that was chosen.
         say: Takes the lines that tell how far it has come; processes of several devices print theirs.
 
     Raises:
@@ -85,24 +86,29 @@ def fit_bundle(
             **{"given": dict(given or {}), "processes": len(devices) or 1, "narrow": narrow},
         }
     )
+    use: list[str | None] = [*devices] or [device]
+    trainings = [Training(out, folds, fold, use[fold % len(use)]) for fold in range(folds or 1)]
     with _one_at_a_time(out):
-        if not out.exists():
-            _plan(source, out, asked, say)
-        _check_request(out, asked)
-        use: list[str | None] = [*devices] or [device]
-        trainings = [Training(out, folds, fold, use[fold % len(use)]) for fold in range(folds or 1)]
-        outcome = _fit(trainings, len(use), say)
-        if not narrow:
-            return outcome
-        for line in outcome.table():
-            say(line)
-        narrowed = out / f"{out.name}_L{outcome.level}"
-        if not narrowed.exists():
-            say(f"Planning {narrowed}, which trains L{outcome.level} alone.")
-            write_second_part(out, narrowed, outcome.level)
-        return _fit(
-            [replace(each, bundle=narrowed, finetune=each.weights) for each in trainings], len(use), say
-        )
+        if narrow:
+            every = out.with_name(f"{out.name}{ALL_LEVELS}")
+            first = [replace(each, bundle=every) for each in trainings]
+            if not out.exists():
+                _plan_second_part(_planned_and_fitted(source, first, asked, say), out, asked, say)
+            trainings = [
+                replace(each, finetune=of.weights) for each, of in zip(trainings, first, strict=True)
+            ]
+        return _planned_and_fitted(source, trainings, asked, say)
+
+
+def _planned_and_fitted(
+    source: Source, trainings: Sequence[Training], asked: Mapping[str, Any], say: Callable[[str], None]
+) -> Outcome:
+    """Plan one bundle, if it does not exist yet, and bring it to its end."""
+    bundle = trainings[0].bundle
+    if not bundle.exists():
+        _plan(source, bundle, asked, say)
+    _check_request(bundle, asked)
+    return _fit(trainings, asked["processes"], say)
 
 
 def _fit(trainings: Sequence[Training], processes: int, say: Callable[[str], None]) -> Outcome:
@@ -154,6 +160,15 @@ def _plan(source: Source, out: Path, asked: Mapping[str, Any], say: Callable[[st
     size, channels = plan["roi_size"], plan["channels"]
     why = f"{out / 'README.md'} says why."
     say(f"Planned: patch {size}, channels {channels}, {plan['max_epochs']} epochs; {why}")
+
+
+def _plan_second_part(
+    first: Outcome, out: Path, asked: Mapping[str, Any], say: Callable[[str], None]
+) -> None:
+    for line in first.table():
+        say(line)
+    plan = write_second_part(first.bundle, out, first.level, {REQUEST: asked})
+    say(f"Planned: {out}, a network of L{first.level} alone, {plan['max_epochs']} epochs.")
 
 
 def _check_request(out: Path, asked: Mapping[str, Any]) -> None:

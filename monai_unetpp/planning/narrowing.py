@@ -64,13 +64,14 @@ def second_part(plan: Plan, level: int) -> Plan:
     )
 
 
-def write_second_part(bundle: Path, out: Path, level: int) -> Plan:
-    """Write the bundle of the second part beside that of the first, atomically; return its plan.
+def write_second_part(bundle: Path, out: Path, level: int, extra: Mapping[str, Any] | None = None) -> Plan:
+    """Write the bundle of the second part, atomically; return its plan.
 
     Args:
         bundle: Folder of the first part.
         out: Folder to make; its name is the bundle's.
         level: Chosen level.
+        extra: Contents of further JSON files, by name.
 
     Raises:
         FileExistsError: if ``out`` exists.
@@ -79,7 +80,8 @@ def write_second_part(bundle: Path, out: Path, level: int) -> Plan:
     choices: Mapping[str, Mapping[str, Any]] = _read(bundle / "plan" / "plan.json")
     plan = Plan([Choice(key, each["value"], each["reason"]) for key, each in choices.items()])
     narrowed = second_part(plan, level)
-    write_bundle(narrowed, Fingerprint.from_json(_read(bundle / "plan" / "fingerprint.json")), out)
+    fingerprint = Fingerprint.from_json(_read(bundle / "plan" / "fingerprint.json"))
+    write_bundle(narrowed, fingerprint, out, extra)
     return narrowed
 
 
