@@ -2,7 +2,9 @@
 """Keys that no configuration has are refused, with the nearest ones, wherever values are set."""
 
 import re
+import sys
 
+import monai.bundle.__main__
 import pytest
 from processes import python
 
@@ -108,6 +110,18 @@ def test_monais_command_names_the_key_and_the_nearest(balls, tmp_path, flag, mes
     assert done.returncode != 0
     assert re.search(message, done.stderr), done.stderr
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("words", [["--learning_rate", "None"], ["--learning_rate=None"]])
+def test_none_is_not_ignored_without_a_word(balls, tmp_path, monkeypatch, words):
+    """MONAI's command line leaves it out, and the value of the JSON would stay."""
+    monkeypatch.setattr(sys, "argv", [monai.bundle.__main__.__file__, "run", "--config_file", "x", *words])
+    said = r"--learning_rate None is left out by MONAI's.* would be 0\.01: write --learning_rate '\$None'"
+    with raises_within(ValueError, said):
+        run("liver", "train", tmp_path / "root", dataset_dir=str(balls), learning_rate=0.01)
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:4], "--patience", "None"])  # as it is in the JSON
+    with raises_within(ValueError, "did you mean max_epochs"):
+        run("liver", "train", tmp_path / "root", dataset_dir=str(balls), max_epoch=1)
 
 
 @pytest.mark.parametrize(

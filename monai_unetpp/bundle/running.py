@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +100,15 @@ def check_run() -> None:
 
     Raises:
         ValueError: if there is such a key, such as ``--max_epoch`` beside ``max_epochs``; the message has the
-            nearest ones. If a path has a ``#``. If ``bundle_root`` is by default another folder than that of
-            the JSONs, as in a bundle that was copied.
+            nearest ones. If MONAI's command line leaves out a value, ``None``. If a path has a ``#``. If
+            ``bundle_root`` is by default another folder than that of the JSONs, as in a bundle that was
+            copied.
     """
     name_cause_last()
     run = running()
     if run is None:
         return
+    _check_ignored(run)
     check_keys(run.on_disk, run.given(), run.names)
     _check_paths(run)
     root, folder = run.on_disk.get("bundle_root"), run.folder
@@ -116,6 +120,21 @@ def check_run() -> None:
             f'would write: set "bundle_root": "{folder.as_posix()}" in train.json and inference.json, or run '
             f"it in the folder that has {root}; --bundle_root FOLDER names any other."
         )
+
+
+def _check_ignored(run: Running) -> None:
+    """Refuse ``--key None``, which MONAI's command line leaves out: the value of the JSON would stay."""
+    program, *words = sys.argv
+    if Path(program).parts[-3:] != ("monai", "bundle", "__main__.py"):
+        return
+    given = [*(word.split("=", 1) for word in words if "=" in word), *pairwise(words)]
+    for key in (key[2:] for key, value in given if key.startswith("--") and value == "None"):
+        known = key.split("#")[0] in run.parser.get()
+        if known and (value := plain(run.parser[key])) is not None:
+            raise ValueError(
+                f"--{key} None is left out by MONAI's command line, and {key} would be {value}: write "
+                f"--{key} '$None'."
+            )
 
 
 def _check_paths(run: Running) -> None:
