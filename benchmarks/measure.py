@@ -67,7 +67,10 @@ def matmul_peak(device: str, size: int = 2048, dtype: torch.dtype = torch.float3
 
 def machine() -> str:
     """Return a description of the machine and the versions that a figure depends on."""
-    device = (
-        torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
-    )
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        bfloat16 = {"AMX": torch.cpu._is_amx_tile_supported, "BF16": torch.cpu._is_avx512_bf16_supported}
+        has = [name for name, supported in bfloat16.items() if supported()]
+        device = " ".join([torch.backends.cpu.get_cpu_capability(), *has])
     return f"{platform.machine()} {device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
