@@ -68,19 +68,12 @@ class Outcome:
             + "  ".join(f"{s.dice_per_class[name]:{width}.3f}" for name in names)
             for s in first
         ]
-        fewer, faster = deepest.parameters / chosen.parameters, deepest.seconds / chosen.seconds
-        saves = (
-            f"{fewer:.1f} times fewer parameters and {faster:.1f} times faster than L{deepest.level} in "
-            f"{deepest.precision}, Dice {chosen.dice - deepest.dice:+.4f}"
-        )
-        if (chosen.level, chosen.precision) == (deepest.level, deepest.precision):
-            saves = "the deepest; no shallower level is good enough"
         cases = len(deepest.dice_per_case)
         return [
             f"Dice of {cases} held-out case{'s' * (cases != 1)}, in {deepest.precision}:",
             head,
             *rows,
-            f"Chosen: L{chosen.level} in {chosen.precision}: {saves}.",
+            f"Chosen: L{chosen.level} in {chosen.precision}: {_gain(chosen, deepest)}.",
         ]
 
     def lines(self) -> list[str]:
@@ -98,6 +91,17 @@ class Outcome:
         if len(self.weights) > 1:  # of folds, which are named, not chosen
             words += ["--checkpoint", *map(str, self.weights)]
         return shlex.join(words)
+
+
+def _gain(chosen: LevelScore, deepest: LevelScore) -> str:
+    """Return what a choice saves of the deepest level in the first precision."""
+    faster = f"{deepest.seconds / chosen.seconds:.1f} times faster than"
+    loses = f"in {deepest.precision}, Dice {chosen.dice - deepest.dice:+.4f}"
+    if chosen.level < deepest.level:
+        fewer = f"{deepest.parameters / chosen.parameters:.1f} times fewer parameters"
+        return f"{fewer} and {faster} L{deepest.level} {loses}"
+    which = "the only level" if deepest.level == 1 else "the deepest; no shallower level is good enough"
+    return which if chosen.precision == deepest.precision else f"{which}; {faster} {loses}"
 
 
 def report_path(bundle: Path) -> Path:
