@@ -53,6 +53,7 @@ class Recipe:
         levels: Number of levels; default that of the bundle.
         muon: Whether kernels move by Muon instead of AdamW.
         rate: Learning rate of the first step.
+        bfloat16: Whether steps are computed in mixed precision.
     """
 
     grown: tuple[float, ...] = ()
@@ -63,6 +64,7 @@ class Recipe:
     levels: int | None = None
     muon: bool = False
     rate: float = 0.003
+    bfloat16: bool = False
 
 
 U_NET_E = (("skips", "long"),)
@@ -84,6 +86,7 @@ RECIPES = {
     "grown, Muon, 0.01": Recipe(grown=(0.33, 0.67), muon=True, rate=0.01),
     "all, Muon, 0.01": Recipe(muon=True, rate=0.01),
     "U-Net^e, Muon, 0.01": Recipe(network=U_NET_E, muon=True, rate=0.01),
+    "U-Net^e, Muon, 0.01, bfloat16": Recipe(network=U_NET_E, muon=True, rate=0.01, bfloat16=True),
     "U-Net^e, grown, Muon, 0.01": Recipe((0.33, 0.67), network=U_NET_E, muon=True, rate=0.01),
     "two levels, grown, Muon": Recipe(grown=(0.4,), levels=2, muon=True),
     "U-Net, Muon, 0.01": Recipe(network=U_NET, muon=True, rate=0.01),
@@ -125,7 +128,10 @@ def train(
                 net.training_level = 1 + int(draw.choice(len(recipe.drawn), p=recipe.drawn))
             optimizer.param_groups[0]["lr"] = recipe.rate * (1 - share) ** 0.9
             optimizer.zero_grad()
-            loss(net(batch["image"].as_tensor()), batch["label"].as_tensor()).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
+                heads = net(batch["image"].as_tensor())
+                value = loss(heads, batch["label"].as_tensor())
+            value.backward()
             optimizer.step()
             average.update()
             steps += 1

@@ -143,6 +143,24 @@ def test_mixed_precision_gives_gradients_near_those_of_float32(use_checkpoint):
     assert nn.functional.cosine_similarity(got, wanted, dim=0) > 0.99  # bfloat16 has 8 bits
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_training_in_mixed_precision_is_that_of_plain_torch_bit_for_bit(dims):
+    """There our kernels take longer; inference keeps them, with gradients off."""
+    net, x = network(dims, torch.float32), torch.rand(2, 1, *[16] * dims)
+    found = []
+    for choice in ("auto", "plain"):
+        net.zero_grad()
+        with kernels.use(choice), torch.autocast("cpu", torch.bfloat16):
+            heads = net.train()(x)
+            sum(head.float().square().sum() for head in heads).backward()
+        found.append([*heads, *(parameter.grad.clone() for parameter in net.parameters())])
+    assert all(torch.equal(ours, plain) for ours, plain in zip(*found, strict=True))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not kernels.dispatch.applies(x)
+        with torch.no_grad():
+            assert kernels.dispatch.applies(x)
+
+
 class Convolutions(TorchDispatchMode):
     """Counts convolutions."""
 

@@ -3,8 +3,8 @@
 
 plain    torch's operators and autograd; every module is called
 memory   convolutions over maps that are not joined, cheap steps repeated in backward; any device
-auto     on a CPU, the same with the kernels of ``cpu/``; on GPUs since Ampere, plain in channels last with
-         the kernels of ``gpu/``; plain elsewhere
+auto     on a CPU, the same with the kernels of ``cpu/``, but plain to train in bfloat16; on GPUs since
+         Ampere, plain in channels last with the kernels of ``gpu/``; plain elsewhere
 
 TorchScript, tracing and export always take plain. All that this package knows of them is in this file.
 """
@@ -191,8 +191,12 @@ def uses_cpu_kernels(x: Tensor) -> bool:
 
 
 def prefers_cpu(x: Tensor) -> bool:
-    """Whether what is best on a CPU is the choice for ``x``; kernels ask, which run in eager mode."""
-    return _in_use == "auto" and x.is_cpu
+    """Whether what is best on a CPU is the choice for ``x``; kernels ask, which run in eager mode.
+
+    To train in bfloat16 that is plain torch: in channels last its backward takes three times as long.
+    """
+    trains_in_bfloat16 = torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+    return _in_use == "auto" and x.is_cpu and not trains_in_bfloat16
 
 
 def uses_gpu_kernels(x: Tensor) -> bool:
