@@ -181,6 +181,7 @@ def _draw(title: str, points: Sequence[Point], dice: Any, took: Mapping[Point, f
     figure = Figure(figsize=(7.6, 4.6), layout="constrained")
     axes = figure.add_subplot()
     series: dict[str, list[Point]] = {}
+    labelled: set[tuple[str, float]] = set()
     for point in points:
         series.setdefault("U-Net" if point[0].startswith("U-Net L") else point[0], []).append(point)
     for n, (name, of_series) in enumerate(series.items()):
@@ -191,6 +192,9 @@ def _draw(title: str, points: Sequence[Point], dice: Any, took: Mapping[Point, f
         axes.errorbar(at, means, yerr=ends, label=name, linewidth=1.2, elinewidth=0.6, **style)
         for point, x, y in zip(of_series, at, means, strict=True):
             level = point[1] or (point[0][-2:] if point[0].startswith("U-Net L") else "")
+            if (level, x) in labelled:  # by the level of another network that takes as long
+                continue
+            labelled.add((level, x))
             axes.annotate(level, (x, y), xytext=(4, -9), textcoords="offset points", fontsize=7)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
