@@ -70,12 +70,11 @@ class Stopped(UNetPlusPlus):
         super()._add_to_encoder(shown, image, k)
         X.append(shown[-1])
 
-    def _add_diagonal(self, X: list[list[Tensor]], k: int, is_last: bool) -> None:  # noqa: N803
+    def _add_diagonal(self, X: list[list[Tensor]], k: int, is_last: bool) -> None:  # noqa: N803, ARG002
         shown = _detached(X, k)
         super()._add_diagonal(shown, k, is_last=False)
         for row, of_level in zip(X, shown, strict=True):
             row += of_level[len(row) :]
-        del is_last  # nothing is freed
 
 
 def _detached(maps: list[list[Tensor]], k: int) -> list[list[Tensor]]:

@@ -32,6 +32,7 @@ from monai_unetpp.planning import (
     budget,
     command,
     make_plan,
+    narrowing,
     parse_memory,
     plan_bundle,
     take_fingerprint,
@@ -903,6 +904,15 @@ def test_bundles_written_by_hand_are_made_from_the_template(name):
 def test_path_that_monai_would_read_as_code_is_refused(tmp_path, balls):
     with pytest.raises(ValueError, match=r"a#b must have no # and no .* which MONAI reads as code"):
         plan_bundle(Source(balls), tmp_path / "a#b", given=TINY_PLAN)
+
+
+def test_second_part_begins_at_the_learning_rate_of_one_decay_over_both():
+    """That of train.json at the end of the first part."""
+    decay = config(TEMPLATE, "train")["lr_scheduler"]["lr_lambda"]
+    decay = decay.removeprefix("$").replace("@train#trainer#max_epochs", "10")
+    assert eval(decay)(10 * narrowing.FIRST_SHARE) == pytest.approx(
+        (1 - narrowing.FIRST_SHARE) ** narrowing.POWER
+    )
 
 
 def test_expression_for_scans_reaches_the_training_as_it_is(tmp_path):

@@ -129,10 +129,9 @@ def _check_ignored(run: Running) -> None:
         return
     given = [*(word.split("=", 1) for word in words if "=" in word), *pairwise(words)]
     for key in (key[2:] for key, value in given if key.startswith("--") and value == "None"):
-        known = key.split("#")[0] in run.parser.get()
-        if known and (value := plain(run.parser[key])) is not None:
+        if (value := run.parser.get(key)) is not None:
             raise ValueError(
-                f"--{key} None is left out by MONAI's command line, and {key} would be {value}: write "
+                f"--{key} None is left out by MONAI's command line, and {key} would be {plain(value)}: write "
                 f"--{key} '$None'."
             )
 
