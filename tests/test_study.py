@@ -85,12 +85,16 @@ def test_rows_of_two_processes_are_all_kept_and_a_repeated_training_replaces_its
     ]
 
 
+def by_seed(dice):
+    return {str(seed): each for seed, each in enumerate(dice)}
+
+
 @pytest.mark.parametrize(("gain", "worse"), [(0.0, False), (-0.002, False), (-0.005, True), (-0.01, True)])
 def test_only_what_is_within_the_margin_is_shown_not_to_be_worse(gain, worse, scripts):
     rng = np.random.default_rng(1)
     best = rng.uniform(0.7, 0.9, (3, 60))
     dice = best + gain + rng.normal(0, 0.004, best.shape)
-    mean, low, high, p = scripts["frontier"].compare(dice, best)
+    mean, low, high, p = scripts["frontier"].compare(by_seed(dice), by_seed(best))
     difference = (dice - best).mean(0)
     assert low < mean < high
     assert mean == pytest.approx(difference.mean())
@@ -99,9 +103,28 @@ def test_only_what_is_within_the_margin_is_shown_not_to_be_worse(gain, worse, sc
     assert (p > 0.05) == worse
 
 
+def test_networks_are_compared_on_the_seeds_that_both_have(scripts):
+    one, three = np.full((1, 4), 0.8), np.array([[0.7] * 4, [0.9] * 4, [0.9] * 4])
+    for dice, other, wanted in ((one, three, 0.1), (three, one, -0.1)):
+        found = scripts["frontier"].difference(by_seed(dice), by_seed(other))
+        assert found == pytest.approx([wanted] * 4)
+
+
+def test_rise_is_that_of_the_best_in_the_last_fifth(scripts):
+    def curve(seed, *dice):
+        return [
+            {"network": "a", "seed": seed, "share": f"{(n + 1) / 5 + 0.003}", "dice": str(each)}
+            for n, each in enumerate(dice)
+        ]
+
+    rows = [*curve("0", 0.1, 0.5, 0.4, 0.4, 0.6), *curve("1", 0.1, 0.5, 0.4, 0.4, 0.2)]
+    assert scripts["frontier"].late_rise(rows) == pytest.approx({"a": (0.1 - 0.3) / 2})
+
+
 def test_dominated_is_what_is_neither_better_nor_faster(scripts):
     dice = {
-        (name, ""): np.full((1, 3), value) for name, value in zip("abcd", (0.8, 0.9, 0.9, 0.95), strict=True)
+        (name, ""): {"0": np.full(3, value)}
+        for name, value in zip("abcd", (0.8, 0.9, 0.9, 0.95), strict=True)
     }
     took = {(name, ""): value for name, value in zip("abcd", (1.0, 1.0, 2.0, 3.0), strict=True)}
     found = {
