@@ -20,6 +20,7 @@ from processes import running
 
 from bundles import AFFINES, TINY_PLAN, ball, write_cases
 from monai_unetpp.__main__ import main
+from monai_unetpp.files import read_csv, write_csv
 from monai_unetpp.fitting import command, fit_bundle, pictures
 from monai_unetpp.fitting import outcome as outcomes
 from monai_unetpp.fitting.outcome import choose
@@ -322,8 +323,15 @@ def test_folder_of_something_else(tmp_path, fitted):
     assert not list((tmp_path / "notes").iterdir())
 
 
+def test_folds_of_machines_with_other_precisions_are_chosen_by_what_they_share(copied):
+    _, bundle = copied
+    rows = read_csv(path := bundle / "levels/fold_0/levels.csv")
+    write_csv(path, [*rows, *({**row, "precision": "float16"} for row in rows)])
+    outcome = choose([Training(bundle, 2, fold) for fold in (0, 1)])
+    assert {score.precision for score in outcome.scores} == {row["precision"] for row in rows}
+
+
 def test_folds_that_do_not_fit_together(copied):
-    """Such as one that was scored on a machine with another precision."""
     _, bundle = copied
     path = bundle / "levels/fold_0/levels.csv"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
@@ -429,6 +437,14 @@ def wait_for(condition, seconds=60):
             {"devices": ["cuda:0", "cuda:0"], "device": None},
             "devices must be different, got cuda:0 more than once",
         ),
+        (
+            {"devices": ["cuda", "cuda:0"], "device": None},
+            "devices must be different, got cuda:0 more than once",
+        ),
+        (
+            {"devices": ["cuda:0", "cpu"], "device": None},
+            "devices must be of one kind, for which the plan is made, got cpu and cuda",
+        ),
         ({"devices": ["cpu", "cpu"]}, "device must be left out with devices cpu cpu, got cpu"),
     ],
 )
@@ -452,6 +468,28 @@ def test_case_that_cannot_be_drawn_is_left_out_of_the_report(copied, monkeypatch
     fit(source, bundle)
     assert (bundle / "report.html").is_file()
     assert caplog.text.count("in the report: no such slice") == 3
+
+
+def test_folds_that_are_left_are_shared_by_all_devices(copied, monkeypatch):
+    """Not those that fall to each by their numbers: two of one GPU would fill its memory."""
+    _, bundle = copied
+    devices = ["cuda:0", "cuda:1"]
+    trainings = [Training(bundle, 5, fold, devices[fold % 2]) for fold in range(5)]
+    for stage in ("is_trained", "is_scored"):
+        monkeypatch.setattr(Training, stage, lambda training: training.fold == 1)
+
+    class SharedError(Exception):
+        """Instead of the trainings."""
+
+    def share(_, groups):
+        raise SharedError(groups)
+
+    monkeypatch.setattr(command, "share_folds", share)
+    with pytest.raises(SharedError) as shared:
+        command._fit(trainings, 2, print)
+    [groups] = shared.value.args
+    found = [[(training.fold, training.device) for training in group] for group in groups]
+    assert found == [[(0, "cuda:0"), (3, "cuda:0")], [(2, "cuda:1"), (4, "cuda:1")]]
 
 
 def test_devices_without_folds(fitted, tmp_path):

@@ -6,6 +6,7 @@ import csv
 import json
 import multiprocessing
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from bundles import AFFINES, TINY_PLAN, ball, config, schema, write_cases
 from monai_unetpp import UNetPlusPlus
 from monai_unetpp.__main__ import main
 from monai_unetpp.bundle import pack_bundle, run_workflow
-from monai_unetpp.data import list_volumes, read_dataset
+from monai_unetpp.data import list_volumes, read_dataset, split_cases
 from monai_unetpp.levels.cost import multiply_adds
 from monai_unetpp.planning import (
     Machine,
@@ -46,12 +47,16 @@ from monai_unetpp.planning.budget import (
 )
 from monai_unetpp.planning.configs import SYNTHETIC, TEMPLATE, planned_configs
 from monai_unetpp.planning.fingerprint import Fingerprint
+from monai_unetpp.planning.given import CHECKS, check_given
 from monai_unetpp.planning.measuring import CaseFacts
+from monai_unetpp.planning.patches import network_of
+from monai_unetpp.planning.training import mean_cost
 from monai_unetpp.planning.writing import OVERLAYS
 from monai_unetpp.transforms import LoadImageAndLabeld
 
 GROWTH = Path(__file__).parents[1] / "benchmarks" / "results" / "growth.csv"
 CPU = Machine(memory=8 * 2**30, speed=5e10, hours=10)
+UNCHECKED = {"roi_size", "regions", "regions_class_order", "label_values", "ignore_label"}  # elsewhere
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -280,7 +285,22 @@ def test_epochs_fill_the_time():
     [
         ({"roi_size": 16}, r"roi_size must be \[X, Y, Z\], whole numbers, got 16"),
         ({"growth": [0.5, 0.2]}, r"growth must be at most 2 shares .* \[0.33, 0.67\], got \[0.5, 0.2\]"),
+        ({"growth": 0.5}, r"growth must be a list of shares .*, or None, got 0.5"),
         ({"skips": "all"}, "skips must be one of dense, short, long, got 'all'"),
+        ({"spatial_dims": 4}, "spatial_dims must be 2 or 3, got 4"),
+        ({"strides": 2}, r"strides must be a list with the step down to each row, such as .*, got 2"),
+        ({"kernel_size": [3, 3, [3, 3, 0]]}, r"kernel_size must be a list .*, got \[3, 3, \[3, 3, 0\]\]"),
+        ({"channels": 16}, r"channels must be a list with a width per row, such as \[16, 32, 64\], got 16"),
+        ({"pixdim": [1, 1, 0]}, r"pixdim must be \[X, Y, Z\], mm, such as .*, got \[1, 1, 0\]"),
+        ({"hu_range": [300, -100]}, r"hu_range must be \[LOW, HIGH\], .*, got \[300, -100\]"),
+        ({"batch_size": True}, "batch_size must be a whole number from 1 on, got True"),
+        ({"max_epochs": 2.5}, "max_epochs must be a whole number from 1 on, got 2.5"),
+        ({"val_interval": 0}, "val_interval must be a whole number of epochs from 1 on, got 0"),
+        ({"val_fraction": 1}, "val_fraction must be a share between 0 and 1, such as 0.2, got 1"),
+        ({"learning_rate": "fast"}, "learning_rate must be a number above 0, such as 0.003, got 'fast'"),
+        ({"flip_axes": [3]}, r"flip_axes must be a list of axes, such as \[0, 1\], got \[3\]"),
+        ({"cache_rate": float("nan")}, "cache_rate must be a share from 0 to 1, got nan"),
+        ({"largest_component": 1}, "largest_component must be True or False, got 1"),
         ({"roi": [8, 8, 8]}, "a plan has no 'roi'; it has spatial_dims, "),
         (
             {"roi_size": [16, 16, 16], "channels": [4] * 9},
@@ -291,6 +311,13 @@ def test_epochs_fill_the_time():
 def test_setting_that_does_not_fit_is_named(given, message):
     with pytest.raises(ValueError, match=message):
         make_plan(fingerprint((40, 40, 40)), CPU, given)
+
+
+def test_every_choice_of_a_plan_could_be_given():
+    for size, spacing in (((60, 60, 60), (1, 1, 1)), ((8, 300, 300), (5, 1, 1)), ((300, 300, 1), (1, 1, 1))):
+        plan = make_plan(fingerprint(size, spacing), CPU)
+        check_given({choice.key: choice.value for choice in plan.choices})
+        assert {choice.key for choice in plan.choices} - {*CHECKS} <= UNCHECKED
 
 
 def test_cheaper_member_of_the_family_has_more_steps(tmp_path):
@@ -763,7 +790,12 @@ def test_folder_that_exists_is_left_alone(tmp_path, balls):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"hours": 0}, "hours must be above 0, got 0"), ({"device": "mps"}, "device must be cpu or cuda")],
+    [
+        ({"hours": 0}, "hours must be above 0, got 0"),
+        ({"device": "meta"}, "device must be cpu or cuda"),
+        ({"device": "gpu"}, "device must be one that this machine has, such as cpu, .*got gpu: "),
+        ({"device": "cuda:99"}, "device must be one that this machine has, such as cpu, .*got cuda:99: "),
+    ],
 )
 def test_option_that_does_not_fit_is_named(tmp_path, balls, options, message):
     with pytest.raises(ValueError, match=message):
@@ -904,6 +936,63 @@ def test_bundles_written_by_hand_are_made_from_the_template(name):
 def test_path_that_monai_would_read_as_code_is_refused(tmp_path, balls):
     with pytest.raises(ValueError, match=r"a#b must have no # and no .* which MONAI reads as code"):
         plan_bundle(Source(balls), tmp_path / "a#b", given=TINY_PLAN)
+
+
+@pytest.mark.parametrize("skips", ["dense", "long"])
+def test_both_parts_take_no_more_time_than_was_planned(skips):
+    """Of networks whose shallow levels are trained first, too."""
+    plan = make_plan(fingerprint((60, 60, 60), number=20), Machine(hours=1), {"skips": skips})
+    first = narrowing.first_part(plan)
+    net = network_of(plan, plan["channels"], plan["strides"], plan["kernel_size"])
+    costs = relative_costs(net, plan["roi_size"])
+    assert (plan["growth"] is None) == (skips == "long")
+    of_epoch = mean_cost(costs, plan["growth"] or [])
+    for level, cost in enumerate(costs, 1):
+        second = narrowing.second_part(first, level)["max_epochs"]
+        taken = first["max_epochs"] * of_epoch + second * cost
+        assert 0.7 < taken / (plan["max_epochs"] * of_epoch) < 1.03
+
+
+def test_each_mask_of_an_image_is_measured(tmp_path):
+    data = write_cases(tmp_path / "d", (ball(f"b{n}", AFFINES["RAS"]) for n in range(3)))
+    index = json.loads((data / "dataset.json").read_text())
+    first = index["training"][0]
+    other = data / first["label"].replace("b0", "b0_of_another")
+    label = nib.load(data / first["label"])
+    nib.save(nib.Nifti1Image(np.full(label.shape, 7, np.uint8), label.affine), other)
+    index["training"].insert(0, {**first, "label": os.path.relpath(other, data)})
+    (data / "dataset.json").write_text(json.dumps(index))
+    found = take_fingerprint(Source(data))
+    assert found.problems[first["image"].removeprefix("./")].startswith("is listed twice, with")
+    assert found.problems[str(other.relative_to(data))].startswith("has values that are no class: 7")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folds": 4}, r"fold \d of 4 would hold out only cases without a foreground, .*fewer --folds"),
+        ({"given": {"val_fraction": 0.25}}, "the validation would hold out only .*val_fraction, now 0.25"),
+    ],
+)
+def test_validation_without_any_foreground_is_refused(tmp_path, options, message):
+    data = write_cases(tmp_path / "d", (ball(f"b{n}", AFFINES["RAS"]) for n in range(4)))
+    pairs = [{"image": str(path)} for path in sorted((data / "imagesTr").iterdir())]
+    for case in split_cases(pairs, 0.25, 0)[1]:
+        path = data / "labelsTr" / Path(case["image"]).name
+        label = nib.load(path)
+        nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), path)
+    options["given"] = {**TINY_PLAN, **options.get("given", {})}
+    with pytest.raises(ValueError, match=message):
+        plan_bundle(Source(data, allow_empty=True), tmp_path / "bundle", **options)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_commands_for_a_folder_with_a_space_are_quoted(tmp_path, balls):
+    plan_bundle(Source(balls), tmp_path / "my balls", given=TINY_PLAN)
+    block = (tmp_path / "my balls" / "README.md").read_text().split("```")[1]
+    commands = [shlex.split(line) for line in block.splitlines()[1:]]
+    assert len(commands) == 4
+    assert all(any(word.startswith(f"{tmp_path}/my balls") for word in words) for words in commands)
 
 
 def test_second_part_begins_at_the_learning_rate_of_one_decay_over_both():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distances of surfaces by case and class, in mm."""
+"""Scores by case and class, and their means: Dice, IoU, distances of surfaces in mm."""
 
 import csv
 
@@ -8,9 +8,11 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
+from monai.handlers import MeanDice as MonaiMeanDice
+from monai.handlers import MeanIoUHandler
 
 from bundles import run
-from monai_unetpp.handlers import HausdorffDistance95, SurfaceDice
+from monai_unetpp.handlers import HausdorffDistance95, MeanDice, MeanIoU, SurfaceDice
 from monai_unetpp.lesions import lesion_labels
 
 pytestmark = pytest.mark.slow
@@ -51,10 +53,35 @@ def test_nothing_found_is_infinitely_far():
     assert table[0, 0] == 0
 
 
+OURS = (MeanDice, MeanIoU)
+THEIRS = (MonaiMeanDice, MeanIoUHandler)
+PLAIN = {"include_background": False, "output_transform": both}
+
+
 def test_class_that_the_label_lacks_has_no_score():
-    for metric in (HausdorffDistance95(both), SurfaceDice(2.0, 2, both)):
-        table, _ = scores(metric, (cube(4, 12), cube(4, 4)))
+    for metric in (HausdorffDistance95(both), SurfaceDice(2.0, 2, both), *(each(**PLAIN) for each in OURS)):
+        table, mean = scores(metric, (cube(4, 12), cube(4, 4)))
         assert np.isnan(table).all()
+        assert np.isnan(mean)  # MONAI's is 0, as if all were wrong, or no surface were away
+
+
+def test_class_that_no_label_has_has_no_mean():
+    names = {"reduction": "mean_batch", "return_with_label": ["here", "absent"]}
+    engine = Engine(lambda _, batch: batch)
+    MeanDice(**PLAIN, **names).attach(engine, "score")
+    engine.run([([cube(4, 12)], [cube(4, 12)]), ([cube(4, 12)], [cube(4, 4)])])
+    assert engine.state.metrics["here"] == 1
+    assert np.isnan(engine.state.metrics["absent"])
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [*zip(OURS, THEIRS, strict=True)])
+def test_mean_of_what_has_a_score_is_that_of_monai(ours, theirs):
+    pairs = [(cube(4, 12), cube(4, 12)), (cube(7, 12), cube(4, 12)), (cube(7, 12), cube(4, 4))]
+    table, mean = scores(ours(**PLAIN), *pairs)
+    their_table, their_mean = scores(theirs(**PLAIN), *pairs)
+    np.testing.assert_array_equal(table, their_table)
+    assert mean == their_mean
+    assert 0 < mean < 1
 
 
 @pytest.mark.parametrize(("tolerance", "least", "most"), [(3.0, 1, 1), (0.5, 0.3, 0.99)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def _plan(args: argparse.Namespace) -> str:
     width = max(len(name) for name, _ in table)
     lines = [f"{name:{width}}  {value}" for name, value in table]
     left = [f"left out: {path} {why}" for path, why in found.problems.items()]
-    following = f"written to {args.out.resolve()}; next: monai-unetpp train {args.out}"
+    following = f"written to {args.out.resolve()}; next: monai-unetpp train {shlex.quote(str(args.out))}"
     return "\n".join([*lines, *left, "", *made.lines(), "", following])
 
 

@@ -69,6 +69,7 @@ def segment(parser: argparse.ArgumentParser) -> Run:
 
 
 def _segment(args: argparse.Namespace) -> object:
+    from monai_unetpp.devices import find_device
     from monai_unetpp.segment import segment_distributed
 
     settings = _settings(args.set)
@@ -78,7 +79,7 @@ def _segment(args: argparse.Namespace) -> object:
     if args.checkpoint is not None:
         settings["ckpt_path"], *settings["ensemble"] = args.checkpoint
     if args.device is not None:
-        settings["device"] = f"$torch.device({args.device!r})"
+        settings["device"] = f"$torch.device({str(find_device(args.device))!r})"
     settings |= {key: getattr(args, key) for key in (*FLAGS, "override_record", "precision", "series")}
     settings |= {"formats": args.format, "seg_type": args.seg_type, "empty_frames": args.empty_frames}
     level = int(args.level) if args.level.isdecimal() else args.level

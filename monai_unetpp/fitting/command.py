@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from monai_unetpp.data.folds import check_folds
+from monai_unetpp.devices import find_device
 from monai_unetpp.export import writable_formats
 from monai_unetpp.extras import require
 from monai_unetpp.files import PathLike
@@ -118,7 +119,11 @@ def _fit(trainings: Sequence[Training], processes: int, say: Callable[[str], Non
     if left:
         report_path(bundle).unlink(missing_ok=True)  # that of other weights
     if processes > 1:
-        share_folds(_run_aloud, [group for n in range(processes) if (group := left[n::processes])])
+        devices = [training.device for training in trainings[:processes]]
+        groups = [
+            [replace(each, device=device) for each in left[n::processes]] for n, device in enumerate(devices)
+        ]
+        share_folds(_run_aloud, [group for group in groups if group])
     else:
         for training in left:
             _run(training, say)
@@ -198,7 +203,7 @@ def _run(training: Training, say: Callable[[str], None]) -> None:
             training.train()
         if not training.is_scored():
             say(f"{training.name}scoring the levels.")
-            training.score(writable_formats() if training.folds is None else ["pt"])
+            training.score(writable_formats() if training.folds is None else [])  # theirs is chosen together
 
 
 def _run_aloud(training: Training) -> None:
@@ -211,5 +216,12 @@ def _check_devices(devices: Sequence[str], device: str | None, folds: int | None
         raise ValueError(f"devices share folds: give folds, such as --folds 5, or one --device {devices[0]}.")
     if devices and device is not None:
         raise ValueError(f"device must be left out with devices {' '.join(devices)}, got {device}.")
-    if doubled := [each for each in devices if each != "cpu" and list(devices).count(each) > 1]:
+    names = ["cuda:0" if each == "cuda" else each for each in devices]
+    if doubled := [each for each in names if each != "cpu" and names.count(each) > 1]:
         raise ValueError(f"devices must be different, got {doubled[0]} more than once.")
+    if len(kinds := sorted({each.partition(":")[0] for each in names})) > 1:
+        raise ValueError(
+            f"devices must be of one kind, for which the plan is made, got {' and '.join(kinds)}."
+        )
+    for each in devices:
+        find_device(each)

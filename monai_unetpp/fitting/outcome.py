@@ -135,13 +135,13 @@ def choose(trainings: Sequence[Training]) -> Outcome:
         precision = record.precision or scores[0].precision
         return Outcome(scores, record.level, precision, [first.weights], first.bundle)
     folds = [read_levels(training.levels) for training in trainings]
-    keys = [[(score.level, score.precision) for score in scores] for scores in folds]
-    if any(each != keys[0] for each in keys):
+    levels = [sorted({score.level for score in scores}) for scores in folds]
+    if any(each != levels[0] for each in levels):
         raise ValueError(
-            f"all folds must have the same levels and precisions, got {' and '.join(map(str, keys))}: score "
-            "them on one machine."
+            f"all folds must have the same levels, got {' and '.join(map(str, levels))}: delete "
+            f"{first.levels.parent}, and the same call scores them again."
         )
-    scores = pool_levels(folds)
+    scores = pool_levels(folds)  # in precisions that all have: folds may be of several machines
     tolerance, for_precision = tolerances(first.bundle)
     level = select_level(scores, tolerance)
     precision = select_precision(scores, level, for_precision)

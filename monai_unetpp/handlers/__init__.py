@@ -15,6 +15,7 @@
 - mixed_precision: amp on a CPU
 - finite: no NaN reaches the weights
 - tables: CSV files by case and class, by lesion
+- scores: mean Dice and IoU, NaN where no case has a score
 - surfaces: distances of surfaces, mm
 - figures: the best, the median and the worst cases; cases at every validation
 - tracking: losses of heads, scores of levels and parameters, for TensorBoard and MLflow
@@ -32,6 +33,7 @@ from monai_unetpp.handlers.growth import Growth
 from monai_unetpp.handlers.loading import CheckpointLoader, NetworkLoader
 from monai_unetpp.handlers.mixed_precision import CPUMixedPrecision
 from monai_unetpp.handlers.resuming import EarlyStop, EpochSeeds, StopOnSignal
+from monai_unetpp.handlers.scores import MeanDice, MeanIoU
 from monai_unetpp.handlers.splits import SplitRecord, held_out_cases
 from monai_unetpp.handlers.surfaces import HausdorffDistance95, SurfaceDice
 from monai_unetpp.handlers.tables import LesionSaver, MetricsSaver
@@ -53,6 +55,8 @@ __all__ = [
     "HausdorffDistance95",
     "HeadLosses",
     "LesionSaver",
+    "MeanDice",
+    "MeanIoU",
     "MetricsSaver",
     "NetworkLoader",
     "OutlineImages",

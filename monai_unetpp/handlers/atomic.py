@@ -90,5 +90,6 @@ class AtomicSaver(BaseSaveHandler):
 
 
 def checkpoints_in(directory: Path) -> dict[int, Path]:
-    """Return the checkpoints in a folder by epoch."""
-    return {int(path.stem.split("=")[1]): path for path in directory.glob(EPOCH.format("*"))}
+    """Return the checkpoints in a folder by epoch; copies of other names are none."""
+    found = {path: path.stem.split("=")[1] for path in directory.glob(EPOCH.format("*"))}
+    return {int(epoch): path for path, epoch in found.items() if epoch.isdecimal()}

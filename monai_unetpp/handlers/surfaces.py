@@ -8,14 +8,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric, HausdorffDistanceMetric, SurfaceDiceMetric
 from torch import Tensor
+
+from monai_unetpp.handlers.scores import ScoreOfCases
 
 __all__ = ["HausdorffDistance95", "SurfaceDice"]
 
 
-class _SurfaceMetric(IgniteMetricHandler):
+class _SurfaceMetric(ScoreOfCases):
     """A metric of MONAI that takes the spacing; a class that a label lacks has no score, NaN, as in Dice."""
 
     def __init__(self, metric: CumulativeIterationMetric, output_transform: Callable[[Any], Any]) -> None:

@@ -95,14 +95,12 @@ def _levels_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _levels(args: argparse.Namespace) -> str:
     fold = _fold(args)
-    import torch
-
+    from monai_unetpp.devices import find_device
     from monai_unetpp.nnunet.levels import choose_level
 
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     level, folder = choose_level(
         fold,
-        device,
+        find_device(args.device),
         args.tolerance,
         not args.disable_tta,
         args.surface_tolerance,

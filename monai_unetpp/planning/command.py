@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 
+from monai_unetpp.data.splits import split_cases
+from monai_unetpp.devices import find_device
 from monai_unetpp.files import PathLike
 from monai_unetpp.planning.budget import memory_of_machine, speed_of_machine
 from monai_unetpp.planning.choices import Machine, Plan
 from monai_unetpp.planning.fingerprint import Fingerprint, take_fingerprint
+from monai_unetpp.planning.given import check_given
 from monai_unetpp.planning.narrowing import first_part
 from monai_unetpp.planning.patches import FIRST_WIDTH
 from monai_unetpp.planning.rules import make_plan
@@ -65,15 +68,16 @@ def plan_bundle(
     Raises:
         FileExistsError: if ``out`` exists.
         FileNotFoundError: if there is no data set.
-        ValueError: if cases do not fit and ``skip_bad`` is false, more memory is wanted than there is, or no
-            plan is possible.
+        ValueError: if cases do not fit and ``skip_bad`` is false, more memory or another device is wanted
+            than there is, no held-out case has a foreground, or no plan is possible.
     """
     out = Path(out)
     if out.exists():
         raise FileExistsError(f"out must be a folder that does not exist, {out} does: give another.")
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = find_device(device)
     if where.type not in HOURS:
         raise ValueError(f"device must be cpu or cuda, for which there are rules, got {device}.")
+    check_given(given or {})
     if hours is not None and not 0 < hours < math.inf:
         raise ValueError(f"hours must be above 0, got {hours}.")
     limit = _memory(where, memory)
@@ -99,6 +103,7 @@ def plan_bundle(
         0 if kind == "cpu" else max(1, 8 // processes),
     )
     plan = make_plan(fingerprint, machine, given)
+    _check_held_out(fingerprint, folds, plan["val_fraction"])
     plan = first_part(plan) if narrow else plan
     write_bundle(plan, fingerprint, out, extra)
     log.unlink(missing_ok=True)
@@ -119,6 +124,30 @@ def parse_memory(text: str) -> float:
     if found is None or number <= 0:
         raise ValueError(f"memory must be such as 8GB or 500MB, got {text!r}.")
     return number * UNITS[found[2] or ("b" if found[3] else "g")]
+
+
+def _check_held_out(fingerprint: Fingerprint, folds: int | None, val_fraction: float) -> None:
+    """Raise unless each validation has a case with a foreground: without one no epoch is the best."""
+    empty = {f"{fingerprint.data}/{c.image}" for c in fingerprint.cases if {*c.values} <= {"0"}}
+    if not empty:
+        return
+    cases = [
+        {"image": f"{fingerprint.data}/{c.image}", **({"scan": c.scan} if c.scan else {})}
+        for c in fingerprint.cases
+    ]
+    for fold in range(folds or 1):
+        _, held_out = split_cases(cases, val_fraction, 0, folds, fold)
+        images = [case["image"] for case in held_out]
+        if empty.issuperset(images):
+            which, fewer = (
+                ("the validation", f"a larger --set val_fraction, now {val_fraction:g}")
+                if folds is None
+                else (f"fold {fold} of {folds}", "fewer --folds")
+            )
+            raise ValueError(
+                f"{which} would hold out only cases without a foreground, such as {images[0]}: give {fewer}, "
+                "or leave empty cases out, without --allow-empty."
+            )
 
 
 def _memory(device: torch.device, wanted: float | None) -> float:

@@ -180,17 +180,16 @@ def _measured(
 ) -> list[CaseFacts]:
     """Return all cases in the order of the data set, those of the log without measuring them again."""
     known = _read_log(log)
-    names = {case["image"]: _key(root, case, layout) for case in layout.cases}
-    left = [case for case in layout.cases if names[case["image"]] not in known]
+    keys = [_key(root, case, layout) for case in layout.cases]  # an image may have several masks
+    left = [(key, case) for key, case in zip(keys, layout.cases, strict=True) if key not in known]
     job = partial(measure_case, root=root, channels=layout.channels, ignored=layout.ignored)
-    number = processes or _processes([Path(case["image"]) for case in left])
+    number = processes or _processes([Path(case["image"]) for _, case in left])
     bar = tqdm(left, desc="Cases", unit="case", disable=None if progress else True)
-    with _mapped(job, left, number) as results:
-        for case, facts in zip(bar, results, strict=True):
-            key = names[case["image"]]
+    with _mapped(job, [case for _, case in left], number) as results:
+        for (key, _), facts in zip(bar, results, strict=True):
             _append(log, key, facts)
             known[key] = facts
-    return [known[key] for key in names.values()]
+    return [known[key] for key in keys]
 
 
 def _processes(images: Sequence[Path]) -> int:

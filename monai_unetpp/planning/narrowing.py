@@ -17,7 +17,7 @@ from monai_unetpp.planning.budget import relative_costs
 from monai_unetpp.planning.choices import Choice, Plan
 from monai_unetpp.planning.fingerprint import Fingerprint
 from monai_unetpp.planning.patches import network_of
-from monai_unetpp.planning.training import LOADING_FACTOR
+from monai_unetpp.planning.training import LOADING_FACTOR, mean_cost
 from monai_unetpp.planning.writing import write_bundle
 
 __all__ = ["FIRST_SHARE", "first_part", "second_part", "write_second_part"]
@@ -46,8 +46,9 @@ def second_part(plan: Plan, level: int) -> Plan:
     """
     net = network_of(plan, plan["channels"], plan["strides"], plan["kernel_size"])
     net.check_level(level)
-    step = relative_costs(net, plan["roi_size"][: net.spatial_dims])[level - 1]
-    cost = (step + LOADING_FACTOR - 1) / LOADING_FACTOR  # of an epoch: loading takes what it took
+    costs = relative_costs(net, plan["roi_size"][: net.spatial_dims])
+    loaded = (costs[level - 1] + LOADING_FACTOR - 1) / LOADING_FACTOR  # loading takes what it took
+    cost = loaded / mean_cost(costs, plan["growth"] or [])  # of an epoch of the first part
     epochs = max(1, math.floor(plan["max_epochs"] * (1 - FIRST_SHARE) / FIRST_SHARE / cost))
     rate = float(f"{plan['learning_rate'] * (1 - FIRST_SHARE) ** POWER:.3g}")
     chosen = f"up to L{level}, which was chosen"
@@ -59,7 +60,7 @@ def second_part(plan: Plan, level: int) -> Plan:
             "kernel_size": (plan["kernel_size"][: level + 1], chosen),
             "growth": (None, "the levels are trained already"),
             "learning_rate": (rate, "where one decay over both parts would be"),
-            "max_epochs": (epochs, f"an epoch takes about {cost:.2f} of the time of one with all levels"),
+            "max_epochs": (epochs, f"an epoch takes about {cost:.2f} of the time of one of the first part"),
         },
     )
 

@@ -133,12 +133,13 @@ def _other_names(cases: Sequence[CaseFacts]) -> Problems:
 
 def _twice(cases: Sequence[CaseFacts]) -> Problems:
     """Images that are there twice, which would be trained on and validated with."""
-    first: dict[str, str] = {}
+    first: dict[str, CaseFacts] = {}
     found = {}
     for case in cases:
-        if case.sha and case.sha in first:
-            found[case.image] = f"is the same file as {first[case.sha]}"
-        first.setdefault(case.sha, case.image)
+        other = first.setdefault(case.sha, case)
+        if case.sha and other is not case:
+            same = f"is listed twice, with {other.label} and {case.label}: list it with one mask"
+            found[case.image] = same if case.image == other.image else f"is the same file as {other.image}"
     return found
 
 

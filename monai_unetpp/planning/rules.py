@@ -12,6 +12,7 @@ from typing import Any
 
 from monai_unetpp.planning.choices import Choices, Machine, Plan
 from monai_unetpp.planning.fingerprint import Fingerprint
+from monai_unetpp.planning.given import check_given
 from monai_unetpp.planning.images import choose_images
 from monai_unetpp.planning.patches import choose_patch
 from monai_unetpp.planning.training import choose_sampling, choose_schedule
@@ -28,9 +29,10 @@ def make_plan(fingerprint: Fingerprint, machine: Machine, given: Mapping[str, An
         given: Settings that are not chosen but taken, by key; the others follow from them.
 
     Raises:
-        ValueError: if there are fewer than two scans, ``given`` has an unknown key, or not even the smallest
-            patch fits in the memory.
+        ValueError: if there are fewer than two scans, ``given`` has an unknown key or a value of another
+            kind, or not even the smallest patch fits in the memory.
     """
+    check_given(given or {})
     choose = Choices(given or {})
     scans = len({case.scan or case.image for case in fingerprint.cases})
     if scans < 2:

@@ -18,7 +18,7 @@ from monai_unetpp.planning.images import median_size, target_diameter
 from monai_unetpp.planning.measuring import CaseFacts
 from monai_unetpp.planning.patches import network_of
 
-__all__ = ["choose_sampling", "choose_schedule"]
+__all__ = ["choose_sampling", "choose_schedule", "mean_cost"]
 
 MAX_SHIFTED_SHARE = 0.2  # diameter of a target over the patch, from which patches are shifted
 MAX_SHIFT_VOXELS = 16  # voxels
@@ -69,7 +69,7 @@ def choose_schedule(choose: Choices, fingerprint: Fingerprint, machine: Machine)
     views = longest * choose["patches_per_case"] / _slices(choose, fingerprint)
     diameter = target_diameter(fingerprint, choose["pixdim"], dims)
     growth = choose.make("growth", lambda: _growth(net, diameter, views))
-    trained = patch * _mean_cost(relative_costs(net, roi[:dims]), growth or [])  # s, mean over the epochs
+    trained = patch * mean_cost(relative_costs(net, roi[:dims]), growth or [])  # s, mean over the epochs
     epoch = EPOCH_SECONDS + trained * patches
     windows = math.prod(
         max(1, math.ceil((n / p - VALIDATION_OVERLAP) / (1 - VALIDATION_OVERLAP)))
@@ -138,7 +138,7 @@ def _growth(net: UNetPlusPlus, diameter: float, views: float) -> tuple[list[floa
     ], f"{both}: L1 first, then one level more each time"
 
 
-def _mean_cost(costs: Sequence[float], growth: Sequence[float]) -> float:
+def mean_cost(costs: Sequence[float], growth: Sequence[float]) -> float:
     """Return the mean cost of an epoch, of that of one with all levels."""
     shares = [b - a for a, b in pairwise([0.0, *growth, 1.0])]
     if min(shares) <= 0 or len(shares) > len(costs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,7 +72,7 @@ def _write(path: Path, content: Mapping[str, Any] | Sequence[Any], indent: int |
 
 def _readme(fingerprint: Fingerprint, plan: Plan, out: Path) -> str:
     """Return the text of the bundle's README: the data, the choices with their reasons, the next commands."""
-    root, kind = out.as_posix(), FAMILY[plan["skips"]]
+    root, kind = shlex.quote(out.as_posix()), FAMILY[plan["skips"]]
     rows = [f"| {name} | {value} |" for name, value in fingerprint.table()]
     choices = [f"| `{c.key}` | {c.value} | {c.reason} |" for c in plan.choices]
     left = [f"- `{path}` {why}" for path, why in fingerprint.problems.items()]
@@ -82,7 +83,7 @@ def _readme(fingerprint: Fingerprint, plan: Plan, out: Path) -> str:
         f"data set `{Path(fingerprint.data).name}`. All of it is in `train.json` and `inference.json`.",
         "",
         "```bash",
-        f"python -m monai.bundle run --config_file {root}/train.json",
+        f"python -m monai.bundle run --config_file {shlex.quote(f'{out.as_posix()}/train.json')}",
         f"monai-unetpp evaluate {root}",
         f"monai-unetpp levels {root}",
         f"monai-unetpp segment -i SCANS -o MASKS --bundle {root}",
