@@ -3,10 +3,10 @@
 
 Reads OUT.csv and OUT_curves.csv of study.py. Times are measured here once, all networks in turn in one
 process, which requires an idle machine, and kept in OUT_times.csv. OUT.md and OUT.png are written. A point is
-dominated if another is at least as good in no more time. Compared are means over the seeds that both have,
-case by case, with those of the best U-Net of any depth: the difference, its 95 % interval by bootstrap over
-cases, and p of the hypothesis that it is worse by 0.005 or more. Whether a training was at its end is told by
-its curve: how far the best Dice of its last fifth lies above the best before.
+dominated if another, of as many seeds, is at least as good in no more time. Compared are means over the seeds
+that both have, case by case, with those of the best U-Net of any depth: the difference, its 95 % interval by
+bootstrap over cases, and p of the hypothesis that it is worse by 0.005 or more. Whether a training was at its
+end is told by its curve: how far the best Dice of its last fifth lies above the best before.
 
 OMP_NUM_THREADS=1 python benchmarks/frontier.py hippocampus --out benchmarks/results/study_hippocampus
 """
@@ -201,6 +201,8 @@ def _beside(out: Path, kind: str) -> Path:
 
 
 def _dominates(one: Point, other: Point, dice: Mapping[Point, Any], took: Mapping[Point, float]) -> bool:
+    if not dice[other].keys() <= dice[one].keys():  # fewer seeds do not dominate more
+        return False
     better, faster = difference(dice[one], dice[other]).mean(), took[other] - took[one]
     return bool(min(better, faster) >= 0 and max(better, faster) > 0)
 

@@ -452,3 +452,10 @@ def test_finished_folder_can_be_resumed_after_it_was_moved(balls, tmp_path):
         **SETTINGS | {"resume": True, "max_epochs": 2},
     )
     assert flow.trainer.state.epoch == 2
+
+
+def test_copy_of_a_checkpoint_is_passed_over(tmp_path):
+    for name in ("checkpoint_epoch=2.pt", "checkpoint_epoch=10.pt", "checkpoint_epoch=10 (copy).pt"):
+        (tmp_path / name).touch()
+    found = atomic.checkpoints_in(tmp_path)
+    assert found == {epoch: tmp_path / f"checkpoint_epoch={epoch}.pt" for epoch in (2, 10)}

@@ -134,6 +134,8 @@ def test_dominated_is_what_is_neither_better_nor_faster(scripts):
         if scripts["frontier"]._dominates((one, ""), (other, ""), dice, took)
     }
     assert found == {("b", "a"), ("b", "c")}
+    dice["a", ""]["1"] = np.full(3, 0.8)
+    assert not scripts["frontier"]._dominates(("b", ""), ("a", ""), dice, took)  # of one seed
 
 
 def test_narrowed_network_trains_all_levels_first_and_is_scored_up_to_its_own(scripts, task, tmp_path):

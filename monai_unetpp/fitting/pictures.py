@@ -53,7 +53,7 @@ def draw_cases(trainings: Sequence[Training], outcome: Outcome) -> list[CasePict
             drawn = draw_case(
                 each.case, each.dice, image[0], label[0], mask, affine=image.affine, picture=picture
             )
-        except (OSError, ValueError, KeyError) as error:  # a report without this picture
+        except Exception as error:  # a report without this picture is better than none
             logger.warning(f"No picture of {each.case} in the report: {error}")
             continue
         found.append(drawn)
