@@ -188,7 +188,7 @@ def report(title: str, out: Path, times: Sequence[Mapping[str, Any]]) -> None:
     lines += [
         "",
         f"± standard deviation over seeds; held-out cases: {cases}; {machines}.",
-        "Differences are of the seeds that both have. In the last fifth of the training: how far the best "
+        "Differences are of the seeds that both have. In the last fifth of the training: how far the best",
         "Dice of the deepest head on some of the cases lies above the best before.",
         f"Times of training and window are shares of those of {_label(best)} ({trained[best[0]]:.0f} CPU s).",
     ]
