@@ -26,6 +26,7 @@ from bundles import (
     write_balls,
     write_cases,
 )
+from monai_unetpp.data import split_cases
 from monai_unetpp.data.phantoms import phantom
 
 
@@ -308,12 +309,27 @@ def test_volume_smaller_than_the_patch_trains_and_is_segmented(root, size):
         assert np.array_equal(found.affine, nib.load(data / "imagesTr" / f"{name}.nii.gz").affine)
 
 
-@pytest.mark.parametrize("empty", [1, 4], ids=["one-case", "all-cases"])
-def test_case_without_foreground_trains(root, empty):
+def without_foreground(root, held_out):
+    """Cases of which those for the validation, or one of the others, have no foreground."""
     balls = [ball(name, matrix) for name, matrix in AFFINES.items()]
-    for case in balls[:empty]:
-        case.label[:] = 0
-    flow = train(root, write_cases(root / "cases", balls), max_epochs=1)
+    pairs = [{"image": f"imagesTr/{name}.nii.gz"} for name in AFFINES]
+    sides = split_cases(pairs, config("liver", "train")["val_fraction"], 0)
+    names = {Path(case["image"]).name.split(".")[0] for case in (sides[1] if held_out else sides[0][:1])}
+    for case, name in zip(balls, AFFINES, strict=True):
+        if name in names:
+            case.label[:] = 0
+    return write_cases(root / "cases", balls)
+
+
+def test_validation_without_foreground_is_refused_before_training(root):
+    message = "none of the . validation labels has a class, .*larger --val_fraction"
+    with raises_within(ValueError, match=message):
+        train(root, without_foreground(root, held_out=True), max_epochs=1)
+    assert not list((root / "models").glob("*.pt"))
+
+
+def test_case_without_foreground_trains(root):
+    flow = train(root, without_foreground(root, held_out=False), max_epochs=1)
     assert np.isfinite(flow.trainer.state.metrics["train_loss"])
     weights = torch.load(root / "models" / "model.pt", weights_only=True)
     assert all(torch.isfinite(weight).all() for weight in weights.values())

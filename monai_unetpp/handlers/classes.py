@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Classes that cannot be learnt, or were not.
 
-- AbsentClasses: before training, classes that no label of one side has
+- AbsentClasses: before training, classes that no label of one side has; a validation without any is refused
 - ZeroDice: after validation, classes of which not one voxel was found
 """
 
@@ -38,6 +38,8 @@ ADVICE = {
 class AbsentClasses:
     """Name the classes that are in none of the training labels, or of the validation labels, before training.
 
+    Without any class in a validation label no epoch would be the best, and the training is refused.
+
     Labels that a ``CacheDataset`` keeps in memory are looked at as they were resampled, others are read
     from disk; reading stops as soon as every class was seen.
 
@@ -67,7 +69,11 @@ class AbsentClasses:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self) -> None:
-        """Log a warning for each class that is absent."""
+        """Log a warning for each class that is absent.
+
+        Raises:
+            ValueError: if all are absent from the validation labels.
+        """
         for side, dataset in self.datasets.items():
             absent = self.values
             for label in _labels(dataset):
@@ -75,6 +81,12 @@ class AbsentClasses:
                 absent = {name: values for name, values in absent.items() if found.isdisjoint(values)}
                 if not absent:
                     break
+            if side == "validation" and absent == self.values:
+                raise ValueError(
+                    f"none of the {len(dataset)} validation labels has a class, {' or '.join(absent)}: no "
+                    "epoch would be the best. Hold out scans that have one, by another --seed, a larger "
+                    "--val_fraction or fewer --folds, or look at the values of the labels."
+                )
             for name, values in absent.items():
                 shown = ", ".join(map(str, values))
                 logger.warning(
