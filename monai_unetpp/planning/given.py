@@ -54,9 +54,7 @@ def _or_none(test: Test) -> Test:
 
 
 def _one_of(*values: Any) -> Test:
-    return lambda value: any(
-        value is each or (type(value) is type(each) and value == each) for each in values
-    )
+    return lambda value: any(type(value) is type(each) and value == each for each in values)
 
 
 def _each_row(test: Test) -> Test:
