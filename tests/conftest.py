@@ -5,6 +5,7 @@ import ctypes
 import gc
 import locale
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -54,9 +55,15 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _memory_is_given_back() -> Iterator[None]:
-    """After each file: what glibc keeps for later adds up to gigabytes."""
+def _threads_and_memory_are_given_back() -> Iterator[None]:
+    """After each file: a thread of TensorBoard for each training, and what glibc keeps, gigabytes in all.
+
+    faulthandler shows a hundred threads: of more it would leave out the main one, which runs the tests.
+    """
     yield
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("tensorboard."):
+            thread.stop()
     gc.collect()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)

@@ -91,8 +91,8 @@ def _finished(
             ):
                 if not wait([p.sentinel for p in waiting], max(0, until - time.monotonic())):
                     for process in waiting:
-                        os.kill(process.pid, signal.SIGABRT)  # it prints where it stands
-                        process.join()
+                        os.kill(process.pid, signal.SIGABRT)  # it prints where it stands, if it still can
+                        process.join(timeout=10)
                     said = err.read_text().partition("Extension modules:")[0]
                     pytest.fail(f"{words} has not ended after {timeout} s:\n{said[-5000:]}")
             code = next((p.exitcode for p in processes if p.exitcode), 0)

@@ -50,9 +50,8 @@ def by_torchrun(log, *given, **override):
 
 
 def in_two(bundle, root, data, names="train multi_gpu_train", **override):
-    """Run it in two processes, in training with the group open to their end; returns what they print."""
-    override |= {} if "evaluate" in names else {"finalize": []}
-    done = torchrun(*words(bundle, root, data, names, **override))
+    """Run it in two processes, with the group open to their end; returns what they print."""
+    done = torchrun(*words(bundle, root, data, names, **override, finalize=[]))
     assert done.returncode == 0 or ABORTED in done.stderr, done.stderr[-3000:]
     return done.stdout
 
