@@ -77,6 +77,14 @@ def _locale_as_before() -> Iterator[None]:
     locale.setlocale(locale.LC_ALL, before)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _style_as_before() -> Iterator[None]:
+    """nnU-Net draws its curves by seaborn, which makes the text of every later figure larger."""
+    yield
+    if matplotlib := sys.modules.get("matplotlib"):
+        matplotlib.rcdefaults()
+
+
 @pytest.fixture(scope="module")
 def _path_as_before() -> Iterator[None]:
     """For files whose workflows add their folders to the path: it is as before afterwards."""

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import argparse
+import filecmp
 import json
 import pickle
 import subprocess
@@ -41,7 +42,7 @@ def test_phantom_passes_its_arguments_on(tmp_path, capsys):
     main([*arguments, "--overwrite"])
     write_liver_phantoms(tmp_path / "b", cases=1, seed=5)
     for name in ("dataset.json", "imagesTr/liver_000.nii.gz", "labelsTr/liver_000.nii.gz"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        assert filecmp.cmp(tmp_path / "a" / name, tmp_path / "b" / name, shallow=False)
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 

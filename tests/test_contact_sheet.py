@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The picture of cases: in order, and the right way up however a volume is stored."""
 
+import filecmp
 import logging
 from types import SimpleNamespace
 
@@ -69,6 +70,18 @@ def test_cases_are_drawn_from_the_best_to_the_worst(tmp_path, caplog):
     assert {kept.name: kept.dice for kept in saver.slices} == pytest.approx(
         {f"c{n}.nii.gz": d for n, d in {3: 0.25, 0: 1, 99: 0, 2: 0.5, 1: 0.75}.items()}
     )
+
+
+def test_text_keeps_its_size_where_a_style_has_made_text_larger(tmp_path):
+    """As seaborn's ``set(font_scale=2.5)`` does, which nnU-Net calls."""
+    matplotlib = pytest.importorskip("matplotlib")
+    drawn = []
+    for name, style in (("a", {}), ("b", {"font.size": 30, "axes.titlesize": 30, "figure.titlesize": 30})):
+        (tmp_path / name).mkdir()
+        with matplotlib.rc_context(style):
+            sheet(tmp_path / name, case(tmp_path, "c")).write()
+        drawn.append(tmp_path / name / "new" / "cases.png")
+    assert filecmp.cmp(*drawn, shallow=False)
 
 
 def test_case_without_a_lesion_is_perfect_or_worst(tmp_path):

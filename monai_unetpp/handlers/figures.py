@@ -119,7 +119,7 @@ class ContactSheetSaver:
             for axes, kept in zip(axes_of_row, slices, strict=False):
                 self._draw(axes, kept, title)
                 title = ""
-        figure.suptitle("reference green, prediction red", fontsize="small")
+        figure.suptitle("reference green, prediction red", fontsize=8)
         with atomic_write(self.path) as path:
             figure.savefig(path)
         logger.info(f"Drew {len(cases)} cases, best to worst, in {self.path}.")
@@ -130,7 +130,7 @@ class ContactSheetSaver:
         c = kept.label_class
         label = self.labels[c] if self.labels and c < len(self.labels) else f"class {c}"
         lines = [f"{title}{_shortened(kept.name)}", f"{label}: Dice {kept.dice:.2f}", kept.window.text]
-        axes.set_title("\n".join(lines), fontsize="x-small", parse_math=False)
+        axes.set_title("\n".join(lines), fontsize=7, parse_math=False)
 
     def _cases(self) -> list[list[_CaseSlice]]:
         """Return the slices of each case, by class."""
