@@ -15,11 +15,28 @@ import torch
 from monai.networks.nets import DynUNet, SegResNetDS
 from torch import Tensor, nn
 
-from monai_unetpp import UNetPlusPlus
+from monai_unetpp import DeepSupervisionDiceLoss, UNetPlusPlus
 
 NARROWED_AFTER = 0.25  # of the steps: nearly half of the time of the training, if the level is shallow
 
 Make = Callable[[int, int, Sequence[int]], nn.Module]
+
+
+class LearnedWeights(DeepSupervisionDiceLoss):
+    """The heads' losses, each with a weight exp(-s) that is learned, and s added, without which it were 0.
+
+    Reference:
+        Kendall et al., Multi-Task Learning Using Uncertainty to Weigh Losses (CVPR 2018, arXiv:1705.07115).
+    """
+
+    def __init__(self, heads: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.s = nn.Parameter(torch.zeros(heads))
+
+    def forward(self, heads: Tensor | list[Tensor], target: Tensor) -> Tensor:
+        """Return the mean over the heads, which are a list."""
+        losses = torch.stack([self.one_head(head, target) for head in heads])
+        return (losses * torch.exp(-self.s) + self.s).mean()
 
 
 @dataclass(frozen=True)
@@ -31,12 +48,21 @@ class Member:
         loss: Additional arguments of the loss.
         grown: Shares of the steps after which a level is added.
         narrowed: A level, and the share of the steps after which deeper ones are no longer trained.
+        annealed: Weights of the heads at the end, deepest first; at the first step all weigh the same.
+        learned: Whether the weights of the heads are learned.
     """
 
     make: Make
     loss: Mapping[str, Any] = field(default_factory=dict)
     grown: tuple[float, ...] = ()
     narrowed: tuple[int, float] | None = None
+    annealed: tuple[float, ...] | None = None
+    learned: bool = False
+
+    def make_loss(self, heads: int, **settings: Any) -> DeepSupervisionDiceLoss:
+        """Return the loss of a training."""
+        settings |= self.loss
+        return LearnedWeights(heads, **settings) if self.learned else DeepSupervisionDiceLoss(**settings)
 
 
 class Upsampled(nn.Module):
@@ -150,6 +176,10 @@ def family(depth: int) -> dict[str, Member]:
         "U-Net^e, shallow heads first": Member(
             plus(skips="long"), {"weights": [2.0**n for n in range(depth)]}
         ),
+        "U-Net^e, annealed to shallow heads": Member(
+            plus(skips="long"), annealed=tuple(2.0**n for n in range(depth))
+        ),
+        "U-Net^e, learned weights": Member(plus(skips="long"), learned=True),
         "U-Net^e, stopped gradients": Member(stopped),
         **{
             f"{name}, narrowed to L{k}": Member(make, narrowed=(k, NARROWED_AFTER))

@@ -34,7 +34,7 @@ from monai.utils import set_determinism
 from tasks import HELD_OUT, TASKS, Cases, Task, windows
 from torch import Tensor, nn
 
-from monai_unetpp import DeepSupervisionDiceLoss, Muon, UNetPlusPlus
+from monai_unetpp import Muon, UNetPlusPlus
 from monai_unetpp.data import split_cases
 from monai_unetpp.files import atomic_write, read_csv, write_csv
 
@@ -61,10 +61,12 @@ def train(
         The CPU time of the steps, s, and rows of the curve: share of the steps, mean Dice.
     """
     learn, held_out = data
-    loss = DeepSupervisionDiceLoss(include_background=False, batch=True, **task.loss, **member.loss)
-    optimizer = Muon(net.parameters(), lr=rate, weight_decay=1e-5)
+    loss = member.make_loss(len(task.channels) - 1, include_background=False, batch=True, **task.loss)
+    optimizer = Muon([*net.parameters(), *loss.parameters()], lr=rate, weight_decay=1e-5)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, task.steps, power=0.9)
-    parts = {"net": net, "optimizer": optimizer, "schedule": schedule}
+    parts: dict[str, Any] = {"net": net, "optimizer": optimizer, "schedule": schedule}
+    if member.learned:
+        parts["loss"] = loss
     notes: dict[str, Any] = {"epoch": 0, "step": 0, "seconds": 0.0, "curve": []}
     if begun.exists():
         state = torch.load(begun, weights_only=True)
@@ -79,6 +81,8 @@ def train(
             if notes["step"] == task.steps:
                 break
             _set_level(net, member, notes["step"] / task.steps)
+            if member.annealed:
+                loss.given = [1 + (last - 1) * notes["step"] / task.steps for last in member.annealed]
             optimizer.zero_grad()
             loss(net(batch["image"]), batch["label"]).backward()
             optimizer.step()

@@ -13,7 +13,7 @@ from scipy.stats import ttest_1samp
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 NAMES = ["U-Net L1", "U-Net L2", "wide U-Net", "UNet++", "UNet++, grown", "UNet++, narrowed to L1"]
-NAMES += ["DynUNet", "SegResNetDS"]
+NAMES += ["DynUNet", "SegResNetDS", "U-Net^e, annealed to shallow heads", "U-Net^e, learned weights"]
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +148,31 @@ def test_narrowed_network_trains_all_levels_first_and_is_scored_up_to_its_own(sc
     found = study.score(net, task, data[1])
     net.level = 1
     assert found == {"L1": study.score(net, task, data[1], deepest=True)[""]}
+
+
+def test_heads_weigh_the_same_at_first_and_what_was_said_at_the_end(scripts, task, tmp_path, monkeypatch):
+    member = scripts["family"].family(2)["U-Net^e, annealed to shallow heads"]
+    loss = member.make_loss(2)
+    monkeypatch.setattr(type(member), "make_loss", lambda *_, **__: loss)
+    weights, net = [], member.make(2, 2, task.channels)
+    net.register_forward_hook(lambda net, *_: weights.append(loss.given) if net.training else None)
+    scripts["study"].train(net, task, member, (cases(4), cases(2)), 0, tmp_path / "x.part")
+    assert [each[0] for each in weights] == [1] * 6  # of the deepest head
+    assert [each[1] for each in weights] == pytest.approx([1 + n / 6 for n in range(6)])
+
+
+def test_learned_weights_of_heads_tend_to_the_inverse_of_their_losses(scripts):
+    loss = scripts["family"].LearnedWeights(2, sigmoid=True)
+    target = torch.zeros(1, 1, 8, 8)
+    target[..., 2:6, 2:6] = 1
+    heads = [torch.where(target > 0, high, -high) for high in (3.0, 0.5)]
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss(heads, target).backward()
+        optimizer.step()
+    alone = torch.stack([loss.one_head(head, target) for head in heads])
+    torch.testing.assert_close(torch.exp(-loss.s), 1 / alone, rtol=1e-3, atol=0)
 
 
 def test_times_are_those_of_equal_networks_or_all_are_measured_again(scripts, task, monkeypatch):
