@@ -23,7 +23,7 @@ Make = Callable[[int, int, Sequence[int]], nn.Module]
 
 
 class LearnedWeights(DeepSupervisionDiceLoss):
-    """The heads' losses, each with a weight exp(-s) that is learned, and s added, without which it were 0.
+    """The mean over heads of exp(-s) loss + s, each with an s that is learned; + s keeps weights from 0.
 
     Reference:
         Kendall et al., Multi-Task Learning Using Uncertainty to Weigh Losses (CVPR 2018, arXiv:1705.07115).
@@ -48,7 +48,7 @@ class Member:
         loss: Additional arguments of the loss.
         grown: Shares of the steps after which a level is added.
         narrowed: A level, and the share of the steps after which deeper ones are no longer trained.
-        annealed: Weights of the heads at the end, deepest first; at the first step all weigh the same.
+        annealed: Weights of the heads at the end, deepest first; they begin as 1 and change by equal steps.
         learned: Whether the weights of the heads are learned.
     """
 

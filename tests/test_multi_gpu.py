@@ -51,8 +51,9 @@ def by_torchrun(log, *given, **override):
 
 
 def in_two(bundle, root, data, names="train multi_gpu_train", **override):
-    """Run it in two processes, with the group open to their end; returns what they print."""
-    done = torchrun(*words(bundle, root, data, names, **override, finalize=[]))
+    """Run it in two processes, in training with the group open to their end; returns what they print."""
+    override |= {} if "evaluate" in names else {"finalize": []}
+    done = torchrun(*words(bundle, root, data, names, **override))
     assert done.returncode == 0 or ABORTED in done.stderr, done.stderr[-3000:]
     return done.stdout
 
@@ -140,10 +141,8 @@ def test_two_processes_evaluate_as_one(trained, five, tmp_path):
     one, two = (tmp_path / name / "eval" for name in ("one", "two"))
     assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
     for path in sorted(one.iterdir()):
-        if path.suffix == ".png":
-            assert filecmp.cmp(
-                two / path.name, path, shallow=False
-            )  # pytest would compare the bytes for minutes
+        if path.suffix == ".png":  # compared as files: pytest would explain a difference of bytes for minutes
+            assert filecmp.cmp(two / path.name, path, shallow=False)
         else:
             (words, numbers), (found, close) = (words_and_numbers(each) for each in (path, two / path.name))
             assert found == words, path.name

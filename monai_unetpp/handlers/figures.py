@@ -111,6 +111,7 @@ class ContactSheetSaver:
             for n in range(len(classes))
         ]
         count = max(len(slices) for _, slices in rows)
+        # text is in points: a style that makes text larger, such as seaborn's, would fill the figure with it
         figure = Figure(figsize=(2.6 * count, 3.1 * len(rows)), dpi=110, layout="constrained")
         grid = figure.subplots(len(rows), count, squeeze=False)
         for axes in grid.flat:
